@@ -1,0 +1,1 @@
+"""What the flat scripts share: model, audio, lyrics, captions, records and checkpoints of ACE-Step v1 LoRA training."""

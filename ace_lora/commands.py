@@ -1,0 +1,93 @@
+"""How every script of the workflow ends: one exit status per kind of outcome, and a sentence instead of a traceback.
+
+    0    everything that was asked for has been done
+    1    a step failed, in whole or for some of the songs
+    2    wrong input: flags, folders or files that cannot be used (argparse uses 2 as well)
+    130  interrupted by the user; the same command can be run again
+
+Standard library only, so that `--help` of a script that imports this answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class WrongInput(Exception):
+    """Flags, folders or files that cannot be used; holds every problem found, not just the first.
+
+    Each problem says what is wrong (the path or value, quoted), what was expected, and what to do next.
+    """
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class StepFailed(Exception):
+    """The input was usable but the step, or a part of it, could not be done."""
+
+
+def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Run a script's `main` and return its exit status; problems go to stderr as `error: …` lines.
+
+    SIGTERM and, on Windows, CTRL_BREAK interrupt `main` as Ctrl+C does (KeyboardInterrupt).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A Windows console or pipe may default to a code page that cannot print the user's song names.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+    _interrupt_on_termination()
+    try:
+        main(args)
+    except WrongInput as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    except StepFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        # The disk is full, a file is locked by another program, a drive was unplugged: the user's to mend.
+        print(f"error: {_describe_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception as error:
+        # Not foreseen, so a bug of ours: the traceback is what a report needs.
+        traceback.print_exc()
+        print(
+            f"error: Unexpected failure: {error}. This is a bug; please report it with the lines above.",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def _interrupt_on_termination() -> None:
+    def interrupt(signal_number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.filename is None:
+        return f"{reason}. Free the disk or close the program that uses the file, then run the same command again."
+    return (
+        f"Cannot use '{error.filename}': {reason}. "
+        "Check the disk, the permissions and programs that hold the file open, then run the same command again."
+    )
