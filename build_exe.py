@@ -68,8 +68,8 @@ def main(args: argparse.Namespace) -> None:
     missing = [name for name in ("PyInstaller", "pypinyin") if importlib.util.find_spec(name) is None]
     if missing:
         raise WrongInput(
-            f"{' and '.join(missing)} not found in '{sys.executable}'. Expected them in the environment that builds the "
-            "exe. Install them with: python start.py install test, then run this with the Python of '.venv'."
+            f"{' and '.join(missing)} not found in '{sys.executable}'. Expected them in the environment that "
+            "builds the exe. Install them with: python start.py install test, then run this with the Python of '.venv'."
         )
     version = read_version(HOME / "ace_gui.py")
     suffix = ".exe" if sys.platform == "win32" else ""
