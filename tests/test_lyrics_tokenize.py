@@ -187,8 +187,7 @@ def test_unknown_structure_tags_are_reported_with_what_to_write(small):
     result = small.tokenize(text, language="en")
     assert result.unknown_lines == ["[主歌]", "[Verse 1]", "[xyz]"]
     assert result.warnings == [
-        "The model does not know the structure tag '[主歌]' (2 lines); write [verse].",
-        "The model does not know the structure tag '[Verse 1]' (1 line); write [verse].",
+        "The model does not know the structure tags '[主歌]' '[Verse 1]' (3 lines); write [verse].",
         f"The model does not know the structure tag '[xyz]' (1 line); write one of {' '.join(STRUCTURE_TAGS)}, "
         "or remove it.",
     ]

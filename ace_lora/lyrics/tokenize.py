@@ -300,11 +300,16 @@ class _Report:
             f"This line cannot be encoded and is left out ({reason}): '{_shorten(line)}'. Write it differently."
             for line, reason in self._dropped.items()
         ]
-        known = " ".join(STRUCTURE_TAGS)
-        for tag, number in self._unknown_tags.items():
+        tags_by_advice: dict[str, list[str]] = {}
+        for tag in self._unknown_tags:
             suggestion = suggest_structure_tag(tag[1:-1])
-            advice = f"write {suggestion}" if suggestion else f"write one of {known}, or remove it"
-            sentences.append(f"The model does not know the structure tag '{tag}' ({_lines(number)}); {advice}.")
+            advice = f"write {suggestion}" if suggestion else f"write one of {' '.join(STRUCTURE_TAGS)}, or remove it"
+            tags_by_advice.setdefault(advice, []).append(tag)
+        for advice, tags in tags_by_advice.items():
+            number = sum(self._unknown_tags[tag] for tag in tags)
+            quoted = _shorten(" ".join(f"'{tag}'" for tag in tags))
+            kind = "tag" if len(tags) == 1 else "tags"
+            sentences.append(f"The model does not know the structure {kind} {quoted} ({_lines(number)}); {advice}.")
         if self._lines_behind_tags:
             first = next(iter(self._lines_behind_tags))
             sentences.append(
