@@ -203,7 +203,6 @@ def inject_adapter(model: nn.Module, config: Mapping[str, Any], name: str = ADAP
         target_modules=list(config["target_modules"]),
         init_lora_weights=False,
     )
-    peft_config._register_custom_module({nn.Linear: _lean_linear()})
     inject_adapter_in_model(peft_config, model, name)
     for key, parameter in adapter_tensors(model).items():
         parameter.data = parameter.data.float()
@@ -218,35 +217,6 @@ def inject_adapter(model: nn.Module, config: Mapping[str, Any], name: str = ADAP
                 nn.init.kaiming_uniform_(initial, a=math.sqrt(5), generator=generator)
                 parameter.copy_(initial)
     return model
-
-
-def _lean_linear() -> type:
-    """PEFT's LoRA Linear with a forward pass that keeps less for the backward pass.
-
-    PEFT casts the input to the adapter's dtype: with a float32 adapter in a bfloat16 model, a float32 copy of every
-    input. Here A and B (small) are cast to the input's dtype instead, and B's product is added in the same kernel.
-    Gradients still arrive in float32.
-    """
-    import torch
-    from peft.tuners.lora import Linear
-    from torch.nn import functional
-
-    class LeanLoraLinear(Linear):
-        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            result = self.base_layer(x, *args, **kwargs)
-            if self.disable_adapters or self.merged:
-                return result
-            for name in self.active_adapters:
-                scaling = self.scaling[name]
-                if scaling == 0.0:
-                    continue  # adding zero would still turn -0.0 into 0.0
-                down = functional.linear(x.to(result.dtype), self.lora_A[name].weight.to(result.dtype))
-                up = self.lora_B[name].weight.to(result.dtype)
-                flat = torch.addmm(result.flatten(0, -2), down.flatten(0, -2), up.t(), alpha=scaling)
-                result = flat.view(result.shape)
-            return result
-
-    return LeanLoraLinear
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
