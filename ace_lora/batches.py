@@ -106,7 +106,7 @@ def _training_song(path: Path, record: Record) -> TrainingSong:
         digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
     return TrainingSong(
         path=path,
-        name=record.keys,
+        name=path.stem,
         frames=record.target_latents.shape[2],
         lyric_tokens=len(record.lyric_token_ids),
         ssl=record.metadata.get("ssl", "stored"),
@@ -179,7 +179,10 @@ class Plan:
         per_step = self.accumulate * self.processes
         places = range(step * per_step, (step + 1) * per_step)
         return [
-            (place // self.batches_per_epoch, self._epoch(place // self.batches_per_epoch)[place % self.batches_per_epoch])
+            (
+                place // self.batches_per_epoch,
+                self._epoch(place // self.batches_per_epoch)[place % self.batches_per_epoch],
+            )
             for place in places
         ]
 
@@ -264,6 +267,7 @@ class Batch:
     ssl: dict[str, list[torch.Tensor]]  # name -> B tensors [n, width]
     text_states: torch.Tensor | None = None  # [B, Lt, text width], filled in by the text encoder
     lyric_states: torch.Tensor | None = None  # [B, Ll, D], filled in where the lyric branch is cached
+    speaker_embeds: torch.Tensor | None = None  # [B, S]; None stands for the zeros that every record has
 
     @property
     def weight(self) -> float:
@@ -271,16 +275,18 @@ class Batch:
         return sum(draw.weight for draw in self.draws)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """A copy with all tensors on `device`."""
+        """A copy with its tensors on `device`; masks and indices stay, because the host decides by them."""
 
-        def move(value: Any) -> Any:
+        def move(name: str, value: Any) -> Any:
+            if name.endswith("_mask") or name == "timestep_indices":
+                return value
             if isinstance(value, torch.Tensor):
                 return value.to(device, non_blocking=non_blocking)
             if isinstance(value, dict):
-                return {key: [move(tensor) for tensor in tensors] for key, tensors in value.items()}
+                return {key: [move(key, tensor) for tensor in tensors] for key, tensors in value.items()}
             return value
 
-        return replace(self, **{name: move(value) for name, value in vars(self).items()})
+        return replace(self, **{name: move(name, value) for name, value in vars(self).items()})
 
     def pin_memory(self) -> Batch:
         """The same tensors in page-locked memory, from which a card copies while it computes."""

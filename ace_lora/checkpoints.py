@@ -228,7 +228,9 @@ def read_state_values(folder: Path) -> dict[str, Any]:
             raise ValueError("it is no training state")
         int(values["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise WrongInput(f"'{path}' is damaged: {error}. Resume from an earlier checkpoint with --resume PATH.") from error
+        raise WrongInput(
+            f"'{path}' is damaged: {error}. Resume from an earlier checkpoint with --resume PATH."
+        ) from error
     if values.get("version") != STATE_VERSION:
         raise WrongInput(
             f"'{path}' has version {values.get('version')}, this program writes {STATE_VERSION}. "
