@@ -43,7 +43,7 @@ FORMAT = 1
 
 Shapes = dict[str, tuple[int, ...]]
 
-TRANSFORMER_CONFIG = {
+TRANSFORMER_CONFIG: dict = {
     "_class_name": "ACEStepTransformer2DModel",
     "in_channels": 8,
     "out_channels": 8,
@@ -70,7 +70,7 @@ TRANSFORMER_CONFIG = {
     "lyric_encoder_ffn": 64,
 }
 
-DCAE_CONFIG = {
+DCAE_CONFIG: dict = {
     "_class_name": "AutoencoderDC",
     "in_channels": 2,
     "latent_channels": 8,
@@ -90,7 +90,7 @@ DCAE_CONFIG = {
     "scaling_factor": 0.41407,
 }
 
-VOCODER_CONFIG = {
+VOCODER_CONFIG: dict = {
     "_class_name": "ADaMoSHiFiGANV1",
     "input_channels": 128,
     "depths": [1, 1, 1, 1],
@@ -115,7 +115,7 @@ VOCODER_CONFIG = {
     "n_mels": 128,
 }
 
-UMT5_CONFIG = {
+UMT5_CONFIG: dict = {
     "architectures": ["UMT5EncoderModel"],
     "model_type": "umt5",
     "d_model": 32,
@@ -137,7 +137,7 @@ UMT5_CONFIG = {
 }
 
 # What both SSL models have in common. Kernels and strides are the real ones: they set the rate of the features.
-_HUBERT_CONFIG = {
+_HUBERT_CONFIG: dict = {
     "conv_dim": [8, 8, 8, 8, 8, 8, 8],
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
@@ -159,7 +159,7 @@ _HUBERT_CONFIG = {
 }
 
 # The keys up to `feature_extractor_cqt` belong to the remote code that published the model; a loader ignores them.
-MERT_CONFIG = {
+MERT_CONFIG: dict = {
     "architectures": ["MERTModel"],
     "auto_map": {"AutoConfig": "configuration_MERT.MERTConfig", "AutoModel": "modeling_MERT.MERTModel"},
     "model_type": "mert_model",
@@ -174,7 +174,7 @@ MERT_CONFIG = {
     "num_attention_heads": 2,
 }
 
-MHUBERT_CONFIG = {
+MHUBERT_CONFIG: dict = {
     "architectures": ["HubertModel"],
     "model_type": "hubert",
     **_HUBERT_CONFIG,
