@@ -67,7 +67,7 @@ TRANSFORMER_CONFIG: dict = {
     "lyric_hidden_size": 32,
     "lyric_encoder_layers": 2,
     "lyric_encoder_heads": 2,
-    "lyric_encoder_ffn": 64,
+    "lyric_encoder_feed_forward": 64,
 }
 
 DCAE_CONFIG: dict = {
@@ -350,7 +350,7 @@ def _lyric_encoder_shapes(config: dict) -> Shapes:
     width = config["lyric_hidden_size"]
     layers = config.get("lyric_encoder_layers", 6)
     heads = config.get("lyric_encoder_heads", 16)
-    feed_forward = config.get("lyric_encoder_ffn", 4096)
+    feed_forward = config.get("lyric_encoder_feed_forward", 4096)
     shapes = _linear("lyric_encoder.embed.out.0", width, width) | _norm("lyric_encoder.embed.out.1", width)
     for index in range(layers):
         layer = f"lyric_encoder.encoders.{index}"
