@@ -151,6 +151,14 @@ class ACEStepTransformer(nn.Module):
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.dtype
 
+    def drop_lyric_branch(self) -> None:
+        """Free the lyric encoder (0.19 GB of the published model) once every song's lyric states are computed."""
+        self.lyric_embs = self.lyric_encoder = self.lyric_proj = None
+
+    def drop_ssl_heads(self) -> None:
+        """Free the self-supervised heads (0.18 GB of the published model) when their loss is not used."""
+        self.projectors = None
+
     def encode_lyrics(self, lyric_token_ids: Tensor, lyric_mask: Tensor | None = None) -> Tensor:
         """Ids [B,Ll] int64 and mask [B,Ll] (0 on padding) to [B,Ll,D]; constant unless an adapter touches this branch."""
         dtype = self.compute_dtype(lyric_token_ids.device)
