@@ -1,0 +1,106 @@
+"""The dataset of step 4 as preprocessing sees it: songs with their prompt, lyrics and the times of the lyrics.
+
+The folder is written by convert2hf_dataset_new.py, or by the script of that name that other ACE-Step trainers bring.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ace_lora.commands import WrongInput
+from ace_lora.files import read_text
+from ace_lora.songs import Song, split_tags
+
+
+@dataclass(frozen=True)
+class DatasetSong:
+    """A row of the dataset, with the timed lyrics that lie beside the audio."""
+
+    number: int  # position among the songs of the dataset, from 0
+    keys: str
+    audio: Path
+    prompt: str
+    lyrics: str
+    timed_lyrics: str  # "" where there are none
+    remarks: tuple[str, ...] = ()
+
+
+def read_dataset(name: str) -> list[DatasetSong]:
+    """The songs of a dataset folder, in its order. Raises WrongInput with everything that is wrong with it."""
+    folder = Path(name)
+    next_step = "Run convert2hf_dataset_new.py (step 4) to create it."
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise WrongInput(f"--input_name '{name}' {what}. Expected a dataset folder. {next_step}")
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+        missing = {"keys", "filename", "tags", "norm_lyrics"} - set(dataset.column_names)
+        rows = [] if missing else list(dataset)
+    except Exception as error:  # whatever pyarrow and datasets make of a folder that is not theirs
+        raise WrongInput(
+            f"--input_name '{name}' cannot be read as a dataset ({error}). Expected the folder of step 4. {next_step}"
+        ) from error
+    if missing:
+        raise WrongInput(f"--input_name '{name}' has no column {', '.join(sorted(missing))}. {next_step}")
+    if not rows:
+        raise WrongInput(f"--input_name '{name}' holds no song. Expected one row per song. {next_step}")
+    problems = []
+    by_name: dict[str, list[str]] = {}
+    for row in rows:
+        by_name.setdefault(str(row["keys"]).casefold(), []).append(row["filename"])
+        if not row["keys"] or row["keys"] != Path(row["keys"]).name or "\\" in row["keys"]:
+            problems.append(
+                f"The dataset '{name}' names a song '{row['keys']}', which cannot be a file name. "
+                f"Expected the name of the audio file without extension. {next_step}"
+            )
+    problems += [
+        f"{' and '.join(map(repr, files))} would share one record. Expected one audio file per name. "
+        "Rename or move all but one and run convert2hf_dataset_new.py again."
+        for files in by_name.values()
+        if len(files) > 1
+    ]
+    if problems:
+        raise WrongInput(problems)
+    return [dataset_song(number, row) for number, row in enumerate(rows)]
+
+
+def dataset_song(number: int, row: dict[str, Any]) -> DatasetSong:
+    """One row with what lies beside its audio file; remarks on texts that changed since the dataset was created."""
+    tags = [tag.strip() for tag in row["tags"] if tag.strip()]
+    files = Song(Path(row["filename"]))
+    remarks = []
+    for path, recorded in ((files.prompt, tags), (files.lyrics, row["norm_lyrics"])):
+        text = text_beside(path)
+        if text is not None and (split_tags(text) if path == files.prompt else text) != recorded:
+            remarks.append(f"{path.name} is not what the dataset holds; run convert2hf_dataset_new.py again to use it")
+    timed = text_beside(files.timed_lyrics)
+    if timed is None and files.timed_lyrics.exists():
+        remarks.append(f"{files.timed_lyrics.name} cannot be read as UTF-8 text; the lyrics are used without times")
+    return DatasetSong(
+        number=number,
+        keys=row["keys"],
+        audio=files.audio,
+        prompt=choose_prompt(row["keys"], tags, row.get("recaption")),
+        lyrics=row["norm_lyrics"],
+        timed_lyrics=timed or "",
+        remarks=tuple(remarks),
+    )
+
+
+def text_beside(path: Path) -> str | None:
+    try:
+        return read_text(path) if path.exists() else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def choose_prompt(keys: str, tags: list[str], recaption: dict[str, Any] | None) -> str:
+    """The tags as one text; where other tools added captions, one of these texts, drawn by the song's name."""
+    captions = [text for _, text in sorted((recaption or {}).items()) if isinstance(text, str) and text]
+    return random.Random(zlib.crc32(keys.encode("utf-8"))).choice([", ".join(tags), *captions])
