@@ -20,7 +20,6 @@ from ace_lora.songs import Song, split_tags
 class DatasetSong:
     """A row of the dataset, with the timed lyrics that lie beside the audio."""
 
-    number: int  # position among the songs of the dataset, from 0
     keys: str
     audio: Path
     prompt: str
@@ -52,13 +51,12 @@ def read_dataset(name: str) -> list[DatasetSong]:
         raise WrongInput(f"--input_name '{name}' holds no song. Expected one row per song. {next_step}")
     problems = []
     by_name: dict[str, list[str]] = {}
-    for row in rows:
-        by_name.setdefault(str(row["keys"]).casefold(), []).append(row["filename"])
-        if not row["keys"] or row["keys"] != Path(row["keys"]).name or "\\" in row["keys"]:
-            problems.append(
-                f"The dataset '{name}' names a song '{row['keys']}', which cannot be a file name. "
-                f"Expected the name of the audio file without extension. {next_step}"
-            )
+    for number, row in enumerate(rows, 1):
+        wrong = _wrong_cell(row)
+        if wrong:
+            problems.append(f"Row {number} of the dataset '{name}' cannot be used: {wrong}. {next_step}")
+        else:
+            by_name.setdefault(row["keys"].casefold(), []).append(row["filename"])
     problems += [
         f"{' and '.join(map(repr, files))} would share one record. Expected one audio file per name. "
         "Rename or move all but one and run convert2hf_dataset_new.py again."
@@ -67,33 +65,45 @@ def read_dataset(name: str) -> list[DatasetSong]:
     ]
     if problems:
         raise WrongInput(problems)
-    return [dataset_song(number, row) for number, row in enumerate(rows)]
+    return [dataset_song(row) for row in rows]
 
 
-def dataset_song(number: int, row: dict[str, Any]) -> DatasetSong:
+def _wrong_cell(row: dict[str, Any]) -> str | None:
+    if not all(isinstance(row[column], str) for column in ("keys", "filename", "norm_lyrics")):
+        return "keys, filename and norm_lyrics have to be texts"
+    if not isinstance(row["tags"], list) or not all(isinstance(tag, str) for tag in row["tags"]):
+        return "tags has to be a list of texts"
+    keys = row["keys"]
+    if not keys or keys.startswith(".") or keys != Path(keys).name or "\\" in keys:
+        return f"keys is '{keys}', which cannot be the name of a record file"
+    return None
+
+
+def dataset_song(row: dict[str, Any]) -> DatasetSong:
     """One row with what lies beside its audio file; remarks on texts that changed since the dataset was created."""
-    tags = [tag.strip() for tag in row["tags"] if tag.strip()]
+    # Other scripts leave the byte-order mark of a text file in.
+    tags = split_tags(",".join(row["tags"]).removeprefix("\ufeff"))
+    lyrics = row["norm_lyrics"].removeprefix("\ufeff")
     files = Song(Path(row["filename"]))
     remarks = []
-    for path, recorded in ((files.prompt, tags), (files.lyrics, row["norm_lyrics"])):
-        text = text_beside(path)
+    for path, recorded in ((files.prompt, tags), (files.lyrics, lyrics)):
+        text = _text_beside(path)
         if text is not None and (split_tags(text) if path == files.prompt else text) != recorded:
             remarks.append(f"{path.name} is not what the dataset holds; run convert2hf_dataset_new.py again to use it")
-    timed = text_beside(files.timed_lyrics)
+    timed = _text_beside(files.timed_lyrics)
     if timed is None and files.timed_lyrics.exists():
         remarks.append(f"{files.timed_lyrics.name} cannot be read as UTF-8 text; the lyrics are used without times")
     return DatasetSong(
-        number=number,
         keys=row["keys"],
         audio=files.audio,
         prompt=choose_prompt(row["keys"], tags, row.get("recaption")),
-        lyrics=row["norm_lyrics"],
+        lyrics=lyrics,
         timed_lyrics=timed or "",
         remarks=tuple(remarks),
     )
 
 
-def text_beside(path: Path) -> str | None:
+def _text_beside(path: Path) -> str | None:
     try:
         return read_text(path) if path.exists() else None
     except (OSError, UnicodeDecodeError):
