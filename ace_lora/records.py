@@ -68,7 +68,7 @@ class RecordError(Exception):
         self.reason = reason
         super().__init__(
             f"Cannot use the record '{path}': {reason}. Expected a file written whole by preprocess_dataset_new.py. "
-            "Run that step again: it makes the records anew that cannot be used."
+            "Delete the file and run that step again; it makes the record anew."
         )
 
 
@@ -137,12 +137,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
     path = Path(path)
     if path.suffix == HDF5_SUFFIX:
         return _read_hdf5_metadata(path)
-    header = _read_header(path)
-    missing = [name for name in ("target_latents", "text_token_ids", "lyric_token_ids") if name not in header.entries]
+    names, metadata = read_header(path)
+    missing = [name for name in ("target_latents", "text_token_ids", "lyric_token_ids") if name not in names]
     if missing:
         raise RecordError(path, f"it has no {missing[0]}")
-    header.metadata.pop("keys", None)
-    return header.metadata
+    metadata.pop("keys", None)
+    return metadata
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -244,6 +244,15 @@ def read_tensors(path: Path, skip: Iterable[str] = ()) -> tuple[dict[str, torch.
                 raise RecordError(path, f"{name} is damaged (its checksum does not fit)")
             tensors[name] = tensor
     return tensors, header.metadata
+
+
+def read_header(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Names of the tensors and the metadata of a file of `write_tensors`; standard library only.
+
+    Raises RecordError and OSError as `read_record` does, as far as header and file size show the damage.
+    """
+    header = _read_header(Path(path))
+    return list(header.entries), header.metadata
 
 
 def _read_header(path: Path) -> _Header:
