@@ -43,7 +43,7 @@ FORMAT = 1
 
 Shapes = dict[str, tuple[int, ...]]
 
-TRANSFORMER_CONFIG = {
+TRANSFORMER_CONFIG: dict = {
     "_class_name": "ACEStepTransformer2DModel",
     "in_channels": 8,
     "out_channels": 8,
@@ -67,10 +67,10 @@ TRANSFORMER_CONFIG = {
     "lyric_hidden_size": 32,
     "lyric_encoder_layers": 2,
     "lyric_encoder_heads": 2,
-    "lyric_encoder_ffn": 64,
+    "lyric_encoder_feed_forward": 64,
 }
 
-DCAE_CONFIG = {
+DCAE_CONFIG: dict = {
     "_class_name": "AutoencoderDC",
     "in_channels": 2,
     "latent_channels": 8,
@@ -90,7 +90,7 @@ DCAE_CONFIG = {
     "scaling_factor": 0.41407,
 }
 
-VOCODER_CONFIG = {
+VOCODER_CONFIG: dict = {
     "_class_name": "ADaMoSHiFiGANV1",
     "input_channels": 128,
     "depths": [1, 1, 1, 1],
@@ -115,7 +115,7 @@ VOCODER_CONFIG = {
     "n_mels": 128,
 }
 
-UMT5_CONFIG = {
+UMT5_CONFIG: dict = {
     "architectures": ["UMT5EncoderModel"],
     "model_type": "umt5",
     "d_model": 32,
@@ -137,7 +137,7 @@ UMT5_CONFIG = {
 }
 
 # What both SSL models have in common. Kernels and strides are the real ones: they set the rate of the features.
-_HUBERT_CONFIG = {
+_HUBERT_CONFIG: dict = {
     "conv_dim": [8, 8, 8, 8, 8, 8, 8],
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
@@ -159,7 +159,7 @@ _HUBERT_CONFIG = {
 }
 
 # The keys up to `feature_extractor_cqt` belong to the remote code that published the model; a loader ignores them.
-MERT_CONFIG = {
+MERT_CONFIG: dict = {
     "architectures": ["MERTModel"],
     "auto_map": {"AutoConfig": "configuration_MERT.MERTConfig", "AutoModel": "modeling_MERT.MERTModel"},
     "model_type": "mert_model",
@@ -174,7 +174,7 @@ MERT_CONFIG = {
     "num_attention_heads": 2,
 }
 
-MHUBERT_CONFIG = {
+MHUBERT_CONFIG: dict = {
     "architectures": ["HubertModel"],
     "model_type": "hubert",
     **_HUBERT_CONFIG,
@@ -350,7 +350,7 @@ def _lyric_encoder_shapes(config: dict) -> Shapes:
     width = config["lyric_hidden_size"]
     layers = config.get("lyric_encoder_layers", 6)
     heads = config.get("lyric_encoder_heads", 16)
-    feed_forward = config.get("lyric_encoder_ffn", 4096)
+    feed_forward = config.get("lyric_encoder_feed_forward", 4096)
     shapes = _linear("lyric_encoder.embed.out.0", width, width) | _norm("lyric_encoder.embed.out.1", width)
     for index in range(layers):
         layer = f"lyric_encoder.encoders.{index}"
