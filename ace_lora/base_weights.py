@@ -55,7 +55,10 @@ LYRIC_VOCABULARY_URL_VARIABLE = "ACE_LYRIC_VOCAB_URL"
 # Copied into an ACE-Step folder, the scripts find that folder's own file.
 LYRIC_VOCABULARY_IN_FORK = Path(__file__).parents[1] / "acestep" / "models" / "lyrics_utils" / LYRIC_VOCABULARY
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin")
+# The names that the loaders read, the preferred first.
+DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors",)
+TRANSFORMERS_WEIGHTS = ("model.safetensors",)
+SSL_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 TIMEOUT_SECONDS = 20
 # Waits between attempts that brought no new byte; an attempt that brought some starts the count again.
@@ -72,6 +75,7 @@ class PartSource:
     repo: str
     folder: str
     approximate_bytes: int
+    weights: tuple[str, ...]
     needs_tokenizer: bool = False
 
     @property
@@ -86,12 +90,12 @@ class PartSource:
 
 # Sizes from the parameter counts: the first three in bf16, the others in float32.
 PARTS = {
-    "transformer": PartSource(ACE_STEP, "ace_step_transformer", 6_611_000_000),
-    "dcae": PartSource(ACE_STEP, "music_dcae_f8c8", 312_000_000),
-    "vocoder": PartSource(ACE_STEP, "music_vocoder", 206_000_000),
-    "text_encoder": PartSource(ACE_STEP, "umt5-base", 1_145_000_000, needs_tokenizer=True),
-    "mert": PartSource("m-a-p/MERT-v1-330M", "", 1_262_000_000),
-    "mhubert": PartSource("utter-project/mHuBERT-147", "", 378_000_000),
+    "transformer": PartSource(ACE_STEP, "ace_step_transformer", 6_611_000_000, DIFFUSERS_WEIGHTS),
+    "dcae": PartSource(ACE_STEP, "music_dcae_f8c8", 312_000_000, DIFFUSERS_WEIGHTS),
+    "vocoder": PartSource(ACE_STEP, "music_vocoder", 206_000_000, DIFFUSERS_WEIGHTS),
+    "text_encoder": PartSource(ACE_STEP, "umt5-base", 1_145_000_000, TRANSFORMERS_WEIGHTS, needs_tokenizer=True),
+    "mert": PartSource("m-a-p/MERT-v1-330M", "", 1_262_000_000, SSL_WEIGHTS),
+    "mhubert": PartSource("utter-project/mHuBERT-147", "", 378_000_000, SSL_WEIGHTS),
 }
 LYRIC_VOCABULARY_BYTES = 364_005
 ALL_PARTS = (*PARTS, "lyric_vocabulary")
@@ -133,7 +137,7 @@ class BaseWeights:
         faults: list[str] = []
         for root in roots:
             for candidate in _candidates(root, source):
-                wrong = faults_of_folder(candidate, needs_tokenizer=source.needs_tokenizer)
+                wrong = faults_of_folder(candidate, source)
                 if not wrong:
                     return candidate
                 faults += wrong
@@ -219,26 +223,17 @@ def _snapshots(cache_folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
 
 
-def faults_of_folder(folder: Path, *, needs_tokenizer: bool = False) -> list[str]:
-    """Why `folder` is no whole model: files that are missing, empty or cut short. Empty when it is whole.
+def faults_of_folder(folder: Path, source: PartSource) -> list[str]:
+    """Why `folder` is not the whole part: files that are missing, empty or cut short. Empty when it is whole.
 
     Reads headers only; a damaged byte inside a tensor is not noticed.
     """
     faults = _faults_of_file(folder / "config.json")
-    indexes = [folder / f"{name}.index.json" for name in WEIGHTS]
-    single = [folder / name for name in WEIGHTS if _exists(folder / name)]
-    index = next((path for path in indexes if _exists(path)), None)
-    if single:
-        # The first is what the loaders take.
-        faults += _faults_of_file(single[0])
-    elif index is not None:
-        faults += _faults_of_file(index)
-        if not faults:
-            faults += [fault for name in _shards(index) for fault in _faults_of_file(folder / name)]
-    else:
-        faults.append(f"'{folder}' has no {' or '.join(WEIGHTS)}")
-    if needs_tokenizer and not any(_exists(folder / name) for name in TOKENIZERS):
-        faults.append(f"'{folder}' has no {' or '.join(TOKENIZERS)}")
+    weights = next((folder / name for name in source.weights if _exists(folder / name)), None)
+    faults += _faults_of_file(weights) if weights else [f"'{folder}' has no {' or '.join(source.weights)}"]
+    if source.needs_tokenizer:
+        tokenizer = next((folder / name for name in TOKENIZERS if _exists(folder / name)), None)
+        faults += _faults_of_file(tokenizer) if tokenizer else [f"'{folder}' has no {' or '.join(TOKENIZERS)}"]
     return faults
 
 
@@ -257,7 +252,7 @@ def _faults_of_file(path: Path) -> list[str]:
             return [f"'{path}' is cut short: {size} of {expected} bytes"]
     if path.suffix == ".bin" and _is_cut_short_zip(path):
         return [f"'{path}' is cut short"]
-    if path.suffix == ".json" and _json_object(path) is None:
+    if path.suffix == ".json" and not _is_json_object(path):
         return [f"'{path}' is no JSON file"]
     return []
 
@@ -288,17 +283,11 @@ def _is_cut_short_zip(path: Path) -> bool:
         return file.read(2) == b"PK" and not zipfile.is_zipfile(file)
 
 
-def _json_object(path: Path) -> dict | None:
+def _is_json_object(path: Path) -> bool:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _shards(index: Path) -> list[str]:
-    weight_map = (_json_object(index) or {}).get("weight_map")
-    return sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+        return False
 
 
 def _unfinished_downloads(cache_folder: Path) -> list[str]:
@@ -490,11 +479,11 @@ def _needed_files(source: PartSource, listing: ModelInfo) -> list[RemoteFile]:
     prefix = f"{source.folder}/" if source.folder else ""
     there = {file.rfilename: file for file in listing.siblings or []}
     in_folder = [name[len(prefix) :] for name in there if name.startswith(prefix)]
-    names = _needed_names([name for name in in_folder if "/" not in name], source.needs_tokenizer)
+    names = _needed_names([name for name in in_folder if "/" not in name], source)
     if not names:
         raise StepFailed(
             f"The server has no whole '{source.plain_folder}' of {source.repo}: expected config.json and "
-            f"one of {', '.join(WEIGHTS)}. Check HF_ENDPOINT, or get the folder elsewhere."
+            f"{' or '.join(source.weights)}. Check HF_ENDPOINT, or get the folder elsewhere."
         )
     return [_remote_file(source.repo, listing.sha, there[prefix + name]) for name in names]
 
@@ -514,24 +503,17 @@ def _is_hexadecimal(text: str | None, lengths: tuple[int, ...]) -> bool:
     return text is not None and len(text) in lengths and all(letter in "0123456789abcdef" for letter in text)
 
 
-def _needed_names(names: list[str], needs_tokenizer: bool) -> list[str]:
-    """Of the files of a folder: configuration, one set of weights, tokenizer. Empty when one of these is not there."""
-    weights: list[str] = []
-    for name in WEIGHTS:
-        stem, suffix = name.rsplit(".", 1)
-        shards = [other for other in names if other.startswith(f"{stem}-") and other.endswith(f".{suffix}")]
-        if name in names:
-            weights = [name]
-        elif f"{name}.index.json" in names and shards:
-            weights = [f"{name}.index.json", *sorted(shards)]
-        if weights:
-            break
+def _needed_names(names: list[str], source: PartSource) -> list[str]:
+    """Of the files of a folder: configuration, weights, tokenizer. Empty when one of these is not there."""
+    weights = [name for name in source.weights if name in names][:1]
     tokenizer = [name for name in TOKENIZERS if name in names][:1]
-    if "config.json" not in names or not weights or (needs_tokenizer and not tokenizer):
+    if "config.json" not in names or not weights or (source.needs_tokenizer and not tokenizer):
         return []
-    if needs_tokenizer:
-        tokenizer += [name for name in ("tokenizer_config.json", "special_tokens_map.json") if name in names]
-    return ["config.json", *weights, *(tokenizer if needs_tokenizer else [])]
+    if not source.needs_tokenizer:
+        return ["config.json", *weights]
+    # The last two are for whoever loads the tokenizer through transformers, as ACE-Step does.
+    settings = [name for name in ("tokenizer_config.json", "special_tokens_map.json") if name in names]
+    return ["config.json", *weights, *tokenizer, *settings]
 
 
 def _target(root: Path, file: RemoteFile) -> Path:

@@ -57,7 +57,9 @@ def adapted(layer: nn.Module) -> Adapted:
             continue
         dropout = layer.lora_dropout[name]
         if layer.use_dora[name] or layer.lora_bias[name] or (layer.training and getattr(dropout, "p", 0) > 0):
-            raise NotImplementedError("LoRA with dropout, bias or DoRA is not supported; use a plain LoRA configuration.")
+            raise NotImplementedError(
+                "LoRA with dropout, bias or DoRA is not supported; use a plain LoRA configuration."
+            )
         strength = float(layer.scaling[name])
         if strength != 0:
             strengths.append(strength)

@@ -21,7 +21,9 @@ class WrongWeights(Exception):
     """A weight file that does not hold exactly the tensors that a model needs."""
 
 
-def check_tensors(source: Path | str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
+def check_tensors(
+    source: Path | str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]
+) -> None:
     """Raise WrongWeights unless `found` and `expected` (name to shape) are equal; the message names every kind of fault.
 
     `source` is the file (or folder) quoted in the message.

@@ -131,7 +131,11 @@ class ACEStepTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.projectors = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, size)
+                nn.Linear(width, 2 * width),
+                nn.SiLU(),
+                nn.Linear(2 * width, 2 * width),
+                nn.SiLU(),
+                nn.Linear(2 * width, size),
             )
             for size in config.ssl_latent_dims
         )
@@ -286,7 +290,9 @@ class ACEStepTransformer(nn.Module):
         """
         frame_mask = _mask_if_needed(frame_mask)
         frames = None if frame_mask is None else [int(count) for count in frame_mask.sum(1)]
-        heads = {name: (tap, head) for name, tap, head in zip(self.config.ssl_names, taps, self.projectors, strict=True)}
+        heads = {
+            name: (tap, head) for name, tap, head in zip(self.config.ssl_names, taps, self.projectors, strict=True)
+        }
         losses = {}
         for name, features in targets.items():
             tap, head = heads[name]
@@ -479,7 +485,12 @@ class FinalLayer(nn.Module):
 def is_unused(name: str) -> bool:
     """Whether a tensor of the published file takes part in no forward pass."""
     parts = name.split(".")
-    return len(parts) == 5 and parts[0] == "transformer_blocks" and parts[2] == "cross_attn" and parts[3] in UNUSED_PROJECTIONS
+    return (
+        len(parts) == 5
+        and parts[0] == "transformer_blocks"
+        and parts[2] == "cross_attn"
+        and parts[3] in UNUSED_PROJECTIONS
+    )
 
 
 def load_transformer(
