@@ -186,13 +186,13 @@ def lyric_sources(args: argparse.Namespace) -> list[str]:
 
 
 def _language_problems(language: str) -> list[str]:
-    from ace_lora.captions import LYRIC_LANGUAGES
+    from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
 
-    if language in LYRIC_LANGUAGES:
+    if language in SUPPORTED_LANGUAGES:
         return []
     return [
         f"--language '{language}' is not one that ACE-Step's lyrics know. "
-        f"Give one of {' '.join(LYRIC_LANGUAGES)}, or leave it out and the model finds out."
+        f"Give one of {' '.join(SUPPORTED_LANGUAGES)}, or leave it out and the model finds out."
     ]
 
 

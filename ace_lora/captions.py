@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Order of the fields in the question, in the schema and so in the answer: the model settles what it hears
 # before it writes the lyrics.
@@ -360,3 +363,65 @@ def part_bounds(length: int, longest: int) -> list[tuple[int, int]]:
     count = max(1, -(-length // longest))
     edges = [round(index * length / count) for index in range(count + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+# --- Asking ---
+
+# The first answer is the model's most likely one; the others are sampled, each with more freedom.
+ATTEMPTS = 4
+TEMPERATURES = (0.0, 0.6, 0.8, 1.0)
+
+
+class SongFailed(Exception):
+    """A song for which nothing can be written; the text says why and what to do. The other songs go on."""
+
+
+class Captioner(Protocol):
+    """A model that listens. One call is one attempt."""
+
+    gives_tags: bool
+    longest_seconds: float  # that it hears at once
+
+    def ask(
+        self, samples: np.ndarray, *, tags: bool, lyrics: bool, language: str | None, attempt: int
+    ) -> Caption:
+        """What the model says of `samples` [N], float32 mono at 16 kHz; `attempt` counts from 0 and sets the sampling.
+
+        Raises UnusableAnswer, SongFailed (asking again is of no use), StepFailed (for no song is it).
+        """
+        ...
+
+
+def ask_until_usable(ask: Callable[[int], Caption], say: Callable[[str], None]) -> Caption:
+    """The first usable answer of `ask(attempt)`. Raises SongFailed after `ATTEMPTS` unusable ones."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return ask(attempt)
+        except UnusableAnswer as error:
+            reason = str(error)
+            if attempt + 1 < ATTEMPTS:
+                say(f"answer {attempt + 1} of at most {ATTEMPTS} is of no use ({reason}); asking again")
+    raise SongFailed(
+        f"no usable answer in {ATTEMPTS} attempts; the last one: {reason}. "
+        "Write the text by hand, or try another --seed or --model"
+    )
+
+
+def check_language(lyrics: Sequence[str]) -> None:
+    """Raise UnusableAnswer when most of `lyrics` is in no language that ACE-Step's lyric tokenizer knows.
+
+    Guessed as the tokenizer guesses. A few lines that are taken for another language (syllables such as `la la la`
+    are) do not matter.
+    """
+    from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
+    from ace_lora.lyrics.language_id import language_name
+    from ace_lora.lyrics.segment import segment
+
+    sung = "\n".join(sung_lines(lyrics))
+    counts = segment(sung).counts if sung else {}
+    known = sum(count for language, count in counts.items() if language in SUPPORTED_LANGUAGES)
+    if counts and known < sum(counts.values()) / 2:
+        main = language_name(max(counts, key=lambda language: counts[language]))
+        raise UnusableAnswer(
+            f"the lyrics are in {main}, as far as one can tell, which ACE-Step's lyric tokenizer does not know"
+        )
