@@ -418,10 +418,9 @@ def check_language(lyrics: Sequence[str]) -> None:
     from ace_lora.lyrics.segment import segment
 
     sung = "\n".join(sung_lines(lyrics))
-    counts = segment(sung).counts if sung else {}
-    known = sum(count for language, count in counts.items() if language in SUPPORTED_LANGUAGES)
-    if counts and known < sum(counts.values()) / 2:
-        main = language_name(max(counts, key=lambda language: counts[language]))
+    counts = segment(sung).counts if sung else []
+    known = sum(count for language, count in counts if language in SUPPORTED_LANGUAGES)
+    if known < sum(count for _, count in counts) / 2:
         raise UnusableAnswer(
-            f"the lyrics are in {main}, as far as one can tell, which ACE-Step's lyric tokenizer does not know"
+            f"the lyrics are in {language_name(counts[0][0])}, as far as one can tell, which ACE-Step's lyric tokenizer does not know"
         )
