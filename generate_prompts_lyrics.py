@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ace_lora.captions import SongFailed, ask_until_usable, check_language, mark_structure, merge_captions, part_bounds
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import replace_atomically, write_text
 from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, songs_with_equal_stem
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ace_lora.audio import Waveform
     from ace_lora.captions import Caption, Captioner
     from ace_lora.lyric_sources import FoundLyrics
+
+    LoadCaptioner = Callable[[], Captioner | None]
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Omni-7B"
 LYRIC_SOURCES = ("file", "embedded", "model")
@@ -49,7 +52,9 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
     parser = argparse.ArgumentParser(description="Write prompts (tags) and lyrics for the songs of a folder.")
     songs = parser.add_argument_group("songs")
     songs.add_argument("--data_dir", type=Path, required=True, help="folder with the songs; the texts go beside them")
-    songs.add_argument("--only", nargs="+", metavar="SONG", help="do only these songs (file names, with or without extension)")
+    songs.add_argument(
+        "--only", nargs="+", metavar="SONG", help="do only these songs (file names, with or without extension)"
+    )
     songs.add_argument("--lyrics", action="store_true", help="write lyrics as well as the prompts that are missing")
     songs.add_argument(
         "--overwrite", action="store_true", help="write texts that exist again; the old ones are kept as dated .bak"
@@ -84,7 +89,9 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
 
     qwen = parser.add_argument_group("qwen backend")
     qwen.add_argument(
-        "--model", default=DEFAULT_MODEL, help="checkpoint name or folder, Qwen2.5-Omni architecture (default: %(default)s)"
+        "--model",
+        default=DEFAULT_MODEL,
+        help="name or folder of a Qwen2.5-Omni checkpoint (default: %(default)s)",
     )
     qwen.add_argument(
         "--quantization",
@@ -98,7 +105,10 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
     server.add_argument("--host", default="127.0.0.1", help="where llama-server listens (default: %(default)s)")
     server.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
     server.add_argument(
-        "--timeout", type=float, default=600.0, help="seconds to wait for one answer of the server (default: %(default)s)"
+        "--timeout",
+        type=float,
+        default=600.0,
+        help="seconds for one answer of the server (default: %(default)s)",
     )
     return parser.parse_args(argv)
 
@@ -120,9 +130,7 @@ def plan(args: argparse.Namespace) -> list[Task]:
     problems = []
     songs: list[Song] = []
     if not args.data_dir.is_dir():
-        problems.append(
-            f"'{args.data_dir}' is not a folder. Give the folder that holds the songs with --data_dir."
-        )
+        problems.append(f"'{args.data_dir}' is not a folder. Give the folder that holds the songs with --data_dir.")
     else:
         songs = scan_songs(args.data_dir)
         if not songs:
@@ -305,12 +313,12 @@ def written_lyrics(found: FoundLyrics, args: argparse.Namespace) -> tuple[str, s
 
 def structured(lyrics: str, args: argparse.Namespace) -> str:
     """`lyrics` with structure tags, unless --structure off."""
-    from ace_lora.captions import mark_structure
-
     return mark_structure(lyrics) if args.structure == "on" else lyrics
 
 
-def tags_of(waveform: Waveform, caption: Caption | None, args: argparse.Namespace, say: Callable[[str], None]) -> list[str]:
+def tags_of(
+    waveform: Waveform, caption: Caption | None, args: argparse.Namespace, say: Callable[[str], None]
+) -> list[str]:
     """Tags of the model, else measured ones; with --bpm the tempo as well."""
     from ace_lora.signal_analysis import TooLittleSound, bpm_tag, measure, measure_bpm, signal_tags
 
@@ -343,7 +351,6 @@ def caption_waveform(
     import torch
 
     from ace_lora.audio import resample
-    from ace_lora.captions import ask_until_usable, check_language, merge_captions, part_bounds
 
     mono = torch.from_numpy(waveform.samples).mean(dim=0, keepdim=True)
     heard = resample(mono, waveform.rate, CAPTION_RATE)[0].clamp(-1, 1).numpy()
@@ -456,7 +463,6 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ace_lora.audio import AudioError
-    from ace_lora.captions import SongFailed
 
     # Settled before the first song, and only if there is anything to do for it.
     if any(task.prompt or task.lyrics for task in tasks):

@@ -38,8 +38,9 @@ _INSTRUMENTS = """
 808 bass, accordion, acoustic bass, acoustic drums, acoustic guitar, arpeggiator, bagpipes, banjo, bass, bass drum,
 bass guitar, bassoon, bongos, brass, cello, choir, clarinet, claps, clavinet, congas, cymbals, distorted guitar,
 distorted electric guitar, dizi, djembe, double bass, drum machine, drums, electric bass, electric guitar,
-electric piano, erhu, fiddle, finger snaps, flute, french horn, glockenspiel, gong, guitar, guzheng, handclaps, harmonica,
-harp, harpsichord, hi-hats, horns, kalimba, keyboards, koto, mandolin, marimba, mellotron, music box, oboe, orchestra,
+electric piano, erhu, fiddle, finger snaps, flute, french horn, glockenspiel, gong, guitar, guzheng, handclaps,
+harmonica, harp, harpsichord, hi-hats, horns, kalimba, keyboards, koto, mandolin, marimba, mellotron, music box, oboe,
+orchestra,
 organ, oud, pads, pan flute, percussion, piano, pipa, pizzicato strings, rhodes, saxophone, shakuhachi, shamisen,
 sitar, slide guitar, snare, steel drums, string section, strings, sub-bass, suona, synth, synth bass, synth lead,
 synth pads, synthesizer, synthesizers, tabla, taiko, tambourine, theremin, timpani, triangle, trombone, trumpet, tuba,
@@ -126,8 +127,14 @@ def parse_transcription(answer: str) -> Caption:
 
 def _named_in(text: str, names: str) -> list[str]:
     """The names of a comma-separated list that stand in `text` as whole words, longest first, none inside another."""
-    wanted = sorted({name.strip() for name in names.replace("\n", " ").split(",") if name.strip()}, key=len, reverse=True)
-    pattern = r"(?<![\w&-])(?:" + "|".join(map(re.escape, wanted)) + r")(?![\w&-])"
+    wanted = sorted(
+        {name.strip() for name in names.replace("\n", " ").split(",") if name.strip()}, key=len, reverse=True
+    )
+    pattern = (
+        r"(?<![\w&-])(?:"
+        + "|".join(map(re.escape, sorted(wanted, key=lambda name: (-len(name), name))))
+        + r")(?![\w&-])"
+    )
     return [match.group().lower() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 

@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import io
 import json
-import math
 import time
 import wave
 from collections.abc import Callable
@@ -120,16 +119,13 @@ class LlamaServer:
             request["seed"] = self.seed + attempt * TRIES + number
             try:
                 status, body = self._request("POST", "/v1/chat/completions", request, self.answer_timeout)
-            except ConnectionRefusedError as error:
-                reason = f"no connection: {error}"
-                continue
             except (OSError, http.client.HTTPException) as error:
-                reason = f"{_described(error)}"
+                reason = _described(error)
                 continue
             if status == 200:
                 return _answer_text(body)
             reason = f"HTTP {status}: {_server_message(body)}"
-            if status in (401, 403, 404):
+            if status < 400 or status in (401, 403, 404, 405):
                 raise StepFailed(
                     f"The server at {self.address} refuses requests ({reason}). A llama-server without an API key, "
                     f"with /v1/chat/completions, was expected. {_START}."
@@ -214,27 +210,29 @@ class LlamaServer:
         """
         body = None if content is None else json.dumps(content, ensure_ascii=False).encode("utf-8")
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body else {})
-        # A server may close a connection that stood idle; only its own silence tells.
-        for reused in (True, False):
-            connection = self._connection if reused else None
-            if reused and connection is None:
-                continue
-            try:
-                if connection is None:
-                    connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_TIMEOUT)
-                    connection.connect()
-                    self._connection = connection
-                connection.sock.settimeout(timeout)
-                connection.request(method, path, body, headers)
-                return self._read(connection, time.monotonic() + timeout)
-            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, AttributeError):
-                self.close()
-                if not reused:
-                    raise
-            except BaseException:
-                self.close()
+        reused = self._connection is not None
+        try:
+            return self._exchange(method, path, body, headers, timeout)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            self.close()
+            if not reused:
                 raise
-        raise AssertionError("unreachable: the second turn returns or raises")
+            # A server closes a connection that stood idle, and this only shows when it is used again.
+            return self._exchange(method, path, body, headers, timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout: float
+    ) -> tuple[int, bytes]:
+        if self._connection is None:
+            connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_TIMEOUT)
+            connection.connect()
+            self._connection = connection
+        self._connection.sock.settimeout(timeout)
+        self._connection.request(method, path, body, headers)
+        return self._read(self._connection, time.monotonic() + timeout)
 
     def _read(self, connection: http.client.HTTPConnection, deadline: float) -> tuple[int, bytes]:
         response = connection.getresponse()
@@ -286,11 +284,6 @@ def wav_base64(samples: np.ndarray) -> str:
         file.setframerate(SAMPLE_RATE)
         file.writeframes(pcm.tobytes())
     return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def context_tokens_for(seconds: float) -> int:
-    """Places in the server's context that `seconds` of audio take."""
-    return math.ceil(seconds / WINDOW_SECONDS) * WINDOW_TOKENS
 
 
 def _answer_text(body: bytes) -> str:

@@ -69,9 +69,7 @@ class QwenCaptioner:
         return self.style != "transcriber"
 
     @classmethod
-    def load(
-        cls, name: str, *, quantization: str, device: str, seed: int, say: Callable[[str], None]
-    ) -> QwenCaptioner:
+    def load(cls, name: str, *, quantization: str, device: str, seed: int, say: Callable[[str], None]) -> QwenCaptioner:
         """Load a checkpoint by hub name or from a folder; `say` takes lines for the log.
 
         quantization: "auto", "nf4", "int8" or "none". device: as for `ace_lora.device.choose_device`.

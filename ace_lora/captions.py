@@ -8,6 +8,7 @@ Standard library only (json-repair is imported when an answer does not parse).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ _TAG_PATTERN = "^[a-z0-9][a-z0-9 &'/-]{1,29}$"
 # No digit: the model's beats per minute are guesses; the tempo is measured where a number is wanted.
 _TEMPO_PATTERN = "^[a-z][a-z '-]{1,29}$"
 # No quote, backslash or control character, so that a line holds no escape sequence of JSON.
-_LINE_PATTERN = '^[^"\\\\\\x00-\\x1F]{1,%d}$' % MAX_LINE_CHARACTERS
+_LINE_PATTERN = r'^[^"\\\x00-\x1F]{1,' + str(MAX_LINE_CHARACTERS) + "}$"
 
 _BPM = re.compile(
     r"\(?\b(?:at|around|about|approximately|approx\.?|circa|ca\.?|~)?\s*"
@@ -362,7 +363,7 @@ def part_bounds(length: int, longest: int) -> list[tuple[int, int]]:
     """`[0, length)` in the fewest equal parts of at most `longest` samples each."""
     count = max(1, -(-length // longest))
     edges = [round(index * length / count) for index in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 # --- Asking ---
@@ -382,9 +383,7 @@ class Captioner(Protocol):
     gives_tags: bool
     longest_seconds: float  # that it hears at once
 
-    def ask(
-        self, samples: np.ndarray, *, tags: bool, lyrics: bool, language: str | None, attempt: int
-    ) -> Caption:
+    def ask(self, samples: np.ndarray, *, tags: bool, lyrics: bool, language: str | None, attempt: int) -> Caption:
         """What the model says of `samples` [N], float32 mono at 16 kHz; `attempt` counts from 0 and sets the sampling.
 
         Raises UnusableAnswer, SongFailed (asking again is of no use), StepFailed (for no song is it).
@@ -422,5 +421,6 @@ def check_language(lyrics: Sequence[str]) -> None:
     known = sum(count for language, count in counts if language in SUPPORTED_LANGUAGES)
     if known < sum(count for _, count in counts) / 2:
         raise UnusableAnswer(
-            f"the lyrics are in {language_name(counts[0][0])}, as far as one can tell, which ACE-Step's lyric tokenizer does not know"
+            f"the lyrics are in {language_name(counts[0][0])}, as far as one can tell, "
+            "which ACE-Step's lyric tokenizer does not know"
         )

@@ -19,7 +19,7 @@ from ace_lora.songs import INSTRUMENTAL, Song
 
 # What players and download sites write in the place of lyrics for music without a voice.
 _NO_VOICE = re.compile(
-    r"\W*(?:instrumental|no lyrics|(?:此歌曲为|本歌曲为|这是一首|该歌曲为)?(?:没有填词的)?纯音乐\W*(?:请欣赏|请您欣赏|无歌词)?)\W*",
+    r"\W*(?:instrumental|no lyrics|(?:[此本该]歌曲为|这是一首)?(?:没有填词的)?纯音乐\W*(?:请您?欣赏|无歌词)?)\W*",
     re.IGNORECASE,
 )
 # Vorbis comments and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers write.
