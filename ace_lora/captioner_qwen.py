@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +206,7 @@ _QUANTIZATION_WORDS = {
     "int8": "in eight bits",
     "none": "unquantised",
     "gptq": "in the four bits of the checkpoint (GPTQ)",
+    "bitsandbytes": "as it was quantised with bitsandbytes",
 }
 
 
@@ -214,6 +216,8 @@ def _quieten() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # It repeats for every token that it converts the format of the numbers.
+    getLogger("bitsandbytes").setLevel("ERROR")
     # Two copies of a Rust thread pool would warn in every worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -222,7 +226,7 @@ def _thinker_config(source: str) -> Any:
     """The configuration of the thinker, of a whole Omni checkpoint or of a thinker alone."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if config.model_type == "qwen2_5_omni":
         thinker = config.thinker_config
         # GPTQ checkpoints state it for the whole; the thinker alone would be loaded as if it were unquantised.
@@ -239,7 +243,7 @@ def _thinker_config(source: str) -> Any:
 
 
 def _settled_quantization(requested: str, config: Any, source: str, device: torch.device) -> str:
-    """`nf4`, `int8`, `none` or `gptq`; raises StepFailed or WrongInput when that cannot be had here."""
+    """`nf4`, `int8`, `none`, or the checkpoint's own; raises StepFailed or WrongInput when that cannot be had here."""
     own = _own_quantization(config)
     if own is not None:
         if requested not in ("auto", "none"):
@@ -250,13 +254,19 @@ def _settled_quantization(requested: str, config: Any, source: str, device: torc
         _require_own_quantization(own, source)
         return own
     if requested == "auto":
+        # A card that holds the model unquantised runs it faster so.
         requested = "nf4" if device.type == "cuda" and not _fits_unquantised(config, device) else "none"
-    if requested in ("nf4", "int8") and importlib.util.find_spec("bitsandbytes") is None:
+    if requested in ("nf4", "int8"):
+        _require_bitsandbytes(f"--quantization {requested}")
+    return requested
+
+
+def _require_bitsandbytes(what: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise StepFailed(
-            f"--quantization {requested} needs the package bitsandbytes, which is not installed. "
+            f"{what} needs the package bitsandbytes, which is not installed. "
             "Run: pip install bitsandbytes, or use --quantization none with enough memory."
         )
-    return requested
 
 
 def _own_quantization(config: Any) -> str | None:
@@ -264,10 +274,14 @@ def _own_quantization(config: Any) -> str | None:
     if own is None:
         return None
     own = own if isinstance(own, dict) else own.to_dict()
-    return str(own.get("quant_method", "unknown")).lower().rsplit(".", 1)[-1]
+    method = own.get("quant_method", "unknown")
+    return str(getattr(method, "value", method)).lower()
 
 
 def _require_own_quantization(method: str, source: str) -> None:
+    if method == "bitsandbytes":
+        _require_bitsandbytes(f"'{source}', which was quantised with bitsandbytes,")
+        return
     if method == "gptq":
         missing = [name for name in ("gptqmodel", "optimum") if importlib.util.find_spec(name) is None]
         if not missing:
@@ -314,7 +328,7 @@ def _without_vision(config: Any) -> Any:
 def _load_processing(source: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, WhisperFeatureExtractor
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     vocabulary = tokenizer.get_vocab()
     missing = [name for name in ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>") if name not in vocabulary]
     if missing:

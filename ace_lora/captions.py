@@ -42,6 +42,7 @@ _NO_TAG = frozenset(("", "none", "n/a", "na", "null", "nil", "unknown", "other",
 _LONGEST_TAG = 40
 # A tag with more words is a sentence.
 _MOST_WORDS = 5
+_MOST_REPEATS_IN_TAG = 4
 
 # A line sung this often without another between is a loop of the model rather than a song; so is a block of lines.
 MOST_EQUAL_LINES = 10
@@ -50,6 +51,12 @@ MOST_EQUAL_BLOCKS = 8
 MOST_EQUAL_PHRASES = 12
 
 STRUCTURE_TAG = re.compile(r"^\s*\[[^\[\]]+\]")
+# Headings of other kinds, alone on their line: "Chorus:", "(Verse 2)", "【副歌】".
+_HEADING = re.compile(
+    r"^\W*(?:intro|verse|(?:pre-?|post-?)?chorus|refrain|bridge|outro|hook|interlude|solo"
+    r"|主歌|副歌|前奏|间奏|間奏|尾奏|桥段|橋段)\s*[\dA-Da-d一二三]?\W*$",
+    re.IGNORECASE,
+)
 
 
 class UnusableAnswer(Exception):
@@ -189,7 +196,7 @@ def _mend(text: str) -> Any:
     if start < 0:
         raise UnusableAnswer(f"the answer holds no JSON: {_excerpt(text)}")
     end = body.rfind("}")
-    if end < 0 or body[end + 1 :].count('"') % 2 or re.search(r"[\[{,:\"]\s*$", body):
+    if end < start:
         # json-repair would close the open strings and lists and hide that the rest is missing.
         raise UnusableAnswer(f"the answer is cut short: …{text[-60:]}")
     import json_repair
@@ -225,10 +232,10 @@ def clean_tags(words: Sequence[str]) -> list[str]:
             tag = " ".join(tag.split())
             if tag in _NO_TAG or not any(character.isalpha() for character in tag):
                 continue
+            if _repeats(tag.split(), _MOST_REPEATS_IN_TAG) or _repeats(tag, _MOST_REPEATS_IN_TAG):
+                raise UnusableAnswer(f"a tag repeats itself without end: {_excerpt(tag)}")
             if len(tag) <= _LONGEST_TAG and len(tag.split()) <= _MOST_WORDS:
                 tags.add(tag)
-            elif _repeats(tag.split(), 4):
-                raise UnusableAnswer(f"a tag repeats itself without end: {_excerpt(tag)}")
     return sorted(tags)
 
 
@@ -260,7 +267,8 @@ def clean_lines(text: str) -> list[str]:
     """Lines of `text`, stripped, no control characters; runs of empty lines become one, none at the ends."""
     lines: list[str] = []
     for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        line = "".join(character for character in line if character == "\t" or character.isprintable()).strip()
+        spaced = "".join(" " if character.isspace() else character for character in line)
+        line = "".join(character for character in spaced if character.isprintable()).strip()
         if line or (lines and lines[-1]):
             lines.append(line)
     while lines and not lines[-1]:
@@ -275,7 +283,7 @@ def sung_lines(lines: Sequence[str]) -> list[str]:
 
 def _is_structure(line: str) -> bool:
     match = STRUCTURE_TAG.match(line)
-    return bool(match) and not line[match.end() :].strip(" :：")
+    return bool(match and not line[match.end() :].strip(" :：")) or bool(_HEADING.match(line))
 
 
 def check_lyrics(lines: Sequence[str]) -> None:
@@ -317,8 +325,8 @@ def _repeats(items: Sequence[str], most: int) -> bool:
 def mark_structure(lyrics: str) -> str:
     """`lyrics` with `[chorus]` before lines that occur more than once and `[verse]` before the others.
 
-    Text that already has a structure tag, or no sung line, is returned as it is. Empty lines keep apart what they
-    kept apart, unless they stand between nearly all lines.
+    Text that already has structure tags or headings, or no sung line, is returned as it is. Empty lines keep apart
+    what they kept apart, unless they stand between nearly all lines.
     """
     lines = lyrics.split("\n")
     if has_structure(lyrics) or not any(line.strip() for line in lines):
@@ -344,8 +352,8 @@ def mark_structure(lyrics: str) -> str:
 
 
 def has_structure(lyrics: str) -> bool:
-    """Whether a line of `lyrics` begins with a structure tag such as `[verse]`."""
-    return any(STRUCTURE_TAG.match(line) for line in lyrics.split("\n"))
+    """Whether a line of `lyrics` begins with a tag such as `[verse]`, or is a heading such as `Chorus:`."""
+    return any(STRUCTURE_TAG.match(line) or _HEADING.match(line) for line in lyrics.split("\n"))
 
 
 # --- Songs longer than the model hears ---
@@ -367,6 +375,10 @@ def part_bounds(length: int, longest: int) -> list[tuple[int, int]]:
 
 
 # --- Asking ---
+
+# Probability from which the guess for a whole text is believed. Measured on short lyrics in 30 languages: 0.93 or more
+# for 10 of the 11 unknown ones, and no known language taken for an unknown one; "la la la" is Catalan with 0.87.
+_CERTAIN = 0.9
 
 # The first answer is the model's most likely one; the others are sampled, each with more freedom.
 ATTEMPTS = 4
@@ -407,20 +419,26 @@ def ask_until_usable(ask: Callable[[int], Caption], say: Callable[[str], None]) 
 
 
 def check_language(lyrics: Sequence[str]) -> None:
-    """Raise UnusableAnswer when most of `lyrics` is in no language that ACE-Step's lyric tokenizer knows.
+    """Raise UnusableAnswer when `lyrics` are in a language that ACE-Step's lyric tokenizer does not know.
 
-    Guessed as the tokenizer guesses. A few lines that are taken for another language (syllables such as `la la la`
-    are) do not matter.
+    Two guesses must agree, because either alone takes syllables such as `la la la` for Welsh: that of the tokenizer,
+    which guesses line by line, and that for the whole text.
     """
     from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
-    from ace_lora.lyrics.language_id import language_name
+    from ace_lora.lyrics.language_id import identify, language_name, squash
     from ace_lora.lyrics.segment import segment
 
     sung = "\n".join(sung_lines(lyrics))
-    counts = segment(sung).counts if sung else []
-    known = sum(count for language, count in counts if language in SUPPORTED_LANGUAGES)
-    if known < sum(count for _, count in counts) / 2:
+    if not sung:
+        return
+    language, probability = identify(squash(sung))
+    counts = segment(sung).counts
+    known = sum(count for code, count in counts if code in SUPPORTED_LANGUAGES)
+    if (
+        language not in SUPPORTED_LANGUAGES
+        and probability >= _CERTAIN
+        and known <= sum(count for _, count in counts) / 2
+    ):
         raise UnusableAnswer(
-            f"the lyrics are in {language_name(counts[0][0])}, as far as one can tell, "
-            "which ACE-Step's lyric tokenizer does not know"
+            f"the lyrics are in {language_name(language)}, which ACE-Step's lyric tokenizer does not know"
         )

@@ -7,6 +7,7 @@ Read, never written: `.lrc` and `.txt` in the encodings that people's files have
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class FoundLyrics:
 
     @property
     def text(self) -> str:
-        """The lines without their times."""
-        return "\n".join(line.text for line in self.lines)
+        """The lines without their times; of several empty ones in a row one is left."""
+        return "\n".join(clean_lines("\n".join(line.text for line in self.lines)))
 
     @property
     def timed(self) -> bool:
@@ -183,7 +184,7 @@ def _found(source: str, text: str) -> FoundLyrics | None:
 
 def _lines(text: str) -> tuple[TimedLine, ...]:
     """Lines of lyrics with or without `[mm:ss.xx]`; empty when the text holds nothing but times and headers."""
-    lines = [TimedLine(line.seconds, _printable(line.text)) for line in parse_timed("\n".join(clean_lines(text)))]
+    lines = [TimedLine(line.seconds, " ".join(line.text.split())) for line in parse_timed("\n".join(clean_lines(text)))]
     sung = [line.text for line in lines if line.text]
     if not sung:
         return ()
@@ -196,12 +197,6 @@ def _lines(text: str) -> tuple[TimedLine, ...]:
     return tuple(lines)
 
 
-def _printable(text: str) -> str:
-    # Per-word times of "enhanced" .lrc files, <mm:ss.xx>, would be sung.
-    text = re.sub(r"<\d+:\d+(?:[.:]\d+)?>\s?", "", text)
-    return " ".join(text.split())
-
-
 # --- Embedded tags ---
 
 
@@ -210,20 +205,35 @@ def _read_tags(audio: Path) -> Any:
     import mutagen
     import mutagen.id3
 
-    file = mutagen.File(audio)
-    if file is not None and file.tags:
-        return file.tags
+    problem = None
+    # By its name first, then without one: mutagen would take a FLAC file called .mp3 for damaged MPEG audio.
+    for source in (audio, None):
+        try:
+            file = mutagen.File(source or io.BytesIO(audio.read_bytes()))
+        except mutagen.MutagenError as error:
+            problem = problem or error
+            continue
+        if file is not None and file.tags:
+            return file.tags
+        if file is not None:
+            problem = None
+            break
     try:
         return mutagen.id3.ID3(audio)
     except mutagen.id3.ID3NoHeaderError:
+        if problem is not None:
+            raise problem from None
         return None
 
 
 def _embedded(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
     """(name of the field, its lines) for every field of `tags` that may hold lyrics."""
-    if hasattr(tags, "getall"):
+    from mutagen.id3 import ID3Tags
+    from mutagen.mp4 import MP4Tags
+
+    if isinstance(tags, ID3Tags):
         yield from _id3_lyrics(tags)
-    elif "\xa9lyr" in tags or any(str(name).startswith("----:") for name in tags):
+    elif isinstance(tags, MP4Tags):
         for text in tags.get("\xa9lyr", []):
             yield "MP4 lyrics", _lines(str(text))
         for name, values in tags.items():
