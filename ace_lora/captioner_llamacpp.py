@@ -210,29 +210,19 @@ class LlamaServer:
         """
         body = None if content is None else json.dumps(content, ensure_ascii=False).encode("utf-8")
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body else {})
-        reused = self._connection is not None
         try:
-            return self._exchange(method, path, body, headers, timeout)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            self.close()
-            if not reused:
-                raise
-            # A server closes a connection that stood idle, and this only shows when it is used again.
-            return self._exchange(method, path, body, headers, timeout)
+            if self._connection is None:
+                connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_TIMEOUT)
+                connection.connect()
+                self._connection = connection
+            self._connection.sock.settimeout(timeout)
+            self._connection.request(method, path, body, headers)
+            return self._read(self._connection, time.monotonic() + timeout)
         except BaseException:
+            # Half a reply may still be under way on it. A server also closes a connection that stood idle, which only
+            # shows when it is used again.
             self.close()
             raise
-
-    def _exchange(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout: float
-    ) -> tuple[int, bytes]:
-        if self._connection is None:
-            connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_TIMEOUT)
-            connection.connect()
-            self._connection = connection
-        self._connection.sock.settimeout(timeout)
-        self._connection.request(method, path, body, headers)
-        return self._read(self._connection, time.monotonic() + timeout)
 
     def _read(self, connection: http.client.HTTPConnection, deadline: float) -> tuple[int, bytes]:
         response = connection.getresponse()
@@ -248,6 +238,8 @@ class LlamaServer:
                 raise TimeoutError("the reply did not end in time")
         if response.length:
             raise http.client.IncompleteRead(b"".join(chunks), response.length)
+        # Tells the connection that it may be used again: read1 leaves a reply open that it has read to its end.
+        response.close()
         if response.will_close:
             self.close()
         return response.status, b"".join(chunks)

@@ -1,5 +1,6 @@
 """What becomes a caption and what does not: `python -m pytest tests/test_captions.py`."""
 
+import itertools
 import json
 
 import pytest
@@ -279,7 +280,7 @@ def test_parts_are_equal_and_never_longer_than_allowed():
         bounds = part_bounds(length, 300)
         assert bounds[0][0] == 0
         assert bounds[-1][1] == length
-        assert all(left[1] == right[0] for left, right in zip(bounds, bounds[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(bounds))
         assert all(0 < end - start <= 300 for start, end in bounds)
 
 
