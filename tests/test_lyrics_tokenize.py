@@ -164,6 +164,8 @@ def test_the_user_may_say_the_language(small):
     result = small.tokenize(text, language="de")
     assert result.ids == [START, *small_ids("[de]", text.lower()), 2]
     assert result.main_language == "de"
+    assert small.tokenize("", language=small.tokenize("").main_language).ids == [0]
+    assert small.tokenize(text, language="") == small.tokenize(text)
     with pytest.raises(WrongInput) as caught:
         small.tokenize(text, language="xx")
     assert caught.value.problems[0].startswith(

@@ -80,6 +80,7 @@ class LyricTokenizer:
         Raises WrongInput for an unknown `language`, and MissingLyricSupport when the song needs the Japanese
         packages and they are not usable; tokenise all songs before writing anything.
         """
+        language = language or None  # LyricTokens.main_language of empty lyrics is "", and may come back here
         if language is not None and language not in SUPPORTED_LANGUAGES:
             raise WrongInput(
                 f"The lyric language '{language}' is not one that the model knows. "
