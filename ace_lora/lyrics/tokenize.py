@@ -108,8 +108,7 @@ class LyricTokenizer:
             key = (line, line_language)
             if key not in encoded:
                 if line_language == "ja":
-                    # Short Chinese lines are often taken for Japanese, so a single line can ask for it.
-                    require_japanese(song, line="" if main == "ja" else _shorten(line))
+                    require_japanese(song)
                 encoded[key] = self._encode(line, line_language)
             return encoded[key]
 
@@ -128,8 +127,11 @@ class LyricTokenizer:
                         line_ids, unknown = encode(line, main)
                         if _UNKNOWN in line_ids:
                             line_ids, unknown = encode(line, part_language)
-                except MissingLyricSupport:
-                    raise
+                except MissingLyricSupport as error:
+                    if main == "ja":
+                        raise
+                    # Short Chinese lines are often taken for Japanese, so that a single one can ask for it.
+                    raise MissingLyricSupport(f"{error} (The line that needs it: '{_shorten(typed)}')") from error
                 except Exception as error:
                     # The published code drops such a line too, so the ids must; but it is said.
                     report.dropped(typed, error)
