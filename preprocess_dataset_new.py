@@ -173,7 +173,7 @@ class Work:
 @dataclass(frozen=True)
 class TokenizedLyrics:
     ids: list[int]
-    language: str
+    language: str | None  # in which most lines were encoded; None without lyrics
     text: str  # what was tokenised
     timed_lines: list[list[Any]]  # [seconds or None, line], empty where no times are known
 
@@ -263,7 +263,8 @@ def set_orphans_aside(output: Path, songs: list[DatasetSong], dataset: str) -> N
         return
     known = {song.keys for song in songs}
     dataset_path = str(Path(dataset).resolve())
-    gone, foreign = [], []
+    gone: list[Path] = []
+    foreign: list[Path] = []
     for path in list_records(output):
         if path.stem in known:
             continue
@@ -486,7 +487,7 @@ def tokenize_lyrics(work: Work, run: Run, cropped_at: float | None) -> None:
     if cropped_at is None:
         for warning in tokens.warnings:
             print(f"warning: {work.name}: {warning}")
-    work.lyrics = TokenizedLyrics(list(tokens.ids), tokens.main_language, text, timed_lines)
+    work.lyrics = TokenizedLyrics(list(tokens.ids), tokens.main_language or None, text, timed_lines)
 
 
 # --- Networks ---

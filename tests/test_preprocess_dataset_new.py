@@ -466,18 +466,17 @@ def test_cropping_is_said_and_timed_lyrics_are_cropped(project, monkeypatch):
 
 
 def test_missing_lyric_support_stops_before_anything_is_written(two_songs, monkeypatch):
-    from ace_lora.lyrics import tokenize
-    from ace_lora.lyrics.packages import MissingLyricSupport
+    from ace_lora.lyrics import japanese
 
-    def missing(song=""):
-        raise MissingLyricSupport(f"The lyrics of '{song}' contain Japanese. Install the Japanese support.")
+    def not_installed():
+        raise ImportError("No module named 'cutlet'")
 
     # Installed on the machine that tests, so its absence has to be made up.
-    monkeypatch.setattr(tokenize, "require_japanese", missing)
+    monkeypatch.setattr(japanese, "_load_cutlet", not_installed)
     (two_songs.songs / "b_lyrics.txt").write_text("[verse]\nさくらが咲く頃\nきみに会いたい", encoding="utf-8")
     two_songs.convert()
     status, _, errors = two_songs.preprocess()
-    assert status == 2 and errors.startswith("error: The lyrics of 'b.wav' contain Japanese.")
+    assert status == 2 and errors.startswith("error: The lyrics of 'b.wav' contain Japanese")
     assert two_songs.others() == set() and not two_songs.prep.exists()
 
 
