@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -49,6 +48,12 @@ LOGGERS = ("tensorboard", "wandb", "csv", "none")
 # As Lightning names them; the short forms are Lightning's too.
 PRECISIONS = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
+# What has to stay as it was for a resumed run to equal one that was never stopped.
+FIT_FLAGS = (
+    *("batch_size", "accumulate_grad_batches", "max_seconds", "tag_dropout", "lyrics_dropout", "shift", "ssl_coeff"),
+    *("optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "warmup_steps"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "ema_decay", "seed"),
+)
 TEXT_ENCODER_GPU_GB = 15  # cards with at least so much memory also hold the text encoder (0.6 GB)
 LYRIC_CACHE_SHARE = 0.25  # of the free main memory, for the lyric states of all songs
 
@@ -323,11 +328,11 @@ def prepare(args: argparse.Namespace) -> Prepared:
             problems.extend(error.problems)
             return None
 
-    from ace_lora.base_weights import ensure_base_weights, find_base_weights
-
     from ace_lora.adapter import adapter_shapes, lora_mismatches, read_lora_config, read_lora_file, target_layers
+    from ace_lora.base_weights import ensure_base_weights, find_base_weights
     from ace_lora.batches import scan_dataset
     from ace_lora.checkpoints import checkpoint_bytes, free_bytes
+    from ace_lora.fingerprints import weights_identity
 
     chosen = attempt(choose_precision, args) if not any("--precision" in problem for problem in problems) else None
     output_dir = Path(args.output_dir)
@@ -394,7 +399,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
             lora_config=config,
             shapes=shapes,
             weights=weights,
-            base_fingerprint=fingerprint_of_weights(weights["transformer"]),
+            base_fingerprint=weights_identity(weights["transformer"]),
             max_steps=args.max_steps,
             plan=None,  # type: ignore[arg-type]
             training_places=[],
@@ -483,22 +488,8 @@ def meta_transformer(folder: Path | None) -> Any:
         return ACEStepTransformer(config)
 
 
-def fingerprint_of_weights(folder: Path) -> str:
-    """Tells base models apart without reading gigabytes: configuration, size, header and samples of the weights."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            for place in range(16):
-                file.seek(size * place // 16)
-                digest.update(file.read(65536))
-    return digest.hexdigest()[:16]
-
-
 def fit_of(args: argparse.Namespace, prepared: Prepared) -> dict[str, Any]:
     """What has to be equal for a run to go on as if it had never been stopped, by the words of the messages."""
-    flags = ["batch_size", "max_seconds", "tag_dropout", "lyrics_dropout", "shift", "ssl_coeff", "optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "warmup_steps", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "ema_decay", "seed"]
     songs = prepared.songs
     return {
         "base model": prepared.base_fingerprint,
@@ -509,7 +500,7 @@ def fit_of(args: argparse.Namespace, prepared: Prepared) -> dict[str, Any]:
         "songs": {songs[place].name: songs[place].digest for place in prepared.training_places},
         "--precision": prepared.precision,
         "processes": prepared.plan.processes,
-        **{f"--{flag}": getattr(args, flag) for flag in flags},
+        **{f"--{flag}": getattr(args, flag) for flag in FIT_FLAGS},
     }
 
 

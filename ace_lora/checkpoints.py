@@ -151,7 +151,7 @@ def write_checkpoint(
 
 
 def remove_old(output_dir: Path, run_id: str, keep: int, newest: Path) -> list[Path]:
-    """Remove all but the `keep` last written checkpoints of this run (`keep` 0 or less: none); others stay untouched."""
+    """Remove all but the `keep` last written checkpoints of this run (`keep` 0 or less: none)."""
     if keep <= 0:
         return []
     mine = [checkpoint.folder for checkpoint in find_checkpoints(output_dir) if run_id_of(checkpoint.folder) == run_id]

@@ -170,8 +170,8 @@ class LoraTraining(LightningModule):
     """Trains the adapter that is already in `model`.
 
     The transformer is kept out of the module tree: Lightning moves everything in it to the card, and parts of the base
-    may have to stay in main memory. `on_start` is called before the first step, `on_step` after each; when it returns true, training
-    ends.
+    may have to stay in main memory. `on_start` is called before the first step, `on_step`
+    after each; when it returns true, training ends.
     """
 
     def __init__(
