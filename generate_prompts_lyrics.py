@@ -463,6 +463,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ace_lora.audio import AudioError
+    from ace_lora.lyrics.packages import MissingLyricSupport
 
     # Settled before the first song, and only if there is anything to do for it.
     if any(task.prompt or task.lyrics for task in tasks):
@@ -488,6 +489,8 @@ def main(args: argparse.Namespace) -> None:
                 continue
             try:
                 texts = describe(task, args, load_captioner, say)
+            except MissingLyricSupport as error:
+                raise StepFailed(str(error)) from error
             except (SongFailed, AudioError) as error:
                 report(f"failed: {error}")
                 failed.append(name)

@@ -199,8 +199,13 @@ def _mend(text: str) -> Any:
     if end < start:
         # json-repair would close the open strings and lists and hide that the rest is missing.
         raise UnusableAnswer(f"the answer is cut short: …{text[-60:]}")
-    import json_repair
-
+    try:
+        import json_repair
+    except ImportError:
+        raise UnusableAnswer(
+            "the answer is not valid JSON, and the package json-repair, which might mend it, is not installed "
+            "(python start.py install captioning)"
+        ) from None
     return json_repair.loads(body[start : end + 1])
 
 
