@@ -367,7 +367,7 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, report = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
             source,
             config=_without_vision(config),
             attn_implementation="sdpa",
@@ -375,6 +375,7 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
             output_loading_info=True,
             **options,
         )
+    model, report = loaded
     _check_loaded(source, report)
     # What is left of the vision part, its first and last layers, is never used for audio.
     del model.model.visual
