@@ -629,6 +629,9 @@ class StopRequest:
 
 
 def main(args: argparse.Namespace) -> None:
+    from ace_lora.metrics import silence_libraries
+
+    silence_libraries()
     stop = StopRequest(Path(args.output_dir))
     if is_first_process() and not flag_problems(args) and stop.forget_file():
         say(f"Removed '{stop.path}', which an earlier run had left.")
@@ -819,13 +822,12 @@ class Run:
 
         from ace_lora.batches import Prefetcher, SongDataset, batch_stream
         from ace_lora.checkpoints import remove_leftovers, unpack
-        from ace_lora.metrics import MetricsLog, SmoothedLoss, StepLines, silence_lightning
-        from ace_lora.optimizers import build_optimizer
+        from ace_lora.metrics import MetricsLog, SmoothedLoss, StepLines
+        from ace_lora.optimizers import build_optimizer, restore_optimizer
         from ace_lora.training import AdapterAverage, LoraTraining, NotFinite, StepSettings
         from ace_lora.validation import Validation
 
         args, prepared = self.args, self.prepared
-        silence_lightning()
         self.optimizer = build_optimizer(
             args.optimizer,
             self.trained.values(),
@@ -839,7 +841,7 @@ class Run:
         earlier_metrics = None
         if prepared.state:
             values, tensors = prepared.state.values, prepared.state.tensors
-            self.optimizer.load_state_dict(unpack(values["optimizer"], tensors))
+            restore_optimizer(self.optimizer, unpack(values["optimizer"], tensors))
             if self.average:
                 self.average.updates = values["ema_updates"]
                 self.average.tensors = {key: tensors[f"ema/{key}"].to(self.device) for key in self.adapter}
