@@ -111,16 +111,15 @@ def main(args: argparse.Namespace) -> None:
     share = f", {len(songs)} of them in share {args.shard}" if shards > 1 else ""
     print(f"{len(all_songs)} songs in '{args.input_name}'{share}")
 
-    checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
     # The transformer's configuration tells which lyric vocabulary is its own; its weights are not used here.
-    found = find_base_weights(checkpoint_dir, [*WEIGHTS.values(), "transformer"])
+    found = find_base_weights(checkpoint_dir(args), [*WEIGHTS.values(), "transformer"])
     run = Run(args, Path(args.output_dir), partial_folder(Path(args.output_dir)), Report(len(songs)))
     works = plan_all(songs, run, found)
 
     open_works = [work for work in works if not work.outcome]
     check_kept_pieces(open_works)
     needed = needed_weights(open_works)
-    weights = ensure_base_weights(checkpoint_dir, needed) if needed else {}
+    weights = ensure_base_weights(checkpoint_dir(args), needed) if needed else {}
     tokenize_texts(open_works, run, weights, found.get("transformer"))
 
     # Nothing has been written or moved so far; from here on a stop at any moment leaves only complete records.
@@ -195,6 +194,8 @@ class Run:
 
 def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]:
     """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
+    from ace_lora.base_weights import check_base_weights
+
     problems, shard, songs = [], (1, 1), []
     try:
         shard = parse_shard(args.shard)
@@ -205,9 +206,15 @@ def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]
     except WrongInput as error:
         problems += error.problems
     problems += output_problems(Path(args.output_dir), Path(args.input_name), songs)
+    # What is needed of the base weights is known when the songs have been looked at; whether the folder is there, now.
+    problems += check_base_weights(checkpoint_dir(args), [])
     if problems:
         raise WrongInput(problems)
     return songs, shard
+
+
+def checkpoint_dir(args: argparse.Namespace) -> Path | None:
+    return Path(args.checkpoint_dir) if args.checkpoint_dir else None
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -204,7 +204,7 @@ class _Header:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
     """Write tensors and JSON metadata to a safetensors file with a CRC-32 per tensor, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata, ensure_ascii=False)
@@ -217,7 +217,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         "crc32": json.dumps(checksums),
     }
     with replace_atomically(path) as temporary:
-        save_file(stored, temporary, metadata=header)
+        # Not save_file: it writes to one more temporary file, which a killed process would leave behind.
+        temporary.write_bytes(save(stored, header))
 
 
 def read_tensors(path: Path, skip: Iterable[str] = ()) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

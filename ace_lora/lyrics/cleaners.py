@@ -16,7 +16,25 @@ from ace_lora.lyrics.japanese import romanise_japanese
 from ace_lora.lyrics.numbers import spell_numbers
 from ace_lora.lyrics.zh_numbers import normalize_zh
 
-SUPPORTED_LANGUAGES = tuple("en de fr es it pt pl tr ru cs nl ar zh ja hu ko hi".split())
+SUPPORTED_LANGUAGES = (
+    "en",
+    "de",
+    "fr",
+    "es",
+    "it",
+    "pt",
+    "pl",
+    "tr",
+    "ru",
+    "cs",
+    "nl",
+    "ar",
+    "zh",
+    "ja",
+    "hu",
+    "ko",
+    "hi",
+)
 
 _WHITE_SPACE_RUN = re.compile(r"\s+")
 
@@ -128,8 +146,36 @@ def to_pinyin(text: str) -> str:
 
 _HANGUL_SYLLABLE = re.compile("[\uac00-\ud7a3]")
 _INITIALS = ("g", "kk", "n", "d", "tt", "l", "m", "b", "pp", "s", "ss", "", "j", "jj", "ch", "k", "t", "p", "h")
-_VOWELS = tuple("a ae ya yae eo e yeo ye o wa wae oe yo u wo we wi yu eu ui i".split())
-_FINALS = ("", *"g kk gs n nj nh d l lg lm lb ls lt lp lh m b bs s ss ng j ch k t p h".split())
+_VOWELS = (
+    *("a", "ae", "ya", "yae", "eo", "e", "yeo", "ye", "o", "wa", "wae", "oe", "yo", "u", "wo", "we", "wi", "yu", "eu"),
+    *("ui", "i"),
+)
+_FINALS = (
+    *(
+        "",
+        "g",
+        "kk",
+        "gs",
+        "n",
+        "nj",
+        "nh",
+        "d",
+        "l",
+        "lg",
+        "lm",
+        "lb",
+        "ls",
+        "lt",
+        "lp",
+        "lh",
+        "m",
+        "b",
+        "bs",
+        "s",
+        "ss",
+    ),
+    *("ng", "j", "ch", "k", "t", "p", "h"),
+)
 
 
 def needs_hyphen(final: str, initial: str) -> bool:

@@ -58,9 +58,9 @@ def language_name(code: str) -> str:
     return f"{name} ({code})" if name else code
 
 
-_LANGUAGE_NAMES = dict(
-    entry.split(" ", 1)
-    for entry in (
+_LANGUAGE_NAMES: dict[str, str] = dict(
+    re.findall(
+        r"(\w+) ([^;]+)",
         "af Afrikaans;am Amharic;an Aragonese;ar Arabic;as Assamese;az Azerbaijani;be Belarusian;bg Bulgarian;"
         "bn Bengali;br Breton;bs Bosnian;ca Catalan;cs Czech;cy Welsh;da Danish;de German;dz Dzongkha;el Greek;"
         "en English;eo Esperanto;es Spanish;et Estonian;eu Basque;fa Persian;fi Finnish;fo Faroese;fr French;"
@@ -71,6 +71,6 @@ _LANGUAGE_NAMES = dict(
         "ne Nepali;nl Dutch;nn Norwegian Nynorsk;no Norwegian;oc Occitan;or Odia;pa Punjabi;pl Polish;ps Pashto;"
         "pt Portuguese;qu Quechua;ro Romanian;ru Russian;rw Kinyarwanda;se Northern Sami;si Sinhala;sk Slovak;"
         "sl Slovenian;sq Albanian;sr Serbian;sv Swedish;sw Swahili;ta Tamil;te Telugu;th Thai;tl Tagalog;tr Turkish;"
-        "ug Uyghur;uk Ukrainian;ur Urdu;vi Vietnamese;vo Volapük;wa Walloon;xh Xhosa;zh Chinese;zu Zulu"
-    ).split(";")
+        "ug Uyghur;uk Ukrainian;ur Urdu;vi Vietnamese;vo Volapük;wa Walloon;xh Xhosa;zh Chinese;zu Zulu",
+    )
 )

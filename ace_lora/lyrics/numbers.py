@@ -8,6 +8,7 @@ and integers always raise here and stay digits; that is how the model knows them
 from __future__ import annotations
 
 import decimal
+import functools
 import re
 
 # ASCII digits are written [0-9] and every Unicode decimal digit \d; the two are not interchangeable here.
@@ -73,7 +74,7 @@ def _drop_thousands_separators(text: str, language: str) -> str:
 def _spell_amounts(text: str, language: str) -> str:
     try:
         for pattern, code in _AMOUNTS:
-            text = pattern.sub(lambda match, code=code: _amount_words(match[0], code, language), text)
+            text = pattern.sub(functools.partial(_amount_words, code=code, language=language), text)
     except Exception:
         # A currency that num2words cannot say in this language, or two dots in one amount. The reference stops here
         # as well: currencies done before stay done, the rest of the signs become words with the symbols later.
@@ -81,8 +82,8 @@ def _spell_amounts(text: str, language: str) -> str:
     return text
 
 
-def _amount_words(amount: str, code: str, language: str) -> str:
-    value = float(re.sub(r"[^0-9.]", "", amount.replace(",", ".")))
+def _amount_words(amount: re.Match[str], code: str, language: str) -> str:
+    value = float(re.sub(r"[^0-9.]", "", amount[0].replace(",", ".")))
     words = _words(value, language, to="currency", currency=code)
     if value.is_integer():
         words = words.rpartition(_CENTS_JOINER.get(language, ", "))[0] or words

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 4096  # what the published model was trained with; longer lists are cut
 DEFAULT_LANGUAGE = "en"
-STRUCTURE_TAGS = tuple(
-    f"[{name}]" for name in "start intro verse chorus pre-chorus hook bridge solo inst break outro end".split()
+STRUCTURE_TAGS = (
+    *("[start]", "[intro]", "[verse]", "[pre-chorus]", "[chorus]", "[hook]", "[bridge]"),
+    *("[inst]", "[solo]", "[break]", "[outro]", "[end]"),
 )
 
 _STOP, _UNKNOWN, _SPACE = 0, 1, 2  # _SPACE is the line break as well
@@ -64,7 +65,12 @@ class LyricTokenizer:
             # Another py3langid is unusable; other versions of the rest are warned of (packages.version_warnings).
             require_package(package, exactly=package == "py3langid")
         self._vocabulary = vocabulary
-        self._start = vocabulary.token_to_id("[START]")
+        start = vocabulary.token_to_id("[START]")
+        if start is None:
+            raise ValueError(
+                "The lyric vocabulary has no token [START]; load it with load_vocabulary, which checks it."
+            )
+        self._start = start
 
     def tokenize(self, lyrics: str, language: str | None = None, song: str = "") -> LyricTokens:
         """Token ids of the lyrics of one song.
@@ -101,7 +107,8 @@ class LyricTokenizer:
             key = (line, line_language)
             if key not in encoded:
                 if line_language == "ja":
-                    require_japanese(song)
+                    # Short Chinese lines are often taken for Japanese, so a single line can ask for it.
+                    require_japanese(song, line="" if main == "ja" else _shorten(line))
                 encoded[key] = self._encode(line, line_language)
             return encoded[key]
 
@@ -200,7 +207,7 @@ def _name_characters(characters: Iterable[str]) -> str:
 
 
 def _shorten(line: str, length: int = 60) -> str:
-    line = line.strip()
+    line = line.strip().encode("utf-8", "replace").decode()  # no lone surrogates in what will be printed
     return line if len(line) <= length else line[: length - 1] + "…"
 
 

@@ -40,7 +40,8 @@ def load_vocabulary(path: Path, embedding_rows: int | None) -> Tokenizer:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingLyricSupport(
-            f"Lyrics cannot be tokenised: the package tokenizers cannot be loaded ({error}). Run: pip install tokenizers"
+            f"Lyrics cannot be tokenised: the package tokenizers cannot be loaded ({error}). "
+            "Run: pip install tokenizers"
         ) from error
 
     path = Path(path)
@@ -81,7 +82,8 @@ def load_vocabulary(path: Path, embedding_rows: int | None) -> Tokenizer:
     wrong = [token for token, token_id in _FIXED_IDS.items() if vocabulary.token_to_id(token) != token_id]
     if wrong or vocabulary.token_to_id("[START]") is None:
         raise WrongInput(
-            f"The lyric vocabulary '{path}' has no usable {', '.join(wrong or ['[START]'])}. Expected [STOP], [UNK] and "
-            "[SPACE] as 0, 1 and 2, and [START]. Use the vocabulary that belongs to this model."
+            f"The lyric vocabulary '{path}' has no usable {', '.join(wrong or ['[START]'])}. "
+            "Expected [STOP], [UNK] and [SPACE] as 0, 1 and 2, and [START]. "
+            "Use the vocabulary that belongs to this model."
         )
     return vocabulary

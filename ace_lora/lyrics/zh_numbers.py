@@ -41,7 +41,10 @@ _COUNTED = re.compile(rf"(?<!\d)(\d+(?:\.\d+)?)[多余几]?(?:{_MEASURE_WORDS})"
 _LONG_NUMBER = re.compile(r"\d{4,32}")
 _LETTERS_TWO_LETTERS = re.compile("(?<![a-zA-Z])[a-zA-Z]+二[a-zA-Z]+")
 
-_FULL_WIDTH_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃《》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏·〈〉"
+_FULL_WIDTH_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃《》「」『』【】"
+    "〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏·〈〉"
+)
 _TO_COMMA = str.maketrans(dict.fromkeys(string.punctuation + _FULL_WIDTH_PUNCTUATION, ","))
 
 
