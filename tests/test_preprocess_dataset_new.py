@@ -628,7 +628,7 @@ def kill_after(arguments: list[str], event: int) -> None:
         "import sys, pathlib, os, preprocess_dataset_new as p; from ace_lora import files, dcae;"
         "from ace_lora.commands import run_script;"
         "sys.addaudithook(lambda name, args: name in ('os.rename', 'os.remove', 'open', 'os.chmod')"
-        " and 'prep' in str(args[0]) and print('*', flush=True));"
+        " and 'prep.partial' in str(args[0]) and print('*', flush=True));"
         "raise SystemExit(run_script(p.main, p.parse_args(sys.argv[1:])))"
     )
     process = subprocess.Popen(
@@ -662,7 +662,7 @@ def test_killed_at_random_moments_the_result_is_the_same(project):
     moments = random.Random(2024)
     project.prep.mkdir()
     for _ in range(int(os.environ.get("ACE_LORA_KILLS", "3"))):
-        kill_after(project.arguments(), moments.randint(1, 70))
+        kill_after(project.arguments(), moments.randint(1, 65))
         # Whatever the moment: training finds only whole records.
         project.records()
         if len(list_records(project.prep)) == 3 and moments.random() < 0.5:
