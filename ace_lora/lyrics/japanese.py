@@ -22,7 +22,8 @@ def require_japanese(song: str = "", line: str = "") -> None:
     except ImportError as error:
         raise MissingLyricSupport(
             f"{whose} contain Japanese. "
-            f"Install the Japanese support (about 250 MB on disk): {japanese_install_command()}" + (f" (The line that needs it: '{line}')" if line else "")
+            f"Install the Japanese support (about 250 MB on disk): {japanese_install_command()}"
+            + (f" (The line that needs it: '{line}')" if line else "")
         ) from error
     except RuntimeError as error:
         raise MissingLyricSupport(
