@@ -5,6 +5,7 @@ on a CPU. What is killed or signalled runs as a process of its own.
 """
 
 import csv
+import importlib.util
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import trainer_new
+from ace_lora import training_run
 from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME
 from ace_lora.checkpoints import STATE_JSON, STATE_TENSORS
 from ace_lora.commands import run_script
@@ -227,8 +229,7 @@ def test_missing_base_weights_are_listed_with_the_other_problems(base, tmp_path,
 
 
 def test_wandb_that_is_not_installed(base, tmp_path, capsys):
-    pytest.importorskip("lightning")
-    if trainer_new.importlib.util.find_spec("wandb"):
+    if importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed")
     assert train(base, tmp_path, logger="wandb") == 2
     assert "pip install wandb" in capsys.readouterr().err
@@ -516,17 +517,17 @@ def test_stop_file(base, tmp_path, capsys):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "STOP").touch()  # of an earlier run: does not stop this one
-    original = trainer_new.Run.on_start
+    original = training_run.Run.on_start
 
     def on_start(run):
         original(run)
         (folder / "STOP").touch()
 
-    trainer_new.Run.on_start = on_start
+    training_run.Run.on_start = on_start
     try:
         assert run_script(trainer_new.main, args) == 0
     finally:
-        trainer_new.Run.on_start = original
+        training_run.Run.on_start = original
     out = capsys.readouterr().out
     assert "stopped at step 1/50" in out
     assert folders(tmp_path) == ["epoch=0-step=1_lora"]
