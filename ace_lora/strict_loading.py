@@ -21,8 +21,10 @@ class WrongWeights(Exception):
     """A weight file that does not hold exactly the tensors that a model needs."""
 
 
-def check_tensors(source: Path | str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
-    """Raise WrongWeights unless `found` and `expected` (name to shape) are equal; the message names every kind of fault.
+def check_tensors(
+    source: Path | str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]
+) -> None:
+    """Raise WrongWeights unless `found` and `expected` (name to shape) are equal; the message names every fault.
 
     `source` is the file (or folder) quoted in the message.
     """
