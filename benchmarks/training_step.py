@@ -5,7 +5,7 @@
 runs on the CPU in a few minutes; `--config full --seconds 240 --device cuda` is the published model. Weights are
 random. All variants run in alternation in one process. Printed are medians, ratios to the yardstick (the
 straightforward block with every block recomputed), the memory of the step without weights, TFLOP/s and their share of
-the machine's own matrix-product peak, measured in the same run. Before that, losses and gradients of the variants are compared.
+the machine's own matrix-product peak, measured in the same run. Losses and gradients are compared first.
 """
 
 from __future__ import annotations
