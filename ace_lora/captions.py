@@ -1,0 +1,444 @@
+"""What a caption of a song is, and which answers of a captioning model may become one.
+
+A model is asked for JSON of `caption_schema`; `parse_caption` turns its answer into a `Caption` or raises
+`UnusableAnswer` with the reason. What a model says badly must not become training data silently.
+
+Standard library only (json-repair is imported when an answer does not parse).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Order of the fields in the question, in the schema and so in the answer: the model settles what it hears
+# before it writes the lyrics.
+TAG_FIELDS = ("genre", "subgenre", "instrument", "tempo", "mood")
+MAX_LINES = 120
+MAX_LINE_CHARACTERS = 100
+
+# Lower-case words without commas: a prompt is split at its commas. Digits are needed for "80s" and "808 bass".
+_TAG_PATTERN = "^[a-z0-9][a-z0-9 &'/-]{1,29}$"
+# No digit: the model's beats per minute are guesses; the tempo is measured where a number is wanted.
+_TEMPO_PATTERN = "^[a-z][a-z '-]{1,29}$"
+# No quote, backslash or control character, so that a line holds no escape sequence of JSON.
+_LINE_PATTERN = r'^[^"\\\x00-\x1F]{1,' + str(MAX_LINE_CHARACTERS) + "}$"
+
+_BPM = re.compile(
+    r"\(?\b(?:at|around|about|approximately|approx\.?|circa|ca\.?|~)?\s*"
+    r"(?:\d+(?:\.\d+)?(?:\s*(?:-|–|to)\s*\d+(?:\.\d+)?)?\s*-?\s*(?:bpm|beats per minute)\b"
+    r"|(?:bpm|beats per minute)\b\s*[:=]?\s*(?:of\s*)?\d*(?:\.\d+)?(?:\s*(?:-|–|to)\s*\d+(?:\.\d+)?)?)\)?",
+    re.IGNORECASE,
+)
+# What models write into a field that they have nothing for.
+_NO_TAG = frozenset(("", "none", "n/a", "na", "null", "nil", "unknown", "other", "various", "-", "not applicable"))
+_LONGEST_TAG = 40
+# A tag with more words is a sentence.
+_MOST_WORDS = 5
+_MOST_REPEATS_IN_TAG = 4
+
+# A line sung this often without another between is a loop of the model rather than a song; so is a block of lines.
+MOST_EQUAL_LINES = 10
+MOST_EQUAL_BLOCKS = 8
+# The same for a phrase inside one line.
+MOST_EQUAL_PHRASES = 12
+
+STRUCTURE_TAG = re.compile(r"^\s*\[[^\[\]]+\]")
+# Headings of other kinds, alone on their line: "Chorus:", "(Verse 2)", "【副歌】".
+_HEADING = re.compile(
+    r"^\W*(?:intro|verse|(?:pre-?|post-?)?chorus|refrain|bridge|outro|hook|interlude|solo"
+    r"|主歌|副歌|前奏|间奏|間奏|尾奏|桥段|橋段)\s*[\dA-Da-d一二三]?\W*$",
+    re.IGNORECASE,
+)
+
+
+class UnusableAnswer(Exception):
+    """An answer that must not be written; the text says why. Asking again with other sampling may help."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What was said of one song or of one part of it.
+
+    `tags` are clean (`clean_tags`) and empty when none were asked for; `has_vocal` is None when nothing was said
+    about it; `lyrics` are the sung lines, empty when none were asked for or nobody sings.
+    """
+
+    tags: tuple[str, ...] = ()
+    has_vocal: bool | None = None
+    lyrics: tuple[str, ...] = field(default=())
+
+
+# --- The question ---
+
+
+def caption_schema(*, tags: bool, lyrics: bool) -> dict[str, Any]:
+    """JSON schema of the answer; every string and list is bounded, or a model may never close one."""
+    properties: dict[str, Any] = {}
+    if tags:
+        properties |= {
+            "genre": _tag_list(1, 3),
+            "subgenre": _tag_list(0, 3),
+            "instrument": _tag_list(1, 6),
+            "tempo": _tag_list(1, 1, _TEMPO_PATTERN),
+            "mood": _tag_list(1, 4),
+        }
+    properties["has_vocal"] = {"type": "boolean"}
+    if tags:
+        properties["vocal"] = _tag_list(0, 4)
+    if lyrics:
+        # A list of lines: llama.cpp fails on one long bounded string, and a line cannot swallow the line ends.
+        properties["lyrics"] = {
+            "type": "array",
+            "minItems": 0,
+            "maxItems": MAX_LINES,
+            "items": {"type": "string", "pattern": _LINE_PATTERN},
+        }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _tag_list(fewest: int, most: int, pattern: str = _TAG_PATTERN) -> dict[str, Any]:
+    return {"type": "array", "minItems": fewest, "maxItems": most, "items": {"type": "string", "pattern": pattern}}
+
+
+def caption_question(*, tags: bool, lyrics: bool, language: str | None = None) -> str:
+    """The instruction that goes with the audio. `language` is the ISO 639-1 code of the lyrics where it is known."""
+    parts = ["Listen to this music and answer with one JSON object with these fields."]
+    if tags:
+        parts += [
+            "genre: list of 1 to 3 music genres.",
+            "subgenre: list of up to 3 more exact genres, may be empty.",
+            "instrument: list of 1 to 6 instruments that are heard.",
+            "tempo: list of one word for the tempo such as slow, medium or fast; no numbers.",
+            "mood: list of 1 to 4 moods.",
+        ]
+    parts.append("has_vocal: true if somebody sings, raps or speaks, else false.")
+    if tags:
+        parts.append(
+            "vocal: list of up to 4 descriptions of the voice such as male, female, rap or breathy; "
+            "empty without a voice."
+        )
+    if lyrics:
+        sung_in = f" The language is '{language}'." if language else ""
+        parts.append(
+            "lyrics: list of the sung lines in their order and in the language and script in which they are sung, "
+            f"one line of the song each, not translated; empty without a voice.{sung_in}"
+        )
+    if tags:
+        parts.append("Tags are short, in English and in lower case.")
+    return "\n".join(parts)
+
+
+# --- The answer ---
+
+
+def parse_caption(answer: str, *, tags: bool, lyrics: bool) -> Caption:
+    """The caption in `answer`, JSON of `caption_schema` with the same arguments.
+
+    Fences, single quotes and trailing commas are mended, because not every server can be constrained. Raises
+    UnusableAnswer when the answer is cut short, is not such an object, holds fewer than two tags, sings without
+    lyrics or repeats itself without end.
+    """
+    said = _read_object(answer)
+    missing = [name for name in _required(tags, lyrics) if name not in said]
+    if missing:
+        raise UnusableAnswer(f"the answer lacks {', '.join(missing)}")
+    has_vocal = said["has_vocal"]
+    if not isinstance(has_vocal, bool):
+        raise UnusableAnswer(f"has_vocal is {json.dumps(has_vocal, ensure_ascii=False)[:60]}, not true or false")
+
+    found: tuple[str, ...] = ()
+    if tags:
+        words = [word for name in TAG_FIELDS for word in _strings(said, name)]
+        if has_vocal:
+            words += [vocal_tag(word) for word in _strings(said, "vocal")]
+        found = tuple(clean_tags(words))
+        check_tags(found)
+    lines: tuple[str, ...] = ()
+    if lyrics and has_vocal:
+        lines = tuple(clean_lines("\n".join(_strings(said, "lyrics"))))
+        check_lyrics(lines)
+    return Caption(found, has_vocal, lines)
+
+
+def _required(tags: bool, lyrics: bool) -> list[str]:
+    return [name for name in caption_schema(tags=tags, lyrics=lyrics)["required"] if name != "vocal"]
+
+
+def _read_object(answer: str) -> dict[str, Any]:
+    text = answer.strip()
+    if not text:
+        raise UnusableAnswer("the answer is empty")
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = _mend(text)
+    if not isinstance(said, dict):
+        raise UnusableAnswer(f"the answer is not a JSON object: {_excerpt(text)}")
+    return said
+
+
+def _mend(text: str) -> Any:
+    body = text.rstrip("`").rstrip()
+    start = body.find("{")
+    if start < 0:
+        raise UnusableAnswer(f"the answer holds no JSON: {_excerpt(text)}")
+    end = body.rfind("}")
+    if end < start:
+        # json-repair would close the open strings and lists and hide that the rest is missing.
+        raise UnusableAnswer(f"the answer is cut short: …{text[-60:]}")
+    import json_repair
+
+    return json_repair.loads(body[start : end + 1])
+
+
+def _strings(said: dict[str, Any], name: str) -> list[str]:
+    value = said.get(name)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise UnusableAnswer(f"{name} is {_excerpt(json.dumps(value, ensure_ascii=False))}, not a list of texts")
+
+
+def _excerpt(text: str) -> str:
+    text = " ".join(text.split())
+    return f"'{text}'" if len(text) <= 80 else f"'{text[:80]}…'"
+
+
+# --- Tags ---
+
+
+def clean_tags(words: Sequence[str]) -> list[str]:
+    """Lower-case tags without duplicates, sorted; commas split, numbers of beats per minute and fillers go."""
+    tags = set()
+    for word in words:
+        for part in re.split(r"[,，、;；\n]", word):
+            tag = " ".join(_BPM.sub(" ", part.lower()).split()).strip(" .:!?\"'`()[]{}*_#-/&")
+            tag = " ".join(tag.split())
+            if tag in _NO_TAG or not any(character.isalpha() for character in tag):
+                continue
+            if _repeats(tag.split(), _MOST_REPEATS_IN_TAG) or _repeats(tag, _MOST_REPEATS_IN_TAG):
+                raise UnusableAnswer(f"a tag repeats itself without end: {_excerpt(tag)}")
+            if len(tag) <= _LONGEST_TAG and len(tag.split()) <= _MOST_WORDS:
+                tags.add(tag)
+    return sorted(tags)
+
+
+def vocal_tag(word: str) -> str:
+    """`female` gives `female vocal`; what already speaks of vocals stays (`female vocals` gives `female vocal`)."""
+    parts = []
+    for part in re.split(r"[,，、;；\n]", word.lower()):
+        part = re.sub(r"\bvocals\b\s*$", "vocal", part.strip(" .:!?\"'`()[]{}*_#-"))
+        if part and part not in _NO_TAG and not re.search(r"\bvocals?\b", part):
+            part = f"{part} vocal"
+        parts.append(part)
+    return ", ".join(parts)
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    """Raise UnusableAnswer unless `tags` describe a song: at least two."""
+    if not tags:
+        raise UnusableAnswer("the answer holds no tag")
+    if len(tags) < 2:
+        raise UnusableAnswer(f"the answer holds one tag only: '{tags[0]}'")
+    if any("\ufffd" in tag for tag in tags):
+        raise UnusableAnswer("the tags hold broken characters")
+
+
+# --- Lyrics ---
+
+
+def clean_lines(text: str) -> list[str]:
+    """Lines of `text`, stripped, no control characters; runs of empty lines become one, none at the ends."""
+    lines: list[str] = []
+    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        spaced = "".join(" " if character.isspace() else character for character in line)
+        line = "".join(character for character in spaced if character.isprintable()).strip()
+        if line or (lines and lines[-1]):
+            lines.append(line)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def sung_lines(lines: Sequence[str]) -> list[str]:
+    """The lines that are neither empty nor a structure tag such as `[verse]`."""
+    return [line for line in lines if line.strip() and not _is_structure(line)]
+
+
+def _is_structure(line: str) -> bool:
+    match = STRUCTURE_TAG.match(line)
+    return bool(match and not line[match.end() :].strip(" :：")) or bool(_HEADING.match(line))
+
+
+def check_lyrics(lines: Sequence[str]) -> None:
+    """Raise UnusableAnswer when a song with a voice has no lines, or lines that only loop or are broken."""
+    sung = [_comparable(line) for line in sung_lines(lines)]
+    sung = [line for line in sung if line]
+    if not sung:
+        raise UnusableAnswer("somebody sings but the lyrics are empty")
+    if any("\ufffd" in line for line in lines):
+        raise UnusableAnswer("the lyrics hold broken characters")
+    if _longest_run(sung, 1) > MOST_EQUAL_LINES or any(
+        _longest_run(sung, size) > MOST_EQUAL_BLOCKS for size in range(2, 9)
+    ):
+        raise UnusableAnswer("the lyrics repeat themselves without end")
+    for line in sung_lines(lines):
+        words = _comparable(line).split()
+        if _repeats(words, MOST_EQUAL_PHRASES) or _repeats(list("".join(words)), 2 * MOST_EQUAL_PHRASES):
+            raise UnusableAnswer(f"a line of the lyrics repeats itself without end: {_excerpt(line)}")
+
+
+def _comparable(line: str) -> str:
+    """`line` without case and punctuation, for telling whether two lines are the same."""
+    return " ".join("".join(c if c.isalnum() else " " for c in line.casefold()).split())
+
+
+def _longest_run(items: Sequence[str], size: int) -> int:
+    """How often a block of `size` items directly follows itself at most, counting the first."""
+    longest = equal = 0
+    for index in range(size, len(items)):
+        equal = equal + 1 if items[index] == items[index - size] else 0
+        longest = max(longest, equal)
+    return longest // size + 1
+
+
+def _repeats(items: Sequence[str], most: int) -> bool:
+    return any(_longest_run(items, size) > most for size in range(1, 9))
+
+
+def mark_structure(lyrics: str) -> str:
+    """`lyrics` with `[chorus]` before lines that occur more than once and `[verse]` before the others.
+
+    Text that already has structure tags or headings, or no sung line, is returned as it is. Empty lines keep apart
+    what they kept apart, unless they stand between nearly all lines.
+    """
+    lines = lyrics.split("\n")
+    if has_structure(lyrics) or not any(line.strip() for line in lines):
+        return lyrics
+    keys = [_comparable(line) or line.strip() for line in lines]
+    occurrences = {key: keys.count(key) for key in set(keys)}
+    stanzas = re.split(r"\n\s*\n", lyrics.strip())
+    double_spaced = len(stanzas) > 1 and sum(bool(line.strip()) for line in lines) < 1.5 * len(stanzas)
+
+    sections: list[list[str]] = []
+    previous: str | None = None
+    gap = False
+    for line, key in zip(lines, keys, strict=True):
+        if not line.strip():
+            gap = not double_spaced
+            continue
+        kind = "[chorus]" if occurrences[key] > 1 else "[verse]"
+        if kind != previous or gap:
+            sections.append([kind])
+        sections[-1].append(line)
+        previous, gap = kind, False
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def has_structure(lyrics: str) -> bool:
+    """Whether a line of `lyrics` begins with a tag such as `[verse]`, or is a heading such as `Chorus:`."""
+    return any(STRUCTURE_TAG.match(line) or _HEADING.match(line) for line in lyrics.split("\n"))
+
+
+# --- Songs longer than the model hears ---
+
+
+def merge_captions(parts: Sequence[Caption]) -> Caption:
+    """One caption of a song whose parts were captioned in their order: all tags, all lines, any voice."""
+    tags = sorted({tag for part in parts for tag in part.tags})
+    heard = [part.has_vocal for part in parts if part.has_vocal is not None]
+    lyrics = [line for part in parts for line in part.lyrics]
+    return Caption(tuple(tags), any(heard) if heard else None, tuple(lyrics))
+
+
+def part_bounds(length: int, longest: int) -> list[tuple[int, int]]:
+    """`[0, length)` in the fewest equal parts of at most `longest` samples each."""
+    count = max(1, -(-length // longest))
+    edges = [round(index * length / count) for index in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+# --- Asking ---
+
+# Probability from which the guess for a whole text is believed. Measured on short lyrics in 30 languages: 0.93 or more
+# for 10 of the 11 unknown ones, and no known language taken for an unknown one; "la la la" is Catalan with 0.87.
+_CERTAIN = 0.9
+
+# The first answer is the model's most likely one; the others are sampled, each with more freedom.
+ATTEMPTS = 4
+TEMPERATURES = (0.0, 0.6, 0.8, 1.0)
+
+
+class SongFailed(Exception):
+    """A song for which nothing can be written; the text says why and what to do. The other songs go on."""
+
+
+class Captioner(Protocol):
+    """A model that listens. One call is one attempt."""
+
+    gives_tags: bool
+    longest_seconds: float  # that it hears at once
+
+    def ask(self, samples: np.ndarray, *, tags: bool, lyrics: bool, language: str | None, attempt: int) -> Caption:
+        """What the model says of `samples` [N], float32 mono at 16 kHz; `attempt` counts from 0 and sets the sampling.
+
+        Raises UnusableAnswer, SongFailed (asking again is of no use), StepFailed (for no song is it).
+        """
+        ...
+
+
+def ask_until_usable(ask: Callable[[int], Caption], say: Callable[[str], None]) -> Caption:
+    """The first usable answer of `ask(attempt)`. Raises SongFailed after `ATTEMPTS` unusable ones."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return ask(attempt)
+        except UnusableAnswer as error:
+            reason = str(error)
+            if attempt + 1 < ATTEMPTS:
+                say(f"answer {attempt + 1} of at most {ATTEMPTS} is of no use ({reason}); asking again")
+    raise SongFailed(
+        f"no usable answer in {ATTEMPTS} attempts; the last one: {reason}. "
+        "Write the text by hand, or try another --seed or --model"
+    )
+
+
+def check_language(lyrics: Sequence[str]) -> None:
+    """Raise UnusableAnswer when `lyrics` are in a language that ACE-Step's lyric tokenizer does not know.
+
+    Two guesses must agree, because either alone takes syllables such as `la la la` for Welsh: that of the tokenizer,
+    which guesses line by line, and that for the whole text.
+    """
+    from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
+    from ace_lora.lyrics.language_id import identify, language_name, squash
+    from ace_lora.lyrics.segment import segment
+
+    sung = "\n".join(sung_lines(lyrics))
+    if not sung:
+        return
+    language, probability = identify(squash(sung))
+    counts = segment(sung).counts
+    known = sum(count for code, count in counts if code in SUPPORTED_LANGUAGES)
+    if (
+        language not in SUPPORTED_LANGUAGES
+        and probability >= _CERTAIN
+        and known <= sum(count for _, count in counts) / 2
+    ):
+        raise UnusableAnswer(
+            f"the lyrics are in {language_name(language)}, which ACE-Step's lyric tokenizer does not know"
+        )

@@ -1,0 +1,152 @@
+"""Where the networks run and in which number format, chosen once per script; and the project's only TF32 switch.
+
+The caller prints `Device.reason`, so that a user who sees "CPU" in the log also sees why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ace_lora.commands import WrongInput
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """`torch_device` to put the networks on, `dtype` of their weights, and one line that says why."""
+
+    torch_device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_device(requested: str = "auto", dtype: str = "auto") -> Device:
+    """The first of CUDA, Apple MPS and CPU that works here, or the one that was asked for.
+
+    requested: "auto", "cuda", "cuda:N", "mps" or "cpu"; "cuda" is the first card.
+    dtype: "auto", "bf16", "fp16" or "fp32". Automatic is bf16 where the hardware computes it, else fp16, and fp32 on
+        a CPU.
+
+    Raises WrongInput when the named device is not there or the name is none of these.
+    """
+    import torch
+
+    name = requested.strip().lower()
+    kind, _, index = name.partition(":")
+    if kind not in ("auto", "cuda", "mps", "cpu") or (index and (kind != "cuda" or not index.isdigit())):
+        raise WrongInput(f"Device '{requested}' is not known. Expected auto, cuda, cuda:N, mps or cpu. Use auto.")
+    if dtype != "auto" and dtype not in DTYPE_NAMES:
+        raise WrongInput(f"Number format '{dtype}' is not known. Expected auto, {', '.join(DTYPE_NAMES)}. Use auto.")
+
+    without_cuda = _why_no_cuda(int(index or 0))
+    if kind == "cuda" and without_cuda:
+        raise WrongInput(
+            f"Device '{requested}' cannot be used: {without_cuda}. Expected an NVIDIA card that PyTorch can use. "
+            "Update the driver or install PyTorch for CUDA, or use the device 'cpu'."
+        )
+    if kind in ("auto", "cuda") and not without_cuda:
+        return _cuda_device(int(index or 0), dtype)
+
+    without_mps = _why_no_mps()
+    if kind == "mps" and without_mps:
+        raise WrongInput(
+            f"Device 'mps' cannot be used: {without_mps}. Expected a Mac with Apple silicon. Use the device 'cpu'."
+        )
+    if kind in ("auto", "mps") and not without_mps:
+        # PyTorch's bf16 on Apple GPUs needs macOS 14.
+        chosen, why = (
+            ("bf16", "bf16 native")
+            if torch.backends.mps.is_macos_or_newer(14, 0)
+            else ("fp16", "fp16, because bf16 needs macOS 14")
+        )
+        return Device(torch.device("mps"), _torch_dtype(dtype, chosen), f"Apple MPS, {_format_note(dtype, why)}")
+
+    why = "asked for" if kind == "cpu" else f"{without_cuda}; {without_mps}"
+    return Device(torch.device("cpu"), _torch_dtype(dtype, "fp32"), f"CPU, {_format_note(dtype, 'fp32')} ({why})")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 matrices itself.
+
+    PyTorch emulates bf16 on older NVIDIA cards (RTX 20, GTX) and calls it supported; that is slower than fp32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    return True
+
+
+def set_tf32() -> None:
+    """Allow TF32 in float32 matrix products on NVIDIA cards. Call it once, before training, and only on CUDA.
+
+    This is the only place of the project that touches a TF32 switch. PyTorch has an old and a new interface for it, and
+    `torch.get_float32_matmul_precision()`, which Lightning calls when a training starts, raises "mix of the legacy and
+    new APIs" where only the new one was set. The old one used here sets both, so it also mends what another library
+    or the user's own start-up file has left behind.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+
+
+def _cuda_device(index: int, dtype: str) -> Device:
+    import torch
+
+    device = torch.device("cuda", index)
+    properties = torch.cuda.get_device_properties(device)
+    chosen, why = ("bf16", "bf16 native")
+    if not has_native_bf16(device):
+        chosen = "fp16"
+        why = f"fp16, because compute capability {properties.major}.{properties.minor} has no bf16"
+    memory = properties.total_memory / 2**30
+    return Device(
+        device, _torch_dtype(dtype, chosen), f"CUDA: {properties.name}, {memory:.1f} GB, {_format_note(dtype, why)}"
+    )
+
+
+def _why_no_cuda(index: int) -> str:
+    """Empty when card `index` can be used."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"PyTorch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available():
+        return "no NVIDIA card or no working driver was found"
+    count = torch.cuda.device_count()
+    if index >= count:
+        return f"card {index} is not there, PyTorch sees {count} (numbered from 0)"
+    # Wheels drop old cards: every kernel would fail with "no kernel image is available".
+    built_for = [int(arch[3:].rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    major, minor = torch.cuda.get_device_capability(index)
+    if torch.version.cuda is not None and built_for and major * 10 + minor < min(built_for):
+        return (
+            f"{torch.cuda.get_device_name(index)} has compute capability {major}.{minor} and PyTorch "
+            f"{torch.__version__} starts at {min(built_for) // 10}.{min(built_for) % 10}"
+        )
+    return ""
+
+
+def _why_no_mps() -> str:
+    import torch
+
+    if not torch.backends.mps.is_built():
+        return "no Apple MPS in this PyTorch"
+    return "" if torch.backends.mps.is_available() else "Apple MPS needs macOS 12.3 and Apple silicon"
+
+
+def _torch_dtype(requested: str, automatic: str) -> torch.dtype:
+    import torch
+
+    return getattr(torch, DTYPE_NAMES[automatic if requested == "auto" else requested])
+
+
+def _format_note(requested: str, automatic: str) -> str:
+    return automatic if requested == "auto" else f"{requested} asked for"

@@ -1,0 +1,288 @@
+"""Lyrics that somebody wrote already: a `.lrc` or `.txt` beside the song, or the tags embedded in the audio file.
+
+Read, never written: `.lrc` and `.txt` in the encodings that people's files have, ID3 (USLT, SYLT), Vorbis comments
+(FLAC, Ogg, Opus) and MP4 atoms. mutagen is imported when a file's tags are read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ace_lora.captions import clean_lines
+from ace_lora.lyrics.timed import TimedLine, parse_timed
+from ace_lora.songs import INSTRUMENTAL, Song
+
+# What players and download sites write in the place of lyrics for music without a voice.
+_NO_VOICE = re.compile(
+    r"\W*(?:instrumental|no lyrics|(?:[此本该]歌曲为|这是一首)?(?:没有填词的)?纯音乐\W*(?:请您?欣赏|无歌词)?)\W*",
+    re.IGNORECASE,
+)
+# Vorbis comments and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers write.
+# The ones with times come first.
+_COMMENT_NAMES = ("syncedlyrics", "synced lyrics", "lyrics", "unsyncedlyrics", "unsynced lyrics")
+
+
+@dataclass(frozen=True)
+class FoundLyrics:
+    """Lyrics from `source` (words for the log). `lines` have a time where the source gives one.
+
+    Music without a voice is the single line `[instrumental]`.
+    """
+
+    source: str
+    lines: tuple[TimedLine, ...]
+
+    @property
+    def text(self) -> str:
+        """The lines without their times; of several empty ones in a row one is left."""
+        return "\n".join(clean_lines("\n".join(line.text for line in self.lines)))
+
+    @property
+    def timed(self) -> bool:
+        """Whether any line has a time."""
+        return any(line.seconds is not None for line in self.lines)
+
+
+def lyrics_beside(song: Song) -> FoundLyrics | None:
+    """Lyrics in `<stem>.lrc`, else `<stem>.txt`, upper or lower case; None when there are none or they are empty.
+
+    A `<stem>_lyrics.lrc` that stands without its `<stem>_lyrics.txt` is somebody's own, and comes first.
+    Raises UnknownEncoding, OSError.
+    """
+    candidates = [] if song.lyrics.exists() else [song.timed_lyrics.name]
+    candidates += [f"{song.stem}.lrc", f"{song.stem}.txt"]
+    present = {path.name.casefold(): path for path in song.audio.parent.iterdir()}
+    for name in candidates:
+        path = present.get(name.casefold())
+        if path is not None and path.is_file():
+            text, encoding = decode_lyrics(path.read_bytes(), path.name)
+            found = _found(path.name if encoding.startswith("utf") else f"{path.name} (read as {encoding})", text)
+            if found is not None:
+                return found
+    return None
+
+
+def embedded_lyrics(audio: Path) -> FoundLyrics | None:
+    """Lyrics in the tags of an audio file, ones with times first; None when it has none.
+
+    Raises UnreadableTags when the file's tags are damaged, OSError.
+    """
+    import mutagen
+
+    try:
+        tags = _read_tags(audio)
+    except mutagen.MutagenError as error:
+        if isinstance(error.__context__, OSError) or isinstance(error.__cause__, OSError):
+            audio.open("rb").close()  # raises the plain OSError
+        raise UnreadableTags(
+            f"The tags embedded in '{audio.name}' cannot be read: {error}. Repair them with a tag editor, "
+            "or put the lyrics beside the song as a .lrc or .txt file."
+        ) from error
+    if tags is None:
+        return None
+    found = [(name, lines) for name, lines in _embedded(tags) if lines]
+    for name, lines in found:
+        if any(line.seconds is not None for line in lines):
+            return FoundLyrics(f"embedded {name}", lines)
+    return FoundLyrics(f"embedded {found[0][0]}", found[0][1]) if found else None
+
+
+class UnreadableTags(Exception):
+    """The tags of an audio file are damaged."""
+
+
+class UnknownEncoding(Exception):
+    """A text file is in none of the encodings that lyrics come in."""
+
+
+# --- Text ---
+
+
+def decode_lyrics(data: bytes, name: str) -> tuple[str, str]:
+    """(text, encoding) of a lyrics file: UTF-8, UTF-16 with a byte-order mark, else the code page that fits it.
+
+    Raises UnknownEncoding.
+    """
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            return _strictly(data, encoding, name), encoding
+    try:
+        return data.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        encoding = legacy_encoding(data)
+        return _strictly(data, encoding, name), encoding
+
+
+def _strictly(data: bytes, encoding: str, name: str) -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UnknownEncoding(
+            f"'{name}' is neither UTF-8 nor {encoding}: byte 0x{data[error.start]:02x} at {error.start} fits neither. "
+            "Open it in an editor that shows the text correctly and save it as UTF-8."
+        ) from error
+
+
+def legacy_encoding(data: bytes) -> str:
+    """The code page of lyrics that are not UTF-8: GB18030 unless another fits clearly better.
+
+    charset-normalizer takes a few words of GB18030 for Korean and Shift JIS for Korean as well, so the choice is made
+    by what lyrics consist of: each East Asian code page keeps its common characters in a range of lead bytes.
+    """
+    high = len(re.findall(rb"[\x80-\xff]", data))
+    lone = len(re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", data))
+    if lone > 0.5 * high:
+        # Accented letters between plain ones: a Western language. Elsewhere high bytes stand together.
+        return "cp1252"
+    if _share(data, "cp932", lambda character, _: "\u3040" <= character <= "\u30ff") > 0.3:
+        return "cp932"
+    # Lower-case Cyrillic, which as East Asian text would be nothing but rare characters.
+    if _share(data, "cp1251", lambda character, _: "\u0430" <= character <= "\u044f" or character == "ё") > 0.7:
+        return "cp1251"
+    simplified = _share(data, "gb18030", _common(0xA1, 0xD7))  # punctuation and the 3755 characters of level 1
+    traditional = _share(data, "big5", _common(0xA1, 0xC6))  # punctuation and the 5401 characters of level 1
+    hangul = _share(data, "cp949", _common(0xA1, 0xC8))  # punctuation and the 2350 syllables of KS X 1001
+    if traditional > simplified + 0.1 and traditional > hangul:
+        return "big5"
+    # All Hangul lead bytes are also lead bytes of common Chinese characters, but not the other way round: ten
+    # characters in a row without one that only Chinese has are hardly Chinese.
+    if hangul == 1 and high >= 20:
+        return "cp949"
+    return "gb18030"
+
+
+def _common(first: int, last: int) -> Callable[[str, bytes], bool]:
+    """Whether a character is two bytes with a lead byte in `first`..`last` and a high second byte (or any in Big5)."""
+    lowest_second = 0x40 if last == 0xC6 else 0xA1
+    return lambda _, pair: len(pair) == 2 and first <= pair[0] <= last and pair[1] >= lowest_second
+
+
+def _share(data: bytes, encoding: str, expected: Callable[[str, bytes], bool]) -> float:
+    """The share of non-ASCII characters of `data`, read in `encoding`, that are `expected`; 0 if it cannot be read."""
+    try:
+        text = data.decode(encoding)
+        foreign = [character for character in text if ord(character) >= 0x80]
+        return sum(expected(character, character.encode(encoding)) for character in foreign) / max(1, len(foreign))
+    except UnicodeError:
+        return 0.0
+
+
+def _found(source: str, text: str) -> FoundLyrics | None:
+    lines = _lines(text)
+    return FoundLyrics(source, lines) if lines else None
+
+
+def _lines(text: str) -> tuple[TimedLine, ...]:
+    """Lines of lyrics with or without `[mm:ss.xx]`; empty when the text holds nothing but times and headers."""
+    lines = [TimedLine(line.seconds, " ".join(line.text.split())) for line in parse_timed("\n".join(clean_lines(text)))]
+    sung = [line.text for line in lines if line.text]
+    if not sung:
+        return ()
+    if len(sung) == 1 and _NO_VOICE.fullmatch(sung[0]):
+        return (TimedLine(None, INSTRUMENTAL),)
+    while not lines[-1].text:
+        lines.pop()
+    while not lines[0].text:
+        lines.pop(0)
+    return tuple(lines)
+
+
+# --- Embedded tags ---
+
+
+def _read_tags(audio: Path) -> Any:
+    """mutagen's tags of a file: the container's own, else an ID3 header, which .aac and others may carry."""
+    import mutagen
+    import mutagen.id3
+
+    problem = None
+    # By its name first, then without one: mutagen would take a FLAC file called .mp3 for damaged MPEG audio.
+    for source in (audio, None):
+        try:
+            file = mutagen.File(source or io.BytesIO(audio.read_bytes()))
+        except mutagen.MutagenError as error:
+            problem = problem or error
+            continue
+        if file is not None and file.tags:
+            return file.tags
+        if file is not None:
+            problem = None
+            break
+    try:
+        return mutagen.id3.ID3(audio)
+    except mutagen.id3.ID3NoHeaderError:
+        if problem is not None:
+            raise problem from None
+        return None
+
+
+def _embedded(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
+    """(name of the field, its lines) for every field of `tags` that may hold lyrics."""
+    from mutagen.id3 import ID3Tags
+    from mutagen.mp4 import MP4Tags
+
+    if isinstance(tags, ID3Tags):
+        yield from _id3_lyrics(tags)
+    elif isinstance(tags, MP4Tags):
+        for text in tags.get("\xa9lyr", []):
+            yield "MP4 lyrics", _lines(str(text))
+        for name, values in tags.items():
+            if name.startswith("----:") and name.rsplit(":", 1)[-1].casefold() in _COMMENT_NAMES:
+                for value in values:
+                    yield name, _lines(decode_lyrics(bytes(value), name)[0])
+    else:
+        by_name = {str(name).casefold(): values for name, values in tags.items()}
+        for name in _COMMENT_NAMES:
+            values = by_name.get(name, [])
+            for text in [values] if isinstance(values, str) else values:
+                yield f"{name.upper()} comment", _lines(str(text))
+
+
+def _id3_lyrics(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
+    for frame in tags.getall("SYLT"):
+        # Types 1 and 2 are lyrics and their transcription; others hold chords or events. Format 2 is milliseconds;
+        # format 1 counts MPEG frames, and writers are not known to use it.
+        if frame.type in (1, 2) and frame.format == 2:
+            yield "SYLT", _sylt_lines(frame.text)
+    for frame in tags.getall("USLT"):
+        yield "USLT", _lines(_repaired(frame.text, frame.encoding))
+    for frame in tags.getall("TXXX"):
+        if frame.desc.casefold() in _COMMENT_NAMES:
+            yield f"TXXX:{frame.desc}", _lines(_repaired("\n".join(frame.text), frame.encoding))
+
+
+def _sylt_lines(entries: Sequence[tuple[str, int]]) -> tuple[TimedLine, ...]:
+    """(text, milliseconds) of SYLT as lines. Syllables are joined where line breaks say where a line begins."""
+    by_syllable = any("\n" in text.strip("\n") or text.startswith("\n") for text, _ in entries[1:])
+    lines: list[TimedLine] = []
+    for text, milliseconds in entries:
+        pieces = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        for number, piece in enumerate(pieces):
+            if by_syllable and number == 0 and lines:
+                lines[-1] = TimedLine(lines[-1].seconds, lines[-1].text + piece)
+            else:
+                lines.append(TimedLine(milliseconds / 1000, piece))
+    cleaned = [TimedLine(line.seconds, " ".join(line.text.split())) for line in lines]
+    return tuple(line for line in cleaned if line.text)
+
+
+def _repaired(text: str, encoding: int) -> str:
+    """Text of an ID3 frame that says Latin-1 but holds another code page, as many Chinese files do."""
+    if encoding != 0 or text.isascii():
+        return text
+    data = text.encode("latin-1", errors="ignore")
+    encoding_name = legacy_encoding(data)
+    try:
+        return text if encoding_name == "cp1252" else data.decode(encoding_name)
+    except UnicodeDecodeError:
+        return text

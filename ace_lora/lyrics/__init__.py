@@ -1,0 +1,20 @@
+"""Lyrics text to the token ids of ACE-Step v1, and lyrics with times. Importing the package imports nothing else.
+
+    from ace_lora.lyrics.tokenize import LyricTokenizer
+    from ace_lora.lyrics.vocabulary import load_vocabulary
+    LyricTokenizer(load_vocabulary(path, embedding_rows=6693)).tokenize("[verse]\\nHello my friend").ids
+
+    vocabulary.py   the vocabulary file: load, check against the published sha256 and the model
+    tokenize.py     lyrics -> ids, main language, warnings; the order of everything below
+    segment.py      lyrics -> stretches of one guessed language (their boundaries are visible in the ids)
+    language_id.py  the language identifier, and the only form of text that it sees
+    cleaners.py     one line -> the text that is encoded: abbreviations, signs, pinyin, Korean
+    numbers.py      numbers in words, all languages but Chinese, Japanese and Hindi
+    zh_numbers.py   Chinese numbers, and Chinese punctuation as commas
+    japanese.py     Japanese lines in Latin letters; needs the optional packages
+    packages.py     versions the ids were checked with, MissingLyricSupport
+    timed.py        [mm:ss.xx] lyrics: parse, strip, write, put onto edited lyrics, crop with the audio
+
+Everything is plain functions on strings; only the identifier, the vocabulary and cutlet are loaded objects.
+`ACE_LYRIC_VOCAB=<published vocab.json> python -m pytest tests -k lyrics` compares ids with the reference as well.
+"""

@@ -1,0 +1,507 @@
+"""Write `<song>_prompt.txt` (tags) and, with --lyrics, `<song>_lyrics.txt` for every song of a folder.
+
+Reads the audio files of --data_dir, and for lyrics also a `.lrc` or `.txt` beside the song and the tags embedded in
+it. An existing file stays as it is unless --overwrite is given, and then its old text is kept as a dated `.bak`.
+
+    python generate_prompts_lyrics.py --data_dir Taudio/xxx
+    python generate_prompts_lyrics.py --data_dir Taudio/xxx --lyrics
+    python generate_prompts_lyrics.py --data_dir Taudio/xxx --lyrics --backend analysis     (no model, any CPU)
+
+Sections: 1 command line, 2 what there is to do, 3 one song, 4 captioners, 5 files, 6 main.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ace_lora.captions import SongFailed, ask_until_usable, check_language, mark_structure, merge_captions, part_bounds
+from ace_lora.commands import StepFailed, WrongInput, run_script
+from ace_lora.files import replace_atomically, write_text
+from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, songs_with_equal_stem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ace_lora.audio import Waveform
+    from ace_lora.captions import Caption, Captioner
+    from ace_lora.lyric_sources import FoundLyrics
+
+    LoadCaptioner = Callable[[], Captioner | None]
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-Omni-7B"
+LYRIC_SOURCES = ("file", "embedded", "model")
+# What captioning models hear: mono at this rate, in Hz.
+CAPTION_RATE = 16_000
+# Reading stops there only so that a file with a damaged header cannot fill the memory.
+LONGEST_SONG_SECONDS = 3 * 3600
+
+
+# --- 1. Command line ---
+
+
+def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argparse.Namespace:
+    """The command line; `backend` is the default of --backend."""
+    parser = argparse.ArgumentParser(description="Write prompts (tags) and lyrics for the songs of a folder.")
+    songs = parser.add_argument_group("songs")
+    songs.add_argument("--data_dir", type=Path, required=True, help="folder with the songs; the texts go beside them")
+    songs.add_argument(
+        "--only", nargs="+", metavar="SONG", help="do only these songs (file names, with or without extension)"
+    )
+    songs.add_argument("--lyrics", action="store_true", help="write lyrics as well as the prompts that are missing")
+    songs.add_argument(
+        "--overwrite", action="store_true", help="write texts that exist again; the old ones are kept as dated .bak"
+    )
+
+    captions = parser.add_argument_group("captions")
+    captions.add_argument(
+        "--backend",
+        choices=("auto", "qwen", "llamacpp", "analysis"),
+        default=backend,
+        help="qwen: a Qwen2.5-Omni model on this computer; llamacpp: a running llama-server; analysis: tags measured "
+        "from the signal, no model; auto: qwen with a CUDA card, else analysis (default: %(default)s)",
+    )
+    captions.add_argument("--bpm", action="store_true", help="add the measured tempo as a tag, such as '120 bpm'")
+    captions.add_argument("--language", help="language of the lyrics, such as en or zh (default: the model finds out)")
+    captions.add_argument("--seed", type=int, default=0, help="for the sampling of the model (default: %(default)s)")
+
+    lyrics = parser.add_argument_group("lyrics")
+    lyrics.add_argument(
+        "--lyric_sources",
+        default=",".join(LYRIC_SOURCES),
+        help="where lyrics may come from, first match wins: file (a .lrc or .txt beside the song), embedded (tags of "
+        "the audio file), model; leave out what is not wanted (default: %(default)s)",
+    )
+    lyrics.add_argument(
+        "--structure",
+        choices=("on", "off"),
+        default="on",
+        help="on: lyrics without structure tags get [chorus] before repeated lines and [verse] before the others; "
+        "off: leave them (default: %(default)s)",
+    )
+
+    qwen = parser.add_argument_group("qwen backend")
+    qwen.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="name or folder of a Qwen2.5-Omni checkpoint (default: %(default)s)",
+    )
+    qwen.add_argument(
+        "--quantization",
+        choices=("auto", "nf4", "int8", "none"),
+        default="auto",
+        help="auto: as the checkpoint is quantised, else nf4 on a CUDA card and none elsewhere (default: %(default)s)",
+    )
+    qwen.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="(default: %(default)s)")
+
+    server = parser.add_argument_group("llamacpp backend")
+    server.add_argument("--host", default="127.0.0.1", help="where llama-server listens (default: %(default)s)")
+    server.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
+    server.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        help="seconds for one answer of the server (default: %(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+# --- 2. What there is to do ---
+
+
+@dataclass(frozen=True)
+class Task:
+    """One song and the texts of it that are wanted."""
+
+    song: Song
+    prompt: bool
+    lyrics: bool
+
+
+def plan(args: argparse.Namespace) -> list[Task]:
+    """One task per song, in the order of the folder. Raises WrongInput with all problems."""
+    problems = []
+    songs: list[Song] = []
+    if not args.data_dir.is_dir():
+        problems.append(f"'{args.data_dir}' is not a folder. Give the folder that holds the songs with --data_dir.")
+    else:
+        songs = scan_songs(args.data_dir)
+        if not songs:
+            problems.append(
+                f"No audio in '{args.data_dir}'. Looked for {' '.join(AUDIO_EXTENSIONS)}. "
+                "Choose the folder that holds the songs with --data_dir."
+            )
+        elif args.only:
+            songs, unknown = _only(songs, args.only)
+            if unknown:
+                problems.append(
+                    f"--only names {', '.join(repr(name) for name in unknown)}, not a song in '{args.data_dir}'. "
+                    "Give file names as they stand in the folder."
+                )
+    for stem, group in songs_with_equal_stem(songs).items():
+        names = ", ".join(f"'{song.audio.name}'" for song in group)
+        problems.append(
+            f"{names} would share '{stem}_prompt.txt'. Every song needs a name of its own: rename or remove one."
+        )
+    unknown = sorted(set(lyric_sources(args)) - set(LYRIC_SOURCES))
+    if unknown:
+        problems.append(
+            f"--lyric_sources holds {', '.join(repr(name) for name in unknown)}; "
+            f"known are {', '.join(LYRIC_SOURCES)}. Give some of them, separated by commas."
+        )
+    if args.language is not None:
+        problems += _language_problems(args.language)
+    if not 1 <= args.port <= 65535:
+        problems.append(f"--port {args.port} is no port. Give the port that llama-server listens on, 1 to 65535.")
+    if not args.timeout > 0:
+        problems.append(f"--timeout {args.timeout} must be more than 0 seconds. Leave it out for 600.")
+    if args.backend in ("auto", "qwen"):
+        problems += _model_problems(args)
+    if problems:
+        raise WrongInput(problems)
+    return [
+        Task(
+            song,
+            prompt=args.overwrite or not song.prompt.exists(),
+            lyrics=args.lyrics and (args.overwrite or not song.lyrics.exists()),
+        )
+        for song in songs
+    ]
+
+
+def _only(songs: list[Song], names: list[str]) -> tuple[list[Song], list[str]]:
+    chosen: set[Song] = set()
+    unknown = []
+    for name in names:
+        wanted = Path(name).name.casefold()
+        found = [song for song in songs if wanted in (song.audio.name.casefold(), song.stem.casefold())]
+        chosen.update(found)
+        if not found:
+            unknown.append(name)
+    return [song for song in songs if song in chosen], unknown
+
+
+def lyric_sources(args: argparse.Namespace) -> list[str]:
+    """The sources of --lyric_sources, in their fixed order where known."""
+    return [name.strip() for name in args.lyric_sources.split(",") if name.strip()]
+
+
+def _language_problems(language: str) -> list[str]:
+    from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
+
+    if language in SUPPORTED_LANGUAGES:
+        return []
+    return [
+        f"--language '{language}' is not one that ACE-Step's lyrics know. "
+        f"Give one of {' '.join(SUPPORTED_LANGUAGES)}, or leave it out and the model finds out."
+    ]
+
+
+def _model_problems(args: argparse.Namespace) -> list[str]:
+    from ace_lora.acestep_answers import answer_style
+
+    problems = []
+    if _is_path(args.model) and not (Path(args.model).expanduser() / "config.json").is_file():
+        problems.append(
+            f"--model '{args.model}' is no folder with a config.json. Give the folder of a downloaded checkpoint, "
+            f"or a name such as {DEFAULT_MODEL}."
+        )
+    if answer_style(args.model) == "transcriber" and not args.lyrics:
+        problems.append(
+            f"--model '{args.model}' writes lyrics and no tags. Add --lyrics, or choose another model for the prompts."
+        )
+    return problems
+
+
+def _is_path(model: str) -> bool:
+    """Whether --model means a folder: names of the model hub are `owner/name`."""
+    path = Path(model).expanduser()
+    return path.exists() or path.is_absolute() or model.startswith((".", "~")) or "\\" in model or model.count("/") != 1
+
+
+# --- 3. One song ---
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is to be written for a song; None: not wanted."""
+
+    tags: list[str] | None = None
+    lyrics: str | None = None
+    timed_lyrics: str | None = None
+
+
+def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner, say: Callable[[str], None]) -> Texts:
+    """The texts of one song. `say` takes lines for the log; the captioner is loaded only if the song needs it.
+
+    Raises SongFailed when one of the texts cannot be had, AudioError when the song cannot be read: then nothing is
+    to be written for it.
+    """
+    from ace_lora.audio import read_audio
+
+    found = find_lyrics(task.song, args, say) if task.lyrics else None
+    ask_lyrics = task.lyrics and found is None and "model" in lyric_sources(args)
+    captioner = load_captioner() if task.prompt or ask_lyrics else None
+
+    # All of it: what lies beyond the length that a captioner hears is heard in further parts.
+    waveform = read_audio(task.song.audio, max_seconds=LONGEST_SONG_SECONDS) if task.prompt or captioner else None
+    caption = None
+    if captioner is not None and ((task.prompt and captioner.gives_tags) or ask_lyrics):
+        caption = caption_waveform(
+            captioner, waveform, tags=task.prompt and captioner.gives_tags, lyrics=ask_lyrics, args=args, say=say
+        )
+
+    tags = tags_of(waveform, caption, args, say) if task.prompt else None
+    if not task.lyrics:
+        return Texts(tags)
+    if found is not None:
+        return Texts(tags, *written_lyrics(found, args))
+    if caption is not None and caption.has_vocal is False:
+        return Texts(tags, INSTRUMENTAL)
+    if caption is not None and caption.lyrics:
+        return Texts(tags, structured("\n".join(caption.lyrics), args))
+    if captioner is None and args.backend == "analysis":
+        say(
+            "no lyrics found, and nobody listened for a voice: assumed to be instrumental. If it is sung, correct "
+            f"'{task.song.lyrics.name}', or put the lyrics beside it as '{task.song.stem}.lrc' and use --overwrite"
+        )
+        return Texts(tags, INSTRUMENTAL)
+    raise SongFailed(
+        f"no lyrics in {args.lyric_sources}. Put them beside the song as '{task.song.stem}.lrc' or "
+        f"'{task.song.stem}.txt', or let the model listen with --lyric_sources {','.join(LYRIC_SOURCES)}"
+    )
+
+
+def find_lyrics(song: Song, args: argparse.Namespace, say: Callable[[str], None]) -> FoundLyrics | None:
+    """Lyrics that somebody wrote already, from the sources that are switched on."""
+    from ace_lora.lyric_sources import UnknownEncoding, UnreadableTags, embedded_lyrics, lyrics_beside
+
+    found = None
+    if "file" in lyric_sources(args):
+        try:
+            found = lyrics_beside(song)
+        except UnknownEncoding as error:
+            # The user put lyrics there; going on to another source would ignore them.
+            raise SongFailed(str(error)) from error
+    if found is None and "embedded" in lyric_sources(args):
+        try:
+            found = embedded_lyrics(song.audio)
+        except UnreadableTags as error:
+            say(str(error))
+    if found is not None:
+        times = " with times" if found.timed else ""
+        say(f"lyrics from {found.source}, {len(found.lines)} lines{times}")
+    return found
+
+
+def written_lyrics(found: FoundLyrics, args: argparse.Namespace) -> tuple[str, str | None]:
+    """(lyrics, timed lyrics or None) as they are written."""
+    from ace_lora.lyrics.timed import attach_times, format_timed
+
+    lyrics = structured(found.text, args)
+    if not found.timed:
+        return lyrics, None
+    return lyrics, format_timed(attach_times(lyrics, format_timed(found.lines)))
+
+
+def structured(lyrics: str, args: argparse.Namespace) -> str:
+    """`lyrics` with structure tags, unless --structure off."""
+    return mark_structure(lyrics) if args.structure == "on" else lyrics
+
+
+def tags_of(
+    waveform: Waveform, caption: Caption | None, args: argparse.Namespace, say: Callable[[str], None]
+) -> list[str]:
+    """Tags of the model, else measured ones; with --bpm the tempo as well."""
+    from ace_lora.signal_analysis import TooLittleSound, bpm_tag, measure, measure_bpm, signal_tags
+
+    if caption is not None and caption.tags:
+        tags = list(caption.tags)
+        bpm = measure_bpm(waveform.samples, waveform.rate) if args.bpm else None
+    else:
+        try:
+            measured = measure(waveform.samples, waveform.rate)
+        except TooLittleSound as error:
+            raise SongFailed(str(error)) from error
+        tags, bpm = signal_tags(measured), measured.bpm
+    if args.bpm and bpm is None:
+        say("no steady pulse found, so there is no tempo tag")
+    if args.bpm and bpm is not None:
+        tags.append(bpm_tag(bpm))
+    return sorted(set(tags))
+
+
+def caption_waveform(
+    captioner: Captioner,
+    waveform: Waveform,
+    *,
+    tags: bool,
+    lyrics: bool,
+    args: argparse.Namespace,
+    say: Callable[[str], None],
+) -> Caption:
+    """What `captioner` says of a song; one longer than it hears is captioned in parts, which are merged."""
+    import torch
+
+    from ace_lora.audio import resample
+
+    mono = torch.from_numpy(waveform.samples).mean(dim=0, keepdim=True)
+    heard = resample(mono, waveform.rate, CAPTION_RATE)[0].clamp(-1, 1).numpy()
+    bounds = part_bounds(len(heard), int(captioner.longest_seconds * CAPTION_RATE))
+    if len(bounds) > 1:
+        say(
+            f"{len(heard) / CAPTION_RATE:.0f} s is more than the {captioner.longest_seconds:.0f} s that the model "
+            f"hears at once: captioned in {len(bounds)} parts"
+        )
+
+    parts = []
+    for start, end in bounds:
+
+        def ask(attempt: int, part: np.ndarray = heard[start:end]) -> Caption:
+            caption = captioner.ask(part, tags=tags, lyrics=lyrics, language=args.language, attempt=attempt)
+            if args.language is None:
+                check_language(caption.lyrics)
+            return caption
+
+        parts.append(ask_until_usable(ask, say))
+    return merge_captions(parts)
+
+
+# --- 4. Captioners ---
+
+
+def chosen_backend(args: argparse.Namespace) -> str:
+    """The backend that --backend auto stands for on this computer; says so."""
+    if args.backend != "auto":
+        return args.backend
+    import torch
+
+    if torch.cuda.is_available():
+        print(f"--backend auto: qwen, because there is a CUDA device ({torch.cuda.get_device_name()}).")
+        return "qwen"
+    print(
+        "--backend auto: analysis, because there is no CUDA device. Tags are measured from the signal; genre, mood, "
+        "instruments and vocals need a model (--backend qwen or llamacpp)."
+    )
+    return "analysis"
+
+
+def captioner_loader(args: argparse.Namespace) -> LoadCaptioner:
+    """A function that loads the captioner of --backend at its first call; it gives None for analysis."""
+
+    @functools.cache
+    def load() -> Captioner | None:
+        if args.backend == "qwen":
+            from ace_lora.captioner_qwen import QwenCaptioner
+
+            return QwenCaptioner.load(
+                args.model, quantization=args.quantization, device=args.device, seed=args.seed, say=print
+            )
+        if args.backend == "llamacpp":
+            from ace_lora.captioner_llamacpp import LlamaServer
+
+            return LlamaServer.connect(args.host, args.port, answer_timeout=args.timeout, seed=args.seed, say=print)
+        return None
+
+    return load
+
+
+# --- 5. Files ---
+
+
+def write_texts(task: Task, texts: Texts) -> None:
+    """Write what is not None, each file whole; what it replaces is kept as a dated backup."""
+    if texts.tags is not None:
+        _write(task.song.prompt, ", ".join(texts.tags))
+    if texts.lyrics is not None:
+        # Old times do not belong to the new lyrics, and would be used to crop them. A file that somebody put there
+        # without --overwrite being given is where the lyrics came from.
+        _write_timed(task.song, texts)
+        _write(task.song.lyrics, texts.lyrics)
+
+
+def _write_timed(song: Song, texts: Texts) -> None:
+    if texts.timed_lyrics is not None:
+        _write(song.timed_lyrics, texts.timed_lyrics)
+    elif song.timed_lyrics.exists():
+        back_up(song.timed_lyrics)
+        song.timed_lyrics.unlink()
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists():
+        back_up(path)
+    write_text(path, text)
+
+
+def back_up(path: Path) -> Path:
+    """Copy `song_prompt.txt` to `song_prompt.txt.2026-01-31_12-00-00.bak`, never over another file."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    backup = path.with_name(f"{path.name}.{stamp}.bak")
+    number = 1
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.{stamp}-{number}.bak")
+    with replace_atomically(backup) as temporary:
+        shutil.copyfile(path, temporary)
+    return backup
+
+
+# --- 6. Main ---
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the texts that are missing, song by song; a song that fails does not keep the others."""
+    tasks = plan(args)
+    from tqdm import tqdm
+
+    from ace_lora.audio import AudioError
+
+    # Settled before the first song, and only if there is anything to do for it.
+    if any(task.prompt or task.lyrics for task in tasks):
+        args.backend = chosen_backend(args)
+    load_captioner = captioner_loader(args)
+
+    done = skipped = 0
+    failed = []
+    with tqdm(tasks, unit="song", file=sys.stderr, dynamic_ncols=True) as bar:
+        for number, task in enumerate(bar, start=1):
+            name = task.song.audio.name
+            bar.set_postfix_str(name)
+
+            def report(outcome: str, head: str = f"song {number}/{len(tasks)} | {name}") -> None:
+                tqdm.write(f"{head} | {outcome}", file=sys.stdout)
+
+            def say(text: str, name: str = name) -> None:
+                tqdm.write(f"{name}: {text}.", file=sys.stdout)
+
+            if not task.prompt and not task.lyrics:
+                report("skipped")
+                skipped += 1
+                continue
+            try:
+                texts = describe(task, args, load_captioner, say)
+            except (SongFailed, AudioError) as error:
+                report(f"failed: {error}")
+                failed.append(name)
+                continue
+            write_texts(task, texts)
+            report("done" if texts.tags is None else f"done: {', '.join(texts.tags)}")
+            done += 1
+    print(f"done {done}, skipped {skipped}, failed {len(failed)}")
+    if failed:
+        raise StepFailed(
+            f"No text was written for {len(failed)} of {len(tasks)} songs: {', '.join(failed)}. "
+            "The reasons stand above; run the same command again to try only these, or write their texts by hand."
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main, parse_args()))
