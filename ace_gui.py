@@ -826,7 +826,7 @@ def try_writable(folder: Path) -> bool:
 
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}
-_NAME_WORDS = re.compile(r"^(?:CYRILLIC|GREEK|HANGUL|HIRAGANA|KATAKANA)\b.* ([A-Z]+)$")
+_NAME_WORDS = re.compile(r"^(CYRILLIC|GREEK|HANGUL|HIRAGANA|KATAKANA)\b.* ([A-Z]+)$")
 
 
 def readable_name(title: str, longest: int = MAX_NAME) -> str:
@@ -878,7 +878,14 @@ def _latin(character: str) -> str:
     if plain:
         return plain
     match = _NAME_WORDS.match(unicodedata.name(character, ""))
-    return match.group(1).lower() if match and "SIGN" not in match.group() else ""
+    if not match or match.group(2) == "SIGN":
+        return ""
+    script, sound = match.group(1), match.group(2).lower()
+    if script in ("CYRILLIC", "GREEK"):
+        # Letters are called be, em, zhe, theta: the consonants are the sound.
+        vowels = {"ie": "e", "io": "yo", "yeru": "y", "yu": "yu", "ya": "ya"}
+        return vowels.get(sound) or re.sub(r"^e?([bcdfghjklmnpqrstvwxz]+).*|^(.).*", r"\1\2", sound)
+    return sound
 
 
 def unique_name(name: str, taken: Iterable[str], longest: int = MAX_NAME) -> str:
@@ -1955,7 +1962,7 @@ class Workspace:
         name = STEP[step].script
         if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
             backend = next((row for row in self.fields(step) if row.flag == "backend"), None)
-            if backend and self.value(step, backend) == "llamacpp":
+            if backend and "llamacpp" in backend.choices and self.value(step, backend) == "llamacpp":
                 name = LLAMACPP_SCRIPT
         return self.program / name
 
@@ -2408,10 +2415,10 @@ def judge_environment(
     else:
         findings.append(Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python"))
         findings += _judge_report(space, report)
-    for script in SCRIPTS:
-        if not (space.program / script).is_file():
-            findings.append(Finding("bad", "env.script", {"script": script, "folder": space.program}, "program"))
-    if all((space.program / script).is_file() for script in SCRIPTS):
+    missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
+    if missing:
+        findings.append(Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program"))
+    else:
         findings.append(Finding("ok", "env.scripts", {"folder": space.program}))
     findings += _judge_disk(space, songs)
     findings += _judge_weights(space)
@@ -2734,8 +2741,8 @@ def explain_exit(code: int | None, errors: list[tuple[str, dict[str, str]]]) -> 
     return [("err.unknown", {})]
 
 
-_LOOKS_WRONG = re.compile(r"\b(?:error|exception|traceback|failed|fatal)\b|错误|失败", re.IGNORECASE)
-_LOOKS_RISKY = re.compile(r"\bwarn(?:ing)?\b|警告", re.IGNORECASE)
+_LOOKS_WRONG = re.compile(r"(?i:\b(?:error|exception|traceback|failed|fatal)\b)|[a-z](?:Error|Exception)\b|错误|失败")
+_LOOKS_RISKY = re.compile(r"(?i:\bwarn(?:ing)?\b)|[a-z]Warning\b|警告")
 
 
 def line_look(line: str) -> str:
@@ -3142,7 +3149,7 @@ COLOURS = {
     "accent": "#2457c5", "accent_dark": "#1a4399", "accent_soft": "#e4ecfc", "good": "#1a7a3b", "good_soft": "#e5f4ea",
     "warn": "#935500", "warn_soft": "#fdf2de", "bad": "#b3261e", "bad_soft": "#fbe8e6", "disabled": "#9aa5b3",
     "log": "#121a26", "log_text": "#d7e0ec", "log_muted": "#8fa0b8", "log_bad": "#ff8f87", "log_warn": "#f2c46d",
-    "log_head": "#8db8ff", "curve_soft": "#b9cdf5",
+    "log_head": "#8db8ff", "log_line": "#33415a", "curve_soft": "#b9cdf5",
 }  # fmt: skip
 FONT_CHOICES = ("Microsoft YaHei UI", "PingFang SC", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei")
 MONO_CHOICES = ("Cascadia Mono", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "DejaVu Sans Mono")
@@ -3240,12 +3247,19 @@ class Ui:
         style.configure("Sash", sashthickness=px(6), gripcount=0, background=c["rail"], bordercolor=c["line"])
         style.configure("TScrollbar", background=c["line"], troughcolor=c["surface"], bordercolor=c["surface"],
                         arrowcolor=c["muted"], gripcount=0, arrowsize=px(13), width=px(13))  # fmt: skip
-        style.map("TScrollbar", background=[("disabled", c["surface"]), ("active", c["disabled"])])
+        style.layout("Vertical.TScrollbar", [("Vertical.Scrollbar.trough", {"sticky": "ns", "children": [
+            ("Vertical.Scrollbar.thumb", {"expand": "1", "sticky": "nswe"})]})])  # fmt: skip
+        style.map("TScrollbar", background=[("disabled", c["surface"]), ("active", c["disabled"])],
+                  bordercolor=[("disabled", c["surface"])], lightcolor=[("disabled", c["surface"])],
+                  darkcolor=[("disabled", c["surface"])])  # fmt: skip
         style.configure("TSeparator", background=c["line"])
         self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
         self.root.option_add("*TCombobox*Listbox.background", c["surface"])
         self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
-        self.root.option_add("*Menu.font", "TkMenuFont")
+        for option, value in (("font", "TkMenuFont"), ("background", c["surface"]), ("foreground", c["text"]), ("relief", "flat"),
+                              ("activeBackground", c["accent"]), ("activeForeground", "#ffffff"), ("borderWidth", px(1)),
+                              ("activeBorderWidth", 0), ("disabledForeground", c["disabled"])):  # fmt: skip
+            self.root.option_add(f"*Menu.{option}", value)
 
     def _set_button_styles(self, style: ttk.Style) -> None:
         c, px = COLOURS, self.px
@@ -3261,7 +3275,7 @@ class Ui:
         }
         for name, (back, front, border, hover, ring) in looks.items():
             style.configure(name, background=back, foreground=front, bordercolor=border, lightcolor=back, darkcolor=back,
-                            focuscolor=ring, padding=(px(10), px(5)), relief="flat", anchor="center", width=0)  # fmt: skip
+                            focuscolor=ring, padding=(px(10), px(5)), relief="raised", anchor="center", width=0)  # fmt: skip
             soft = c["rail"] if name != "Primary.TButton" else "#c4cedd"
             style.map(
                 name,
@@ -3272,6 +3286,9 @@ class Ui:
             )  # fmt: skip
         style.configure("Rail.TButton", anchor="w")
         style.configure("RailOn.TButton", anchor="w")
+        # The steps are a list, not a column of buttons: no frame unless one is chosen or has the focus.
+        style.configure("Step.Rail.TButton", bordercolor=c["rail"])
+        style.map("Step.Rail.TButton", bordercolor=[("focus", c["accent_dark"])])
         style.configure("Small.TButton", padding=(px(7), px(2)), font=self.fonts["small"])
         style.configure("TMenubutton", arrowpadding=px(4), arrowsize=px(5))
         style.configure("Primary.TButton", padding=(px(18), px(7)), font=self.fonts["bold"])
@@ -3353,6 +3370,20 @@ def wrapped(label: ttk.Label) -> ttk.Label:
     return label
 
 
+def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
+    """A vertical scroll bar beside `view` in its parent's grid, there only while something is out of sight."""
+    bar = ttk.Scrollbar(view.master, command=view.yview)
+
+    def moved(first: str, last: str) -> None:
+        bar.set(first, last)
+        # Hidden, not removed: without its width the text would wrap anew and the bar could flicker for ever.
+        bar.state(["disabled"] if float(first) <= 0 and float(last) >= 1 else ["!disabled"])
+
+    view.configure(yscrollcommand=moved)
+    bar.grid(row=row, column=column, sticky="ns")
+    return bar
+
+
 class Tip:
     """A sentence that appears when the pointer rests on a widget, or the widget has the keyboard focus."""
 
@@ -3398,12 +3429,10 @@ class ScrollFrame:
         self.frame.rowconfigure(0, weight=1)
         self._canvas = tk.Canvas(self.frame, background=COLOURS["surface"], highlightthickness=0, borderwidth=0,
                                  width=ui.px(200), height=ui.px(80), yscrollincrement=ui.px(20))  # fmt: skip
-        self._bar = ttk.Scrollbar(self.frame, command=self._canvas.yview)
         self.inner = ttk.Frame(self._canvas)
         self._item = self._canvas.create_window(0, 0, window=self.inner, anchor="nw")
-        self._canvas.configure(yscrollcommand=self._bar.set)
         self._canvas.grid(row=0, column=0, sticky="nsew")
-        self._bar.grid(row=0, column=1, sticky="ns")
+        side_bar(self._canvas)
         self.inner.bind("<Configure>", self._fit)
         self._canvas.bind("<Configure>", self._fit)
         self.frame.bind_all("<FocusIn>", self._follow, add="+")
@@ -3451,6 +3480,10 @@ class LogPane:
             insertbackground=COLOURS["log_text"], font="TkFixedFont", relief="flat", borderwidth=0, padx=ui.px(10),
             pady=ui.px(6), highlightthickness=ui.px(2), highlightbackground=COLOURS["log"], insertwidth=0,
             highlightcolor=COLOURS["accent"], undo=False, selectbackground=COLOURS["accent"],
+        )  # fmt: skip
+        self.text.vbar.configure(
+            background=COLOURS["log_line"], activebackground=COLOURS["log_muted"], troughcolor=COLOURS["log"], borderwidth=0,
+            elementborderwidth=1, highlightthickness=0, width=ui.px(13), relief="flat",
         )  # fmt: skip
         self.text.pack(fill="both", expand=True)
         for tag, colour in (("bad", "log_bad"), ("warn", "log_warn"), ("head", "log_head"), ("muted", "log_muted")):
@@ -3693,10 +3726,8 @@ class Editor:
             highlightcolor=COLOURS["accent"], background=COLOURS["surface"], foreground=COLOURS["text"],
             insertbackground=COLOURS["text"], selectbackground=COLOURS["accent"], selectforeground="#ffffff",
         )  # fmt: skip
-        bar = ttk.Scrollbar(self.frame, command=self.text.yview)
-        self.text.configure(yscrollcommand=bar.set)
         self.text.grid(row=0, column=0, sticky="nsew")
-        bar.grid(row=0, column=1, sticky="ns")
+        side_bar(self.text)
         self.text.bind("<<Modified>>", self._modified)
         # Tab leads on to the next widget: the keyboard alone must be able to leave the text.
         self.text.bind("<Tab>", lambda event: self._go(event.widget.tk_focusNext()))
@@ -4058,10 +4089,8 @@ class SongsPage(StepPage):
             self.table.column(name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file"))
         self.table.tag_configure("bad", foreground=COLOURS["bad"])
         self.table.tag_configure("warn", foreground=COLOURS["warn"])
-        bar = ttk.Scrollbar(box, command=self.table.yview)
-        self.table.configure(yscrollcommand=bar.set)
         self.table.grid(row=0, column=0, sticky="nsew")
-        bar.grid(row=0, column=1, sticky="ns")
+        side_bar(self.table)
         self.empty = wrapped(ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center"))
         self.table.bind("<<TreeviewSelect>>", lambda _event: self._selected())
         self.table.bind("<Double-1>", lambda _event: self._play())
@@ -4207,10 +4236,8 @@ class TextsPage(StepPage):
         self.list.heading("state", text=ui.t(f"column.{'prompt' if self.key == 'prompts' else 'lyrics'}"))
         self.list.column("title", width=ui.px(170), minwidth=ui.px(80))
         self.list.column("state", width=ui.px(76), minwidth=ui.px(50), anchor="center", stretch=False)
-        bar = ttk.Scrollbar(box, command=self.list.yview)
-        self.list.configure(yscrollcommand=bar.set)
         self.list.grid(row=0, column=0, sticky="nsew")
-        bar.grid(row=0, column=1, sticky="ns")
+        side_bar(self.list)
         self.list.bind("<<TreeviewSelect>>", self._chosen)
 
     def _build_editors(self) -> None:
@@ -5961,7 +5988,7 @@ class App:
             status, _ = self.describe(step.key)
             button = self.rail[step.key]
             button.configure(image=ui.icon(status, 22), text=f" {step.number}  {ui.t(f'rail.{step.key}')}\n {ui.t(f'status.{status}')}",
-                             style="RailOn.TButton" if self.page_key == step.key else "Rail.TButton")  # fmt: skip
+                             style="RailOn.TButton" if self.page_key == step.key else "Step.Rail.TButton")  # fmt: skip
         idle = not self.busy and not self.closing
         self.rail_tools["title.environment"].configure(style="RailOn.TButton" if self.page_key == "environment" else "Rail.TButton")
         self.rail_tools["run.all"].configure(state="normal" if idle and self.songs else "disabled")
