@@ -116,6 +116,7 @@ def main(args: argparse.Namespace) -> None:
     check_kept_pieces(open_works)
     needed = needed_weights(open_works)
     weights = ensure_base_weights(checkpoint_dir(args), needed) if needed else {}
+    complete_fingerprints(open_works, weights)
     tokenize_texts(open_works, run, weights, found.get("transformer"))
 
     # Nothing has been written or moved so far; from here on a stop at any moment leaves only complete records.
@@ -173,7 +174,7 @@ class Work:
 @dataclass(frozen=True)
 class TokenizedLyrics:
     ids: list[int]
-    language: str
+    language: str | None  # in which most lines were encoded; None without lyrics
     text: str  # what was tokenised
     timed_lines: list[list[Any]]  # [seconds or None, line], empty where no times are known
 
@@ -263,7 +264,8 @@ def set_orphans_aside(output: Path, songs: list[DatasetSong], dataset: str) -> N
         return
     known = {song.keys for song in songs}
     dataset_path = str(Path(dataset).resolve())
-    gone, foreign = [], []
+    gone: list[Path] = []
+    foreign: list[Path] = []
     for path in list_records(output):
         if path.stem in known:
             continue
@@ -360,7 +362,7 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
         }
         names = [name for name, changed in changes.items() if changed] or ["base weights"]
         work.warnings.append(f"changed since its record was made: {', '.join(names)}")
-    work.stages = [stage for stage in STAGES if stage in work.redo and not is_waiting(work, stage, run.partial)]
+    work.stages = [stage for stage in STAGES if stage in work.redo and not find_waiting(work, stage, run.partial)]
     return work
 
 
@@ -387,14 +389,25 @@ def is_same(now: dict[str, Any], recorded: dict[str, Any] | None) -> bool:
     return all(recorded.get(key) == value for key, value in now.items() if key != "weights" or value is not None)
 
 
-def is_waiting(work: Work, stage: str, partial: Path) -> bool:
+def find_waiting(work: Work, stage: str, partial: Path) -> bool:
     """Whether an interrupted run has left this piece, made from the same audio by the same network."""
     try:
         _, facts = read_header(piece_path(work, stage, partial))
     except (RecordError, OSError):
         return False
-    same_audio = facts["audio_sha256"] == work.fingerprint["audio"]["sha256"]
-    return same_audio and is_same(work.fingerprint[stage], facts["made_by"])
+    same_audio = facts.get("audio_sha256") == work.fingerprint["audio"]["sha256"]
+    if not same_audio or not is_same(work.fingerprint[stage], facts.get("made_by")):
+        return False
+    work.fingerprint[stage] = facts["made_by"]
+    return True
+
+
+def complete_fingerprints(works: list[Work], weights: dict[str, Path]) -> None:
+    """Name the base weights that were only downloaded after the songs had been looked at."""
+    identities = {part: weights_identity(path) for part, path in weights.items()}
+    for work in works:
+        for piece in work.redo:
+            work.fingerprint[piece]["weights"] = identities.get(WEIGHTS[piece], work.fingerprint[piece]["weights"])
 
 
 def piece_path(work: Work, stage: str, partial: Path) -> Path:
@@ -486,7 +499,7 @@ def tokenize_lyrics(work: Work, run: Run, cropped_at: float | None) -> None:
     if cropped_at is None:
         for warning in tokens.warnings:
             print(f"warning: {work.name}: {warning}")
-    work.lyrics = TokenizedLyrics(list(tokens.ids), tokens.main_language, text, timed_lines)
+    work.lyrics = TokenizedLyrics(list(tokens.ids), tokens.main_language or None, text, timed_lines)
 
 
 # --- Networks ---

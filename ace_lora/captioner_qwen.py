@@ -43,6 +43,7 @@ LONGEST_SECONDS = 300.0
 MAX_TAG_TOKENS = 1024
 # A long rap is about 2000 tokens; an answer that is cut there is not used.
 MAX_LYRIC_TOKENS = 4096
+INSTALL_COMMAND = "python start.py install captioning"
 SYSTEM_PROMPT = "You are an expert in music who describes and transcribes songs accurately."
 
 # bitsandbytes wants whole module names; short ones such as "audio_tower" match nothing.
@@ -79,6 +80,11 @@ class QwenCaptioner:
         """
         from ace_lora.device import choose_device
 
+        if importlib.util.find_spec("llguidance") is None:
+            raise StepFailed(
+                "--backend qwen needs the package llguidance, which is not installed. "
+                f"Run: {INSTALL_COMMAND}, or use --backend analysis."
+            )
         chosen = choose_device(device)
         say(f"Device: {chosen.reason}.")
         source = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
@@ -265,7 +271,7 @@ def _require_bitsandbytes(what: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise StepFailed(
             f"{what} needs the package bitsandbytes, which is not installed. "
-            "Run: pip install bitsandbytes, or use --quantization none with enough memory."
+            f"Run: {INSTALL_COMMAND}, or use --quantization none with enough memory."
         )
 
 
@@ -361,7 +367,7 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, report = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
             source,
             config=_without_vision(config),
             attn_implementation="sdpa",
@@ -369,6 +375,7 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
             output_loading_info=True,
             **options,
         )
+    model, report = loaded
     _check_loaded(source, report)
     # What is left of the vision part, its first and last layers, is never used for audio.
     del model.model.visual

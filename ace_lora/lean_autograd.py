@@ -223,7 +223,8 @@ def rotation_table(positions: Tensor, width: int, theta: float, dtype: torch.dty
     channels is negated: y = x·cos + swap(x)·sin, where swap exchanges neighbours.
     """
     channels = torch.arange(width, device=positions.device)
-    frequencies = theta ** (-2.0 * (channels % (width / 2)).float() / width)
+    # As a quotient of powers, like the published tables: at position 30000 another rounding turns the angle by 1e-3.
+    frequencies = 1.0 / theta ** (2.0 * (channels % (width // 2)).float() / width)
     angles = positions.float()[..., None, None] * frequencies  # [..., n, 1, width]
     signs = 1.0 - 2.0 * (channels % 2 == 0)
     return angles.cos().to(dtype), (angles.sin() * signs).to(dtype)

@@ -52,8 +52,9 @@ def block_memory(config: TransformerConfig, frames: int, context: int, item_byte
     keys = context * width * item_bytes
     log_sum_exp = frames * config.num_attention_heads * 4
     narrow = (6 * frames + 2 * context) * rank * item_bytes
+    modulation = 8 * width * item_bytes
     # x, q, k, v, x after self-attention, cross q and output, x after cross-attention; cross k and v.
-    without_product = 8 * x + 2 * keys + log_sum_exp + narrow
+    without_product = 8 * x + 2 * keys + log_sum_exp + narrow + modulation
     product = 2 * frames * config.feed_forward_dim * item_bytes
     return BlockMemory(kept=without_product + product, without_product=without_product, recomputed=x)
 

@@ -49,8 +49,8 @@ class ReferenceTransformer(ACEStepTransformer):
             dtype = self.timestep_embedder.linear_1.weight.dtype
             embedded = self.timestep_embedder(timestep, dtype)
         modulation = self.t_block(embedded)
-        conv, norm, expand = self.proj_in.early_conv_layers
-        x = expand(norm(conv(latents.to(dtype))).to(dtype)).squeeze(2).transpose(1, 2)
+        # Not through Conv2d: with this kernel PyTorch 2.13 computes it wrongly in bfloat16 on CPUs with AMX.
+        x = self.proj_in(latents.to(dtype), None)
         tables = [
             rotation_tables(count, self.config.attention_head_dim, self.config.rope_theta, x)
             for count in (frames, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from pathlib import Path
@@ -46,6 +47,7 @@ def rnd(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape))
 
 
+@functools.lru_cache(maxsize=None)  # the lyric encoder is full size in every case: 83 million numbers
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     values = rnd(name, shape)
     if len(shape) >= 2:

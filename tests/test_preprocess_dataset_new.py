@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import convert2hf_dataset_new as convert
 import preprocess_dataset_new as preprocess
 from ace_lora import audio as audio_module
-from ace_lora import ssl_features
+from ace_lora import base_weights, ssl_features
 from ace_lora.audio import prepare_waveform, read_audio
 from ace_lora.commands import run_script
 from ace_lora.records import RecordError, list_records, read_metadata, read_record, restore_rows, write_tensors
@@ -353,6 +353,24 @@ def test_a_base_with_another_network_makes_that_piece_again(two_songs, tmp_path_
         assert not same(first[stem], second[stem], ["mhubert"])
 
 
+def test_weights_downloaded_during_the_first_run_are_the_same_in_the_second(two_songs, monkeypatch):
+    find, calls = base_weights.find_base_weights, []
+
+    def find_nothing_at_first(*arguments):
+        calls.append(arguments)
+        return {} if len(calls) == 1 else find(*arguments)
+
+    monkeypatch.setattr(base_weights, "find_base_weights", find_nothing_at_first)
+    assert two_songs.preprocess()[0] == 0
+    assert two_songs.preprocess()[1].splitlines()[-1] == "done 0, skipped 2, failed 0"
+
+
+def test_base_weights_that_are_gone_count_as_unchanged(two_songs, monkeypatch):
+    assert two_songs.preprocess()[0] == 0
+    monkeypatch.setattr(base_weights, "find_base_weights", lambda *arguments: {})
+    assert two_songs.preprocess()[1].splitlines()[-1] == "done 0, skipped 2, failed 0"
+
+
 def test_ssl_modes(two_songs):
     status, out, _ = two_songs.preprocess("--ssl", "none")
     assert status == 0 and "mert" not in out
@@ -466,18 +484,17 @@ def test_cropping_is_said_and_timed_lyrics_are_cropped(project, monkeypatch):
 
 
 def test_missing_lyric_support_stops_before_anything_is_written(two_songs, monkeypatch):
-    from ace_lora.lyrics import tokenize
-    from ace_lora.lyrics.packages import MissingLyricSupport
+    from ace_lora.lyrics import japanese
 
-    def missing(song=""):
-        raise MissingLyricSupport(f"The lyrics of '{song}' contain Japanese. Install the Japanese support.")
+    def not_installed():
+        raise ImportError("No module named 'cutlet'")
 
     # Installed on the machine that tests, so its absence has to be made up.
-    monkeypatch.setattr(tokenize, "require_japanese", missing)
+    monkeypatch.setattr(japanese, "_load_cutlet", not_installed)
     (two_songs.songs / "b_lyrics.txt").write_text("[verse]\nさくらが咲く頃\nきみに会いたい", encoding="utf-8")
     two_songs.convert()
     status, _, errors = two_songs.preprocess()
-    assert status == 2 and errors.startswith("error: The lyrics of 'b.wav' contain Japanese.")
+    assert status == 2 and errors.startswith("error: The lyrics of 'b.wav' contain Japanese")
     assert two_songs.others() == set() and not two_songs.prep.exists()
 
 
