@@ -409,7 +409,7 @@ def test_huggingface_hub_reads_the_downloaded_cache(hub):
 
 
 def test_connection_that_breaks_once_is_taken_up_again(hub, tiny):
-    hub.set_faults(cut_once={"diffusion_pytorch_model.safetensors": 1_000_000})
+    hub.set_faults(cut={"diffusion_pytorch_model.safetensors": 1_000_000})
     result = hub.download("transformer")
     assert result.returncode == 0, result.stderr
     assert same_files(snapshot(hub, "transformer"), tiny / "ace_step_transformer")
@@ -418,7 +418,7 @@ def test_connection_that_breaks_once_is_taken_up_again(hub, tiny):
 
 def test_interrupted_download_goes_on_in_the_next_run(hub, tiny):
     """Here the program gives up; that a killed one leaves the same file is the next test."""
-    hub.set_faults(cut={"diffusion_pytorch_model.safetensors": 0})
+    hub.set_faults(status={"diffusion_pytorch_model.safetensors": 403})
     content = (tiny / TRANSFORMER).read_bytes()
     blobs = hub.cache / PARTS["transformer"].cache_folder / "blobs"
     blobs.mkdir(parents=True)
@@ -460,7 +460,7 @@ def test_killed_download_goes_on_in_the_next_run(hub, tiny):
 
 
 def test_server_without_ranges_starts_again(hub, tiny):
-    hub.set_faults(cut_once={"diffusion_pytorch_model.safetensors": 1_000_000}, no_ranges=True)
+    hub.set_faults(cut={"diffusion_pytorch_model.safetensors": 1_000_000}, no_ranges=True)
     result = hub.download("transformer")
     assert result.returncode == 0, result.stderr
     assert same_files(snapshot(hub, "transformer"), tiny / "ace_step_transformer")
