@@ -27,6 +27,9 @@ from ace_lora.records import list_records, read_record  # noqa: E402
 from ace_lora.text_encoder import load_text_encoder  # noqa: E402
 from ace_lora.transformer import load_transformer  # noqa: E402
 
+# The first test runs all scripts: half a minute alone, minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[1]
 RATE = 44100
 LYRICS = "[verse]\nThe river carries all the light away\nwe sing until the morning\n\n[chorus]\n我爱你 my home"
