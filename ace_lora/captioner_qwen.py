@@ -382,7 +382,13 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    model.lm_head.register_forward_pre_hook(_last_position)
     return model.eval()
+
+
+def _last_position(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Only the last token's logits are ever used; for a prompt with 300 s of audio all would take 2.4 GB."""
+    return (inputs[0][:, -1:],)
 
 
 def _check_loaded(source: str, report: Any) -> None:

@@ -193,7 +193,12 @@ def test_the_model_takes_exactly_that_many(captioner):
     with torch.inference_mode():
         for seconds in (0.73, 1, 1.005, 2.9999, 5.55):
             inputs = captioner._inputs(sound(seconds), "?")
-            assert captioner.model(**inputs).logits.shape[:2] == inputs["input_ids"].shape
+            assert captioner.model.model(**inputs).last_hidden_state.shape[:2] == inputs["input_ids"].shape
+
+
+def test_logits_are_computed_for_the_last_token_only(captioner):
+    with torch.inference_mode():
+        assert captioner.model(**captioner._inputs(sound(1), "?")).logits.shape == (1, 1, 512)
 
 
 def test_different_sounds_give_different_answers(captioner):
