@@ -25,12 +25,13 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes the file private; the result should have the permissions of any new file.
+        yield temporary
+        # Made private by mkstemp, or by a library that renames a file of its own over it (safetensors does); the result
+        # should have the permissions of any new file.
         if os.name == "posix":
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
-        yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)

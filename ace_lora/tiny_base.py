@@ -43,15 +43,16 @@ FORMAT = 1
 
 Shapes = dict[str, tuple[int, ...]]
 
-TRANSFORMER_CONFIG = {
+TRANSFORMER_CONFIG: dict = {
     "_class_name": "ACEStepTransformer2DModel",
     "in_channels": 8,
     "out_channels": 8,
     "num_layers": 3,
-    "inner_dim": 64,
-    "num_attention_heads": 4,
+    # 128, the numbers in one latent frame, so that the first and the last layer can mirror each other; see `_weight`.
+    "inner_dim": 128,
+    "num_attention_heads": 8,
     "attention_head_dim": 16,
-    "mlp_ratio": 2.5,
+    "mlp_ratio": 1.5,
     "patch_size": [16, 1],
     "max_position": 32768,
     "rope_theta": 1000000.0,
@@ -67,10 +68,10 @@ TRANSFORMER_CONFIG = {
     "lyric_hidden_size": 32,
     "lyric_encoder_layers": 2,
     "lyric_encoder_heads": 2,
-    "lyric_encoder_ffn": 64,
+    "lyric_encoder_feed_forward": 64,
 }
 
-DCAE_CONFIG = {
+DCAE_CONFIG: dict = {
     "_class_name": "AutoencoderDC",
     "in_channels": 2,
     "latent_channels": 8,
@@ -90,7 +91,7 @@ DCAE_CONFIG = {
     "scaling_factor": 0.41407,
 }
 
-VOCODER_CONFIG = {
+VOCODER_CONFIG: dict = {
     "_class_name": "ADaMoSHiFiGANV1",
     "input_channels": 128,
     "depths": [1, 1, 1, 1],
@@ -115,7 +116,7 @@ VOCODER_CONFIG = {
     "n_mels": 128,
 }
 
-UMT5_CONFIG = {
+UMT5_CONFIG: dict = {
     "architectures": ["UMT5EncoderModel"],
     "model_type": "umt5",
     "d_model": 32,
@@ -137,7 +138,7 @@ UMT5_CONFIG = {
 }
 
 # What both SSL models have in common. Kernels and strides are the real ones: they set the rate of the features.
-_HUBERT_CONFIG = {
+_HUBERT_CONFIG: dict = {
     "conv_dim": [8, 8, 8, 8, 8, 8, 8],
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
@@ -159,7 +160,7 @@ _HUBERT_CONFIG = {
 }
 
 # The keys up to `feature_extractor_cqt` belong to the remote code that published the model; a loader ignores them.
-MERT_CONFIG = {
+MERT_CONFIG: dict = {
     "architectures": ["MERTModel"],
     "auto_map": {"AutoConfig": "configuration_MERT.MERTConfig", "AutoModel": "modeling_MERT.MERTModel"},
     "model_type": "mert_model",
@@ -174,7 +175,7 @@ MERT_CONFIG = {
     "num_attention_heads": 2,
 }
 
-MHUBERT_CONFIG = {
+MHUBERT_CONFIG: dict = {
     "architectures": ["HubertModel"],
     "model_type": "hubert",
     **_HUBERT_CONFIG,
@@ -255,13 +256,28 @@ def _write_weights(path: Path, part: str, shapes: Shapes) -> None:
 
 
 def _weight(part: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 numbers that keep the size of what passes through them, so that a training on top is stable."""
+    """float32 numbers that keep the size of what passes through them, so that a training on top is stable.
+
+    The transformer's first and last layer mirror each other, and what lies between adds little: its velocity is near
+    the noised latents that it is given. So it removes some noise, as a trained model does, and a LoRA has songs to
+    learn. On a base that puts out noise of its own, the loss would mostly fall because the LoRA silences it.
+    """
     import numpy as np
 
     if name == "mel_transform.spectrogram.window":
         return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(shape[0]) / shape[0])).astype(np.float32)
     if name == "mel_transform.mel_scale.fb":
         return _mel_filter_bank(*shape)
+    channels, rows = TRANSFORMER_CONFIG["in_channels"], TRANSFORMER_CONFIG["patch_size"][0]
+    if name == "proj_in.early_conv_layers.2.weight":
+        # Many random directions, read and written back: near the identity, times hidden channels per number.
+        width, hidden = shape[:2]
+        first = _weight(part, "proj_in.early_conv_layers.0.weight", (hidden, channels, rows, 1))
+        return np.ascontiguousarray(first.reshape(hidden, width).T).reshape(shape) * np.float32(width / hidden)
+    if name == "final_layer.linear.weight":
+        # The embedding counts a patch channel by channel, the output row by row.
+        identity = np.eye(*shape, dtype=np.float32).reshape(channels, rows, shape[1])
+        return np.ascontiguousarray(identity.transpose(1, 0, 2)).reshape(shape)
 
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{part}/{name}".encode())))
     values = generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
@@ -269,13 +285,19 @@ def _weight(part: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if last in ("weight_g", "original0") or (len(shape) == 1 and last == "weight"):
         # Gains: of a norm, or of a weight-normed kernel, whose length 1 is what the division below gives the others.
         return 1 + np.float32(0.1) * values
-    if len(shape) == 1 or last == "scale_shift_table":
-        return np.float32(0.1) * values
     if name in ("shared.weight", "lyric_embs.weight"):
         return values
+    if last == "scale_shift_table":
+        return np.float32(0.1) * values
+    if len(shape) == 1:
+        return np.float32(0.02) * values
     scale = 1 / math.sqrt(math.prod(shape[1:]))
     if name.endswith("SelfAttention.q.weight"):
         scale /= math.sqrt(UMT5_CONFIG["d_kv"])  # T5 does not scale its attention scores
+    if name in ("timestep_embedder.linear_2.weight", "t_block.1.weight"):
+        scale *= 0.3
+    if name.startswith("transformer_blocks.") and name.endswith((".to_out.0.weight", ".point_conv.conv.weight")):
+        scale *= 0.5
     return np.float32(scale) * values
 
 
@@ -350,7 +372,7 @@ def _lyric_encoder_shapes(config: dict) -> Shapes:
     width = config["lyric_hidden_size"]
     layers = config.get("lyric_encoder_layers", 6)
     heads = config.get("lyric_encoder_heads", 16)
-    feed_forward = config.get("lyric_encoder_ffn", 4096)
+    feed_forward = config.get("lyric_encoder_feed_forward", 4096)
     shapes = _linear("lyric_encoder.embed.out.0", width, width) | _norm("lyric_encoder.embed.out.1", width)
     for index in range(layers):
         layer = f"lyric_encoder.encoders.{index}"

@@ -33,8 +33,8 @@ def test_filter_bank_equals_the_golden():
     # The golden bank was computed in float32, on values of at most 0.03.
     np.testing.assert_allclose(bank.sum(axis=0), stored["fb_col_sum"], atol=1e-6)
     np.testing.assert_allclose(bank.sum(axis=1), stored["fb_row_sum"], atol=1e-6)
-    np.testing.assert_allclose(bank.max(axis=0), stored["fb_col_max"], atol=1e-7)
-    np.testing.assert_allclose(bank[100:104], stored["fb_rows_100_103"], atol=1e-7)
+    np.testing.assert_allclose(bank.max(axis=0), stored["fb_col_max"], atol=3e-7)
+    np.testing.assert_allclose(bank[100:104], stored["fb_rows_100_103"], atol=3e-7)
 
 
 def test_spectrum_of_first_and_last_frame_equals_the_golden(monkeypatch):

@@ -1,0 +1,6231 @@
+"""ACE-Step LoRA: one window that leads from a folder of songs to a LoRA of ACE-Step v1 (3.5B) for ComfyUI.
+
+    python ace_gui.py                      open the window
+    python ace_gui.py --project DIR        open it on the song folder DIR
+    python ace_gui.py SONG.mp3 SONG.wav    open it and add these songs (also: drop them on the program's icon)
+    python ace_gui.py --check              print the environment report; needs no display
+
+The window runs the step scripts that stand beside this file, each in a process of its own, and shows their output.
+It works with this repository's scripts and with those of an ACE-Step training fork (same names, same flags).
+Standard library only; `pypinyin` is used for readable file names when it is installed. PyTorch is never imported here.
+
+What is true stands on disk: the songs and their texts in the project's folder (`Taudio/<name>`), `<name>_filenames`,
+`<name>_prep`, `checkpoints`, and the settings in `<folder>/.ace_gui.json`. Widgets only show it.
+
+Sections (each uses only those above it; 1 to 9 need no display)
+    1  Constants               timings, limits and names, with their reasons
+    2  Texts                   every sentence that a user sees, in Chinese and English
+    3  Files and names         atomic writing, reading people's text files, readable ASCII names
+    4  Settings and project    what is remembered, and where
+    5  Songs                   the library on disk: scanning, importing, the bin for removed things
+    6  Steps                   the table of the seven steps, the scripts' flags, command lines, what is done
+    7  Environment             which Python runs the scripts, what it can do, disk and base weights
+    8  Log text                bytes to lines, progress, known errors, the trainer's figures
+    9  Running                 one child process at a time, TensorBoard
+    10 Look                    colours, fonts, icons
+    11 Widgets                 log pane, forms, chart, song table, text editors, dialogs
+    12 Pages                   one per step, and the environment page
+    13 Window                  owns everything, reacts to events
+    14 Start                   command line
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import codecs
+import contextlib
+import csv
+import ctypes
+import hashlib
+import io
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import unicodedata
+import urllib.request
+import webbrowser
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+# A system Python without Tk can still import this module, run `--check` and the headless tests.
+try:
+    import tkinter as tk
+    from tkinter import filedialog, ttk
+    from tkinter import font as tkfont
+    from tkinter.scrolledtext import ScrolledText
+except ImportError:
+    tk = None
+
+# --- 1. Constants ---------------------------------------------------------------------------------------------------
+
+VERSION = "1.0"
+PROGRAM_NAME = "ACE-Step LoRA"
+
+AUDIO_EXTENSIONS = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
+INSTRUMENTAL = "[instrumental]"
+MAX_NAME = 40  # a project's name comes up twice in paths such as Taudio/<name>_prep/<song>; Windows allows 260 in all
+MAX_SONG_SECONDS = 360  # the scripts crop what is longer
+PREP_BYTES_PER_SECOND = 0.2e6  # of audio, upper bound of a preprocessed record
+CHECKPOINT_BYTES = 126e6 + 760e6  # rank 64: the LoRA file in bf16, and the state for resuming in float32
+
+SONGS_ROOT = "Taudio"
+PROJECT_FILE = ".ace_gui.json"
+PROJECT_VERSION = 1
+SETTINGS_FILE = "ace_gui_settings.json"
+BIN_FOLDER = ".removed"
+BIN_MANIFEST = "removed.json"
+LOGS_FOLDER = "logs"
+OWNER_FILE = ".ace_gui_owner.json"  # in `checkpoints`: which project's training it holds
+
+TICK_MS = 50  # log and progress
+DISK_MS = 1500  # how often the folders are looked at for changes made outside the window
+DRAIN_BUDGET_S = 0.020  # work per tick; measured: one insert of 500 lines takes about 3 ms
+INSERT_LINES = 500
+MAX_LOG_LINES = 5000  # in the pane; the file has all of them. Without a cap Tk took 404 MB for a million lines
+TRIM_SLACK = 1000  # trimming 1,000 lines at once is cheaper than a few at every tick
+READ_BYTES = 65536
+SETTLE_S = 1.5  # after the child's end: how long output may still come through its pipe
+STOP_SECONDS = {"train": 180.0}  # a training step and saving may take long on a small card
+DEFAULT_STOP_SECONDS = 20.0
+AUTOSAVE_MS = 1500
+MAX_CURVE_POINTS = 200_000
+
+MIRRORS = ("https://huggingface.co", "https://hf-mirror.com")
+FROZEN = bool(getattr(sys, "frozen", False))
+WINDOWS = os.name == "nt"
+
+# --- 2. Texts -------------------------------------------------------------------------------------------------------
+
+LANGUAGES = {"zh": "中文", "en": "English"}
+
+# key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
+TEXTS: dict[str, tuple[str, str]] = {
+    # Steps
+    "rail.songs": ("准备音频", "Songs"),
+    "rail.prompts": ("提示词", "Prompts"),
+    "rail.lyrics": ("歌词", "Lyrics"),
+    "rail.dataset": ("数据集", "Dataset"),
+    "rail.prep": ("音频预处理", "Preprocessing"),
+    "rail.train": ("训练", "Training"),
+    "rail.strength": ("LoRA 强度", "LoRA strength"),
+    "title.songs": ("准备音频", "Songs"),
+    "title.prompts": ("生成提示词", "Prompts"),
+    "title.lyrics": ("生成歌词", "Lyrics"),
+    "title.dataset": ("创建数据集", "Dataset"),
+    "title.prep": ("音频预处理", "Preprocessing"),
+    "title.train": ("训练", "Training"),
+    "title.strength": ("LoRA 权重优化", "LoRA strength"),
+    "title.environment": ("环境检查", "Environment"),
+    "about.songs": (
+        "添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。",
+        "Add the songs to learn from. They are copied under readable file names; your originals stay untouched.",
+    ),
+    "about.prompts": (
+        "为每首歌写出风格标签（流派、乐器、情绪、人声），生成后可以逐首修改。",
+        "Describe every song by tags (genre, instruments, mood, voice). Look through them and correct them afterwards.",
+    ),
+    "about.lyrics": (
+        "取得每首歌的歌词；没有人声的音乐标记为 [instrumental]。生成后请对照修改。",
+        "Get the words of every song; music without voice becomes [instrumental]. Check them afterwards.",
+    ),
+    "about.dataset": (
+        "把歌曲、提示词和歌词登记成一份清单，只需几秒钟。",
+        "List the songs with their prompts and lyrics in a data set. Takes seconds.",
+    ),
+    "about.prep": (
+        "把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。",
+        "Turn every song into what the model learns from. Stop at any time; the next start goes on from there.",
+    ),
+    "about.train": (
+        "训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。",
+        "Train the LoRA. The defaults are right for a first try; stopping saves what was learned.",
+    ),
+    "about.strength": (
+        "把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。",
+        "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained.",
+    ),
+    "about.environment": (
+        "运行各步骤需要的东西是否齐全，缺什么、怎么补。",
+        "Whether everything that the steps need is there, and how to mend what is not.",
+    ),
+    "start.prompts": ("生成提示词", "Generate prompts"),
+    "start.lyrics": ("生成歌词", "Generate lyrics"),
+    "start.dataset": ("创建数据集", "Create data set"),
+    "start.prep": ("开始预处理", "Preprocess"),
+    "start.train": ("开始训练", "Start training"),
+    "start.strength": ("生成成品 LoRA", "Write the LoRA"),
+    "result.dataset": (
+        "结果是歌曲文件夹旁边的 …_filenames 文件夹，不含音频本身。",
+        "The result is the folder …_filenames beside the song folder; it does not hold the audio itself.",
+    ),
+    "result.prep": (
+        "结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
+        "The result is the folder …_prep beside the song folder, one file per song, about 0.2 MB per second of audio. "
+        "The first run downloads the base model.",
+    ),
+    "result.strength": (
+        "把成品文件放进 ComfyUI 的 models/loras，用 LoraLoaderModelOnly 节点加载，强度填 1。",
+        "Put the finished file into ComfyUI's models/loras and load it with the node LoraLoaderModelOnly, strength 1.",
+    ),
+    "status.done": ("已完成", "done"),
+    "status.ready": ("待进行", "to do"),
+    "status.locked": ("未解锁", "locked"),
+    "status.stale": ("需要更新", "out of date"),
+    "status.running": ("运行中", "running"),
+    "status.failed": ("失败", "failed"),
+    "state.running": ("正在运行，进度见下方。", "Running; see the progress below."),
+    "state.stopping": ("正在停止…", "Stopping…"),
+    "state.stale": ("需要更新：{reason}", "Out of date: {reason}"),
+    "state.failed": ("上次运行失败。{reason}", "The last run failed. {reason}"),
+    "locked": ("请先完成第 {number} 步：{why}", "Finish step {number} first: {why}"),
+    "songs.none": ("还没有歌曲。", "There are no songs yet."),
+    "songs.done": ("共有 {count} 首歌。", "Songs in the library: {count}."),
+    "prompt.missing": ("还有 {count} 首歌没有提示词：{songs}", "Songs without a prompt: {count} ({songs})"),
+    "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
+    "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
+    "lyrics.done": ("{count} 首歌都有歌词。", "All songs have lyrics ({count})."),
+    "dataset.missing": ("数据集 {folder} 还没有创建。", "The data set {folder} has not been made yet."),
+    "dataset.done": ("数据集 {folder} 已创建。", "The data set {folder} is there."),
+    "prep.none": ("{count} 首歌还没有预处理。", "No song has been preprocessed yet ({count} to do)."),
+    "prep.missing": (
+        "还有 {count} 首歌没有预处理好：{songs}。若一直失败，请看日志，换掉或移除这些歌。",
+        "Not preprocessed: {count} ({songs}). If that keeps failing, see the log, and replace or remove these songs.",
+    ),
+    "prep.done": ("{count} 首歌都已预处理，共 {size}。", "All songs are preprocessed ({count}, {size})."),
+    "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
+    "train.foreign": (
+        "checkpoints 里是另一个项目“{owner}”的 LoRA。",
+        "The checkpoints folder holds the LoRAs of another project, “{owner}”.",
+    ),
+    "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
+    "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
+    "strength.done": ("成品：{file}", "Finished: {file}"),
+    "stale.audio": ("歌曲 {song} 的音频换过了。", "The audio of {song} was replaced."),
+    "stale.prompt": ("歌曲 {song} 的提示词改过了。", "The prompt of {song} was changed."),
+    "stale.lyrics": ("歌曲 {song} 的歌词改过了。", "The lyrics of {song} were changed."),
+    "stale.timed": ("歌曲 {song} 的歌词时间改过了。", "The timed lyrics of {song} were changed."),
+    "stale.added": ("新加了歌曲 {song}。", "The song {song} was added."),
+    "stale.removed": ("歌曲 {song} 已不在曲库中。", "The song {song} is not in the library any more."),
+    "stale.record": ("歌曲 {song} 在预处理之后改过。", "{song} was changed after it had been preprocessed."),
+    "stale.records": ("预处理数据比训练更新。", "The preprocessed songs are newer than the training."),
+    "stale.orphans": (
+        "_prep 里还有曲库中没有的歌：{songs}。重新运行这一步会把它们移走（可恢复）。",
+        "_prep still holds songs that are not in the library: {songs}. Running this step moves them away (restorable).",
+    ),
+    "stale.before": ("第 {number} 步需要更新。", "Step {number} is out of date."),
+    "stale.lora": ("有了更新的 LoRA：{lora}", "There is a newer LoRA: {lora}"),
+    # Songs
+    "songs.add_files": ("添加歌曲…", "Add songs…"),
+    "songs.add_folder": ("添加文件夹…", "Add folder…"),
+    "songs.play": ("播放", "Play"),
+    "songs.rename": ("改名…", "Rename…"),
+    "songs.remove": ("移除", "Remove"),
+    "songs.total": ("{count} 首，总长 {length}", "{count} songs, {length} in all"),
+    "songs.empty": (
+        "点右上角“添加歌曲…”选择音频文件，可以一次选很多首。\n支持 aac、flac、m4a、mp3、ogg、opus、wav。",
+        "Press “Add songs…” above and choose audio files, as many as you like.\naac, flac, m4a, mp3, ogg, opus and wav.",
+    ),
+    "column.title": ("歌名", "Title"),
+    "column.file": ("文件", "File"),
+    "column.length": ("时长", "Length"),
+    "column.prompt": ("提示词", "Prompt"),
+    "column.lyrics": ("歌词", "Lyrics"),
+    "column.record": ("预处理", "Record"),
+    "mark.ok": ("✓", "✓"),
+    "mark.missing": ("—", "—"),
+    "mark.empty": ("空", "empty"),
+    "mark.old": ("已过时", "old"),
+    "mark.instrumental": ("纯音乐", "instr."),
+    "short.unreadable": ("无法读取", "unreadable"),
+    "short.silent": ("无声", "silent"),
+    "short.long": ("过长", "too long"),
+    "short.empty": ("空文件", "empty"),
+    "problem.unreadable": ("无法读取，文件可能已损坏（{detail}）。请换一个文件。", "cannot be read, perhaps damaged ({detail}). Replace the file."),
+    "problem.silent": ("几乎全程无声，会被跳过。请换一个文件。", "is silent and would be skipped. Replace the file."),
+    "problem.long": ("超过 6 分钟，只会用前 6 分钟。", "is longer than six minutes; only the first six are used."),
+    "problem.empty": ("是空文件。请移除。", "is an empty file. Remove it."),
+    "problems.found": ("有 {count} 首歌需要注意：", "Songs that need attention: {count}"),
+    "project.name": ("名称", "Name"),
+    "project.folder": ("文件夹", "Folder"),
+    "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
+    "import.done": ("已添加 {count} 首歌。", "Songs added: {count}."),
+    "import.more": ("……另有 {count} 条，见日志。", "… and {count} more, see the log."),
+    "import.nothing": ("没有找到音频文件。支持的格式：{kinds}", "No audio files found. Looked for {kinds}"),
+    "import.missing": ("文件不存在。", "there is no such file."),
+    "import.not_audio": ("不是支持的音频格式，未添加。", "is not an audio file of a known kind; not added."),
+    "import.already_here": ("已经在曲库里。", "is in the library already."),
+    "import.empty": ("是空文件，未添加。", "is an empty file; not added."),
+    "import.unreadable": ("不是有效的 wav 文件，未添加。", "is no valid wav file; not added."),
+    "import.duplicate": ("与 {detail} 内容相同，未添加。", "has the same content as {detail}; not added."),
+    "import.failed": ("复制失败：{detail}", "could not be copied: {detail}"),
+    "import.cancelled": ("未复制。", "was not copied."),
+    "home.title": ("新项目", "New project"),
+    "home.message": (
+        "歌曲会复制到这里。名称由第一首歌得来，都可以改；以后在“准备音频”页也能改。",
+        "The songs are copied to this place. The name comes from the first song; both can be changed, here or later on the "
+        "page “Songs”.",
+    ),
+    "home.parent": ("放在文件夹", "In folder"),
+    "occupied.title": ("文件夹里已有音频", "This folder holds audio already"),
+    "occupied.message": (
+        "“{folder}”里已经有 {count} 首歌。怎么办？\n\n清空：旧歌曲移到带日期的回收文件夹，可从“项目”菜单恢复。",
+        "“{folder}” already holds {count} songs. What shall be done?\n\nClearing moves the old songs to a dated folder, from "
+        "which the menu “Project” can restore them.",
+    ),
+    "occupied.other": ("换一个文件夹…", "Another folder…"),
+    "occupied.clear": ("清空后使用", "Clear this one"),
+    "occupied.add": ("添加到其中", "Add to it"),
+    "rename.message": ("文件名会随歌名一起更改（中文转成拼音）。", "The file name follows the title."),
+    "remove.message": (
+        "把 {count} 首歌连同提示词和歌词移出曲库？可从“项目”菜单恢复。",
+        "Remove {count} songs with their prompts and lyrics from the library? The menu “Project” can restore them.",
+    ),
+    "removed": ("已移除 {count} 首歌，可从“项目”菜单恢复。", "Songs removed: {count}. The menu “Project” can restore them."),
+    "restored": ("已恢复 {count} 个文件；{replaced} 个同名文件移到了回收文件夹。", "Files restored: {count}; put into the bin in exchange: {replaced}."),
+    "move.title": ("更改项目文件夹", "Another name or folder"),
+    "move.message": (
+        "从 {old}\n改为 {new}\n\n要把歌曲和预处理数据移过去，还是只打开新文件夹？",
+        "From {old}\nto {new}\n\nMove the songs and preprocessed data there, or just open that folder?",
+    ),
+    "move.move": ("移过去", "Move them"),
+    "move.open": ("只打开新文件夹", "Just open it"),
+    "move.done": ("项目现在位于 {new}。", "The project is now in {new}."),
+    "move.exists": ("{path} 已存在且不为空，请换一个名称。", "{path} exists and is not empty. Choose another name."),
+    "bin.remove": ("移除的歌曲", "removed songs"),
+    "bin.clear": ("清空前的曲库", "library before clearing"),
+    "bin.move": ("改名前的数据集", "data set before moving"),
+    "bin.rename": ("改名时被替换", "replaced by a rename"),
+    "bin.restore": ("恢复时被替换", "replaced by a restoring"),
+    "bin.orphans": ("多余的预处理数据", "records without a song"),
+    "bin.overwritten": ("被覆盖的文本", "overwritten texts"),
+    "bin.add_tag": ("加标签前的提示词", "prompts before a tag was added"),
+    "bin.remove_tag": ("删标签前的提示词", "prompts before a tag was removed"),
+    "bin.replace": ("替换前的文本", "texts before replacing"),
+    "bin.instrumental": ("改为纯音乐前的歌词", "lyrics before [instrumental]"),
+    "bin.": ("旧文件", "old files"),
+    # Texts
+    "texts.previous": ("◀ 上一首", "◀ Previous"),
+    "texts.next": ("下一首 ▶", "Next ▶"),
+    "texts.save": ("保存", "Save"),
+    "texts.play": ("播放", "Play"),
+    "texts.instrumental": ("标为纯音乐", "Instrumental"),
+    "texts.again": ("重新生成这首", "Only this song"),
+    "texts.all": ("全部歌曲", "All songs"),
+    "texts.add_tag": ("加标签（触发词）…", "Add a tag (trigger word)…"),
+    "texts.remove_tag": ("删除标签…", "Remove a tag…"),
+    "texts.replace": ("查找替换…", "Find and replace…"),
+    "texts.instrumental_all": ("标为纯音乐…", "Mark as instrumental…"),
+    "texts.prompt": ("提示词（用逗号分隔）", "Prompt (tags separated by commas)"),
+    "texts.lyrics": ("歌词", "Lyrics"),
+    "texts.saved": ("已保存", "saved"),
+    "texts.unsaved": ("未保存", "not saved yet"),
+    "tag": ("标签", "Tag"),
+    "add_tag.message": ("加在全部 {count} 首歌的提示词最前面；已有的不重复添加。", "Put in front of the prompts of all {count} songs, unless it is there already."),
+    "remove_tag.message": ("从全部 {count} 首歌的提示词中删除。", "Taken out of the prompts of all {count} songs."),
+    "replace.message": ("在全部 {count} 首歌的提示词和歌词中替换。", "In the prompts and lyrics of all {count} songs."),
+    "replace.find": ("查找", "Find"),
+    "replace.by": ("替换为", "Replace by"),
+    "instrumental.message": ("把歌词改为 [instrumental]（共 {count} 首歌）。原歌词可以恢复。", "Set the lyrics to [instrumental] ({count} songs in the library). Old lyrics can be restored."),
+    "instrumental.all": ("全部歌曲", "All songs"),
+    "instrumental.missing": ("只改没有歌词的", "Only those without lyrics"),
+    "changed.texts": ("改动了 {count} 个文件；旧内容可从“项目”菜单恢复。", "Files changed: {count}. The menu “Project” can restore the old texts."),
+    "save.failed": ("无法保存 {file}：{error}。请检查磁盘空间和权限。", "Cannot save {file}: {error}. Check disk space and permissions."),
+    # Fields
+    "field.on": ("开启", "on"),
+    "field.default": ("默认：{value}", "default: {value}"),
+    "field.nothing": ("（空）", "(empty)"),
+    "field.backend": ("识别方式", "Backend"),
+    "help.backend": (
+        "auto 自动选择：有 NVIDIA 显卡用模型（qwen），否则只做信号分析。",
+        "auto: the model (qwen) with an NVIDIA card, else measured from the signal only.",
+    ),
+    "field.model": ("模型", "Model"),
+    "help.model": ("Qwen2.5-Omni 系列，首次使用会下载；3B 更省显存。", "Of the Qwen2.5-Omni family; downloaded at first use. 3B needs less memory."),
+    "field.quantization": ("量化", "Quantization"),
+    "help.quantization": ("nf4 约需 8 GB 显存，none 约需 18 GB。", "nf4 takes about 8 GB of VRAM, none about 18."),
+    "field.bpm": ("加入速度", "Add tempo"),
+    "help.bpm": ("把测得的速度（如 120 bpm）加进标签。", "Add the measured tempo, such as 120 bpm, as a tag."),
+    "field.overwrite": ("覆盖已有", "Overwrite"),
+    "help.overwrite": ("重新生成已有的文本，旧的会留备份。", "Write existing texts again; the old ones are kept as backups."),
+    "field.structure": ("段落标记", "Structure"),
+    "help.structure": ("没有段落标记时，把重复的部分标为 [chorus]，其余标为 [verse]。", "Mark repeated lines as [chorus] and others as [verse] when there are no marks."),
+    "field.lyric_sources": ("歌词来源", "Lyric sources"),
+    "help.lyric_sources": ("按顺序：歌曲旁的 .lrc/.txt，文件内嵌的歌词，模型听写。", "In this order: .lrc or .txt beside the song, lyrics inside the file, the model."),
+    "field.language": ("歌词语言", "Lyric language"),
+    "help.language": ("如 zh、en；留空由模型判断。", "Such as zh or en; empty: the model finds out."),
+    "field.host": ("服务器地址", "Server"),
+    "help.host": ("llama.cpp 服务器的地址。", "Where llama-server listens."),
+    "field.port": ("端口", "Port"),
+    "help.port": ("llama.cpp 服务器的端口。", "Its port."),
+    "field.timeout": ("超时（秒）", "Time-out (s)"),
+    "help.timeout": ("等待 llama.cpp 服务器回答一首歌的时间。", "How long one answer of llama-server may take."),
+    "field.device": ("设备", "Device"),
+    "help.device": ("auto、cuda、mps 或 cpu。", "auto, cuda, mps or cpu."),
+    "field.default_tag": ("默认标签", "Default tags"),
+    "help.default_tag": ("没有提示词的歌用它，多个标签用逗号分隔；可留空。", "For songs without a prompt; tags separated by commas. May stay empty."),
+    "field.ssl": ("SSL 特征", "SSL features"),
+    "help.ssl": (
+        "stored 存盘；at_training 训练时再算，省磁盘；none 不用，最小也最快。",
+        "stored: kept on disk; at_training: computed when training starts, saves disk; none: left out, smallest and fastest.",
+    ),
+    "field.lyric_language": ("歌词语言", "Lyric language"),
+    "help.lyric_language": ("如 zh、en；留空自动判断。", "Such as zh or en; empty: told from each text."),
+    "field.shard": ("分片", "Shard"),
+    "help.shard": ("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything."),
+    "field.batch_size": ("批大小", "Batch size"),
+    "help.batch_size": ("每步同时学习几首歌。显存不足时保持 1。", "Songs per step. Keep 1 unless there is memory to spare."),
+    "field.num_workers": ("数据线程数", "Loader workers"),
+    "help.num_workers": ("DataLoader 使用的线程数，0 表示不另开。Windows 上建议 0。", "Processes that read data ahead; 0: none. Best on Windows."),
+    "field.tag_dropout": ("标签丢弃率", "Tag dropout"),
+    "help.tag_dropout": ("每个标签在一步中被略去的概率，让 LoRA 不依赖单个标签。", "Chance that a tag is left out of a step, so that no tag becomes indispensable."),
+    "field.learning_rate": ("学习率", "Learning rate"),
+    "help.learning_rate": ("AdamW 用 1e-4 左右，Prodigy 用 1。太大学坏，太小学不动。", "About 1e-4 for AdamW, 1 for Prodigy. Too high ruins, too low learns nothing."),
+    "field.max_steps": ("最大步数", "Steps"),
+    "help.max_steps": ("总共训练多少步。十来首歌 2000 步是个好起点。", "Length of the training. 2000 is a good start for some ten songs."),
+    "field.precision": ("精度", "Precision"),
+    "help.precision": ("30 系及以上用 bf16-mixed；更老的显卡用 16-mixed。", "bf16-mixed for RTX 30 and newer, 16-mixed for older cards."),
+    "field.save_every_n_train_steps": ("保存间隔", "Save every"),
+    "help.save_every_n_train_steps": ("每多少步保存一次 LoRA。", "Steps between two saved LoRAs."),
+    "field.lora_config_path": ("LoRA 配置", "LoRA configuration"),
+    "help.lora_config_path": ("训练哪些层，见 config 文件夹。默认只训练 transformer。", "Which layers are trained, from the folder config. Default: the transformer only."),
+    "field.last_lora_path": ("起始 LoRA", "Start from LoRA"),
+    "help.last_lora_path": ("从已有的 LoRA 文件开始训练；留空从零开始。", "A LoRA file to start from; empty: from nothing."),
+    "field.optimizer": ("优化器", "Optimizer"),
+    "help.optimizer": ("adamw 稳妥；prodigy 自动找学习率（学习率填 1）。", "adamw is the safe choice; prodigy finds its rate itself (set learning rate 1)."),
+    "field.beta1": ("beta1", "beta1"),
+    "help.beta1": ("一阶动量系数。", "Decay of the first moment."),
+    "field.beta2": ("beta2", "beta2"),
+    "help.beta2": ("二阶动量系数；1 − beta2 应大于 1 / 最大步数。", "Decay of the second moment; 1 − beta2 should exceed 1 / steps."),
+    "field.weight_decay": ("权重衰减", "Weight decay"),
+    "help.weight_decay": ("防止权重过大，0 关闭。", "Keeps weights small; 0 turns it off."),
+    "field.warmup_steps": ("预热步数", "Warm-up steps"),
+    "help.warmup_steps": ("学习率从 0 升到设定值的步数。", "Steps over which the learning rate rises."),
+    "field.accumulate_grad_batches": ("梯度累积", "Accumulate"),
+    "help.accumulate_grad_batches": ("累积几批再更新一次，相当于更大的批，不多占显存。", "Batches per update: like a larger batch without more memory."),
+    "field.gradient_clip_val": ("梯度裁剪", "Gradient clipping"),
+    "help.gradient_clip_val": ("限制一步的最大改动，0 关闭。", "Limits one step's change; 0 turns it off."),
+    "field.gradient_clip_algorithm": ("裁剪方式", "Clipping by"),
+    "help.gradient_clip_algorithm": ("norm 按总长，value 按每个值。", "norm: of the whole gradient; value: each number."),
+    "field.ssl_coeff": ("SSL 损失系数", "SSL loss"),
+    "help.ssl_coeff": ("辅助损失的权重，0 关闭并省时省显存。", "Weight of the auxiliary loss; 0 turns it off and saves time and memory."),
+    "field.speaker_dropout": ("说话人丢弃率", "Speaker dropout"),
+    "help.speaker_dropout": ("略去说话人信息的概率。", "Chance that the speaker vector is left out."),
+    "field.lyrics_dropout": ("歌词丢弃率", "Lyrics dropout"),
+    "help.lyrics_dropout": ("略去歌词的概率。", "Chance that the lyrics are left out."),
+    "field.shift": ("时间步偏移", "Shift"),
+    "help.shift": ("噪声时间表的偏移，模型发布时为 3。", "Of the noise schedule; 3 as published."),
+    "field.epochs": ("最大轮数", "Epochs"),
+    "help.epochs": ("整个曲库学习几遍后停止，-1 不限。", "Passes over the library before the end; -1: no limit."),
+    "field.save_last": ("保留个数", "Keep last"),
+    "help.save_last": ("只保留最近几个 LoRA，更早的自动删除；-1 全部保留。", "Number of saved LoRAs that stay; -1 keeps all."),
+    "field.seed": ("随机种子", "Seed"),
+    "help.seed": ("相同的种子得到相同的训练过程。", "The same seed gives the same training."),
+    "field.exp_name": ("实验名称", "Run name"),
+    "help.exp_name": ("日志文件夹的名字。", "Names the folder of the logs."),
+    "field.logger": ("日志方式", "Logger"),
+    "help.logger": ("tensorboard 可用左侧按钮查看。", "tensorboard: see the button on the left."),
+    "field.log_dir": ("日志文件夹", "Log folder"),
+    "help.log_dir": ("训练曲线存放处。", "Where the curves are written."),
+    "field.output_dir": ("输出文件夹", "Output folder"),
+    "help.output_dir": ("LoRA 存放处。", "Where the LoRAs are saved."),
+    "field.save_comfyui": ("同时存 ComfyUI 版", "Also for ComfyUI"),
+    "help.save_comfyui": ("每次保存时另存一份可直接用于 ComfyUI 的文件。", "Write a file for ComfyUI beside every saved LoRA."),
+    "field.max_seconds": ("最长秒数", "Longest crop (s)"),
+    "help.max_seconds": ("每步只取歌曲中随机的一段，省显存；留空用整首。", "Train on a random part of each song, saves memory; empty: whole songs."),
+    "field.base_precision": ("基础模型精度", "Base model"),
+    "help.base_precision": ("int8、nf4 大幅节省显存，略损精度。", "int8 and nf4 save much memory at a small cost in precision."),
+    "field.checkpointing": ("重计算", "Recomputation"),
+    "help.checkpointing": ("all 最省显存；none 最快；auto 看显存决定；也可填块数。", "all saves most memory, none is fastest, auto decides; or a number of blocks."),
+    "field.offload": ("放到内存的块数", "Blocks off the card"),
+    "help.offload": ("把若干层放在内存里轮流载入，显存仍不够时用，会变慢。", "Keep blocks in main memory; slower, for when nothing else fits."),
+    "field.val_every": ("验证间隔", "Validate every"),
+    "help.val_every": ("每多少步计算一次验证损失，0 关闭。", "Steps between two validation losses; 0: never."),
+    "field.ema": ("滑动平均", "Moving average"),
+    "help.ema": ("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter."),
+    "field.plan": ("自动方案", "Plan"),
+    "help.plan": ("auto 先试跑，再选显存放得下的设置。", "auto: try first, then take settings that fit the card."),
+    "field.devices": ("显卡", "Devices"),
+    "help.devices": ("用几张卡，或哪几张。", "How many cards, or which."),
+    "field.num_nodes": ("机器数", "Machines"),
+    "help.num_nodes": ("多机训练的机器数。", "Machines that train together."),
+    "field.strategy": ("并行策略", "Strategy"),
+    "help.strategy": ("多卡时的方式，如 ddp。", "For several cards, such as ddp."),
+    "field.input_name": ("训练出的 LoRA", "Trained LoRA"),
+    "help.input_name": ("默认取最新的一个。", "The latest one unless chosen otherwise."),
+    "field.output_name": ("成品文件名", "Finished file"),
+    "help.output_name": ("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path."),
+    "hint.prodigy_rate": ("Prodigy 自己找学习率，学习率应填 1。", "Prodigy finds the rate itself: set the learning rate to 1."),
+    "hint.high_rate": ("学习率这么大，AdamW 很可能学坏。", "AdamW will probably diverge at such a learning rate."),
+    "hint.beta2": ("1 − beta2 小于 1 / 最大步数：二阶动量来不及稳定。", "1 − beta2 is below 1 / steps: the second moment cannot settle."),
+    "hint.save": ("保存间隔大于最大步数：只会在结束时保存一次。", "Saving less often than the training is long: only the end is saved."),
+    "wrong.int": ("“{value}”不是整数。", "“{value}” is no whole number."),
+    "wrong.float": ("“{value}”不是数字。", "“{value}” is no number."),
+    "wrong.range": ("“{value}”超出范围，应在 {low} 到 {high} 之间。", "“{value}” is outside {low} to {high}."),
+    "wrong.low": ("“{value}”太小，至少为 {low}。", "“{value}” is below {low}."),
+    "wrong.choice": ("“{value}”不可用，应为 {choices}。", "“{value}” is none of {choices}."),
+    "wrong.file": ("找不到文件“{value}”。", "There is no file “{value}”."),
+    "wrong.empty": ("不能为空。", "Must not be empty."),
+    "wrong.start": ("有 {count} 个设置不对，已标红。改好后再开始。", "Wrong settings, marked in red: {count}. Correct them, then start."),
+    "name.empty": ("名称不能为空。", "The name must not be empty."),
+    "name.long": ("名称太长，请不要超过 80 个字符。", "The name is too long; use 80 characters at most."),
+    "name.characters": ("名称不能含有 < > : \" / \\ | ? *，也不能以点或空格开头结尾。", "A name cannot hold < > : \" / \\ | ? *, nor begin or end with a dot or space."),
+    "name.reserved": ("这个名称被 Windows 保留，请换一个。", "Windows reserves this name; choose another."),
+    "preset.label": ("显存方案", "Preset"),
+    "preset.save": ("保存为…", "Save as…"),
+    "preset.delete": ("删除", "Delete"),
+    "preset.name": ("方案名称", "Name"),
+    "preset.message": ("把现在的训练参数存成方案，各个项目都能用。", "Keep the present training settings for every project."),
+    "preset.taken": ("这是内置方案的名字，请换一个。", "A built-in preset has this name; choose another."),
+    "preset.applied": ("已套用方案“{name}”。", "Preset “{name}” applied."),
+    "advanced.open": ("高级设置 ▾", "Advanced ▾"),
+    "advanced.close": ("收起高级设置 ▴", "Hide advanced ▴"),
+    # Running
+    "run.all": ("运行剩余步骤", "Run all remaining"),
+    "run.stop": ("停止", "Stop"),
+    "run.force": ("强制结束", "Force stop"),
+    "run.idle": ("空闲", "Ready"),
+    "run.running": ("正在运行：{title}", "Running: {title}"),
+    "run.importing": ("正在复制歌曲", "Copying songs"),
+    "run.orphan": ("上次的任务仍在运行", "An earlier run is still going"),
+    "run.stopping_short": ("正在停止：{title}", "Stopping: {title}"),
+    "run.stopping": ("已请求停止：正在完成当前一步并保存。再按一次强制结束。", "Asked to stop: it ends the present step and saves. Press again to end it at once."),
+    "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
+    "run.elapsed": ("已用 {time}", "elapsed {time}"),
+    "run.left": ("剩余 {time}", "left {time}"),
+    "run.rate": ("{rate} 步/秒", "{rate} it/s"),
+    "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
+    "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
+    "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
+    "run.not_started": ("未能启动", "not started"),
+    "run.nothing": ("所有步骤都已完成。", "All steps are done."),
+    "log.skipped": ("……此处略去 {count} 行，全部内容在日志文件中。", "… {count} lines left out here; the log file has all of them."),
+    "log.file": ("完整日志：{file}", "Full log: {file}"),
+    "log.ended": ("{title} 结束，退出码 {code}，用时 {spent}", "{title} ended with exit status {code} after {spent}"),
+    "askstale.title": ("前面的步骤需要更新", "An earlier step is out of date"),
+    "askstale.message": ("第 {number} 步“{title}”：{reason}", "Step {number}, {title}. {reason}"),
+    "askstale.first": ("先更新再继续", "Do that first"),
+    "askstale.anyway": ("照样开始", "Start anyway"),
+    "checkpoints.title": ("checkpoints 里已有 LoRA", "The checkpoints folder holds LoRAs"),
+    "checkpoints.message": (
+        "“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
+        "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to "
+        "{moved}, nothing is deleted.",
+    ),
+    "checkpoints.move": ("移走，重新训练", "Move them, start anew"),
+    "checkpoints.resume": ("从最新的继续", "Go on from the last"),
+    "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
+    "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
+    "disk.title": ("磁盘空间可能不够", "The disk may be too small"),
+    "disk.anyway": ("照样开始", "Start anyway"),
+    "train.trial": ("试跑 20 步", "Trial run"),
+    "train.trial_tip": (
+        "用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。",
+        "Twenty steps on the longest song: reports memory, speed and hours for the whole run.",
+    ),
+    "chart.title": ("损失曲线", "Loss"),
+    "chart.empty": ("开始训练后，这里会画出损失曲线。", "The loss is drawn here while the training runs."),
+    "chart.raw": ("原始", "raw"),
+    "chart.smooth": ("平滑", "smooth"),
+    "chart.validation": ("验证", "validation"),
+    "chart.rate": ("学习率", "rate"),
+    "tensorboard": ("打开 TensorBoard", "TensorBoard"),
+    "tensorboard.starting": ("正在启动 TensorBoard…", "Starting TensorBoard…"),
+    "tensorboard.ready": ("TensorBoard 已在浏览器中打开：{url}", "TensorBoard is open in the browser: {url}"),
+    "tensorboard.missing": ("没有安装 TensorBoard。", "TensorBoard is not installed."),
+    "tensorboard.failed": ("TensorBoard 没有启动：{detail}", "TensorBoard did not start: {detail}"),
+    "reset": ("恢复默认设置", "Reset settings"),
+    "reset.message": (
+        "把本项目的所有步骤设置以及 Python、模型来源等设置恢复为默认值？歌曲、文本和训练结果都不受影响。",
+        "Set all settings of this project's steps, and those of Python and the model source, back to their defaults? Songs, texts "
+        "and results are not touched.",
+    ),
+    "reset.done": ("已恢复默认设置。", "All settings have their defaults again."),
+    "comfy.copy": ("复制到 ComfyUI", "Copy to ComfyUI"),
+    "comfy.choose": ("选择 ComfyUI 文件夹", "Choose the ComfyUI folder"),
+    "comfy.copied": ("已复制到 {file}", "Copied to {file}"),
+    "orphan.title": ("上次的任务仍在运行", "An earlier run is still going"),
+    "orphan.message": (
+        "上次窗口启动的 {script}（进程 {pid}）还在运行。结束它，还是让它继续？在它结束之前不能开始别的步骤。",
+        "{script} (process {pid}), started by an earlier window, is still running. End it, or let it go on? No other step can start "
+        "before it has ended.",
+    ),
+    "orphan.stop": ("结束它", "End it"),
+    "orphan.leave": ("让它继续", "Let it go on"),
+    "orphan.ended": ("上次的任务已结束。", "The earlier run has ended."),
+    "close.title": ("还在运行", "Something is running"),
+    "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
+    "close.stop": ("停止并退出", "Stop and close"),
+    "close.stay": ("继续运行", "Keep running"),
+    # Menus and buttons
+    "ok": ("确定", "OK"),
+    "cancel": ("取消", "Cancel"),
+    "apply": ("应用", "Apply"),
+    "browse": ("浏览…", "Browse…"),
+    "open.folder": ("打开歌曲文件夹", "Open song folder"),
+    "open.result": ("打开结果文件夹", "Open result folder"),
+    "choose.home": ("选择文件夹", "Choose a folder"),
+    "choose.project": ("选择项目的歌曲文件夹", "Choose a project's song folder"),
+    "choose.audio": ("音频", "Audio"),
+    "choose.all": ("所有文件", "All files"),
+    "menu.project": ("项目", "Project"),
+    "menu.songs": ("歌曲", "Songs"),
+    "menu.run": ("运行", "Run"),
+    "menu.view": ("查看", "View"),
+    "menu.help": ("帮助", "Help"),
+    "menu.new": ("新建项目", "New project"),
+    "menu.open": ("打开项目…", "Open project…"),
+    "menu.recent": ("最近的项目", "Recent projects"),
+    "menu.move": ("改名或移动…", "Rename or move…"),
+    "menu.logs": ("打开日志文件夹", "Open log folder"),
+    "menu.restore": ("恢复移除的文件", "Restore removed files"),
+    "menu.none": ("（无）", "(none)"),
+    "menu.quit": ("退出", "Quit"),
+    "menu.start": ("开始当前步骤", "Start this step"),
+    "menu.scale_auto": ("自动缩放", "Automatic size"),
+    "menu.keys": ("键盘操作", "Keyboard"),
+    "menu.about": ("关于", "About"),
+    "keys.message": (
+        "Alt+1 … Alt+7　各步骤\nF5　开始当前步骤　　Ctrl+F5　运行剩余步骤\nShift+F5　停止\nF6　在步骤、页面、日志之间切换\nF8　环境检查　　"
+        "F9　TensorBoard\nCtrl+O　添加歌曲　　Ctrl+Shift+O　添加文件夹\nCtrl+S　保存文本\nCtrl+PageUp / PageDown　上一首、下一首\n"
+        "F2　改名　　Delete　移除　　Enter　播放",
+        "Alt+1 … Alt+7   the steps\nF5   start this step     Ctrl+F5   run all remaining\nShift+F5   stop\nF6   steps, page, log\n"
+        "F8   environment     F9   TensorBoard\nCtrl+O   add songs     Ctrl+Shift+O   add folder\nCtrl+S   save texts\n"
+        "Ctrl+PageUp / PageDown   previous, next song\nF2   rename     Delete   remove     Enter   play",
+    ),
+    "about.message": (
+        "ACE-Step LoRA {version}\n\n从一个歌曲文件夹到 ComfyUI 里的 LoRA。Apache-2.0 许可。",
+        "ACE-Step LoRA {version}\n\nFrom a folder of songs to a LoRA in ComfyUI. Licence: Apache-2.0.",
+    ),
+    "damaged": (
+        "设置文件损坏，已改名为 {file} 保留，现在使用默认设置。",
+        "A settings file was damaged; it is kept as {file}, and defaults are used.",
+    ),
+    "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),
+    "bug": ("程序内部出错：{error}。详情见日志，请反馈。", "Something went wrong inside the program: {error}. The log says more; please report it."),
+    # Environment
+    "env.copy": ("复制报告", "Copy report"),
+    "env.again": ("重新检查", "Check again"),
+    "env.copied": ("报告已复制到剪贴板。", "The report is in the clipboard."),
+    "env.asking": ("正在询问 Python，请稍候…", "Asking Python; this takes a few seconds…"),
+    "env.no_python": (
+        "没有找到运行脚本的 Python。请运行 start.bat（或 python start.py）安装，或在右侧指定 python。",
+        "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings.",
+    ),
+    "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
+    "env.python_version": ("Python 版本 {version}", "Python version {version}"),
+    "env.python_old": ("Python {version} 太旧，需要 3.10 到 3.13。", "Python {version} is too old; 3.10 to 3.13 are needed."),
+    "env.python_broken": ("这个 Python 不能用：{error}", "This Python does not work: {error}"),
+    "env.bits": ("这是 32 位的 Python，需要 64 位。", "This is a 32-bit Python; a 64-bit one is needed."),
+    "env.no_torch": ("没有安装 PyTorch。", "PyTorch is not installed."),
+    "env.torch_broken": ("PyTorch 无法载入：{error}", "PyTorch cannot be loaded: {error}"),
+    "env.torch": ("PyTorch {version}，CUDA {cuda}", "PyTorch {version}, CUDA {cuda}"),
+    "env.cpu_torch": ("有 NVIDIA 显卡，但装的是 CPU 版 PyTorch，训练会极慢。", "There is an NVIDIA card, but PyTorch is the CPU build; training would take ages."),
+    "env.no_card": ("没有可用的 NVIDIA 显卡：只能在 CPU 上运行，训练会极慢。", "No usable NVIDIA card: everything runs on the CPU, and training takes ages."),
+    "env.mps": ("使用 Apple 显卡（MPS），训练比 NVIDIA 慢得多。", "An Apple GPU (MPS) is used; training is much slower than on NVIDIA."),
+    "env.card": ("显卡 {name}，显存 {gb} GB，空闲 {free} GB", "{name}, {gb} GB, {free} GB free"),
+    "env.bf16": ("显卡支持 bf16", "The card has bf16"),
+    "env.no_bf16": ("显卡不支持 bf16：请把训练精度改为 16-mixed。", "The card has no bf16: set the training's precision to 16-mixed."),
+    "env.packages": ("缺少软件包：{names}", "Missing packages: {names}"),
+    "env.packages_ok": ("软件包：{names}", "Packages: {names}"),
+    "env.tensorboard": ("没有安装 TensorBoard，只影响“打开 TensorBoard”按钮。", "TensorBoard is not installed; only its button needs it."),
+    "env.pypinyin": ("没有 pypinyin，中文歌名只能得到编号式的文件名。", "pypinyin is missing: Chinese titles get numbered file names."),
+    "env.script": ("找不到脚本 {script}，应在 {folder} 中。", "The script {script} is missing in {folder}."),
+    "env.scripts": ("脚本齐全：{folder}", "All scripts are there: {folder}"),
+    "env.disk": ("空闲磁盘 {free}，预计还需 {need}", "Free disk {free}; still needed, at most: {need}"),
+    "env.disk_short": ("磁盘只剩 {free}，预计需要 {need}。请清理或换一个盘。", "Only {free} of disk are free, {need} may be needed. Free some, or use another disk."),
+    "env.disk_unknown": ("无法得知空闲磁盘：{error}", "The free disk space is unknown: {error}"),
+    "env.weights": ("基础模型已下载（{size}）：{folder}", "The base model is there ({size}): {folder}"),
+    "env.weights_missing": (
+        "基础模型还缺 {parts}，约 {size}，首次运行时从 {source} 下载。",
+        "Of the base model {parts} are missing, about {size}; the first run downloads them from {source}.",
+    ),
+    "env.weights_offline": (
+        "离线模式下缺少基础模型 {parts}（约 {size}，来源 {source}）。请关闭离线，或指定模型文件夹。",
+        "Offline, but {parts} of the base model are missing (about {size}, from {source}). Go online or choose its folder.",
+    ),
+    "mend.python": ("选择 Python…", "Choose Python…"),
+    "mend.program": ("选择程序文件夹…", "Choose folder…"),
+    "mend.install": ("安装环境", "Install"),
+    "mend.tensorboard": ("安装 TensorBoard", "Install TensorBoard"),
+    "mend.pypinyin": ("安装 pypinyin", "Install pypinyin"),
+    "mend.source": ("更改来源", "Change source"),
+    "install.title": ("安装软件包", "Installation"),
+    "install.by_hand": (
+        "这里没有 start.py 或 Python。请先安装 64 位 Python 3.10 到 3.13，再按 README 安装依赖。",
+        "There is no start.py or no Python here. Install 64-bit Python 3.10 to 3.13, then follow the README.",
+    ),
+    "setting.python": ("运行脚本的 Python", "Python for the scripts"),
+    "setting.python.help": ("留空自动查找：.venv、python 文件夹、已激活的环境、PATH。", "Empty: searched in .venv, the folder python, the active environment, PATH."),
+    "setting.endpoint": ("模型下载来源", "Model source"),
+    "setting.endpoint.help": ("国内可用 https://hf-mirror.com。", "Hugging Face or a mirror."),
+    "setting.checkpoint_dir": ("基础模型文件夹", "Base model folder"),
+    "setting.checkpoint_dir.help": ("已手动下载时指定；留空用默认缓存。", "Where a copy lies already; empty: the download cache."),
+    "setting.cache": ("下载缓存（HF_HOME）", "Download cache (HF_HOME)"),
+    "setting.cache.help": ("C 盘太小时可换到别的盘。", "Choose another disk when the system's is small."),
+    "setting.program": ("程序文件夹", "Program folder"),
+    "setting.program.help": ("脚本所在处；留空为本程序所在文件夹。", "Where the scripts stand; empty: beside this program."),
+    "setting.offline": ("离线（不访问网络）", "Offline (use no network)"),
+    # Known errors
+    "err.cuda_memory": (
+        "显存不足。把批大小设为 1，选更小的显存方案，关闭占用显卡的程序，再试。",
+        "The card ran out of memory. Set the batch size to 1, choose a smaller preset, close other programs on the card, try again.",
+    ),
+    "err.memory": ("内存不足。关闭其他程序，把数据线程数设为 0。", "Out of main memory. Close other programs and set the loader workers to 0."),
+    "err.paging": (
+        "Windows 虚拟内存（页面文件）太小。在系统高级设置里改为“系统管理的大小”或至少 32 GB，然后重启。",
+        "Windows' paging file is too small. Set it to “system managed” or at least 32 GB in the advanced system settings, then restart.",
+    ),
+    "err.tf32": (
+        "PyTorch 新旧 TF32 开关混用，常见于原版训练脚本。请用本项目的 trainer_new.py，或换 PyTorch 版本。",
+        "Old and new TF32 switches of PyTorch were mixed, as the fork's trainer does. Use this project's trainer_new.py, or another PyTorch.",
+    ),
+    "err.bf16": ("显卡不支持 bf16。把精度改为 16-mixed。", "The card has no bf16. Set the precision to 16-mixed."),
+    "err.triton": ("缺少 Triton 或 C++ 编译器。关闭 torch.compile 相关选项即可。", "Triton or a C++ compiler is missing. Turn torch.compile off."),
+    "err.torchcodec": ("torchcodec 无法使用。安装 FFmpeg，或卸载 torchcodec。", "torchcodec does not work. Install FFmpeg, or uninstall torchcodec."),
+    "err.package": ("缺少软件包 {name}。在“环境检查”页安装。", "The package {name} is missing. Install it from the page “Environment”."),
+    "err.dll": ("有 DLL 无法载入。安装最新的 Microsoft Visual C++ 运行库，再重装 PyTorch。", "A DLL cannot be loaded. Install the latest Microsoft Visual C++ runtime, then PyTorch again."),
+    "err.driver": ("显卡驱动太旧。到 NVIDIA 官网更新驱动。", "The graphics driver is too old. Update it from NVIDIA."),
+    "err.kernel": ("PyTorch 不支持这块显卡。安装与显卡匹配的 CUDA 版 PyTorch。", "This PyTorch does not support the card. Install a build for its CUDA generation."),
+    "err.cpu_torch": ("装的是 CPU 版 PyTorch。在“环境检查”页安装 CUDA 版。", "PyTorch is the CPU build. Install the CUDA build from the page “Environment”."),
+    "err.no_card": ("没有找到 NVIDIA 显卡或驱动。检查驱动，或在设备管理器中启用显卡。", "No NVIDIA card or driver was found. Check the driver."),
+    "err.assert": ("显卡计算出错。重启电脑再试；若再次出现，降低超频或更新驱动。", "A computation on the card failed. Restart and try again; if it comes back, undo overclocking or update the driver."),
+    "err.space": ("磁盘满了。清理空间后再次开始，会接着做。", "The disk is full. Free some space and start again; it goes on from there."),
+    "err.path": ("路径太长。把程序移到更短的路径，如 D:\\ace，或用更短的项目名。", "A path is too long. Move the program to a short one such as D:\\ace, or shorten the project's name."),
+    "err.in_use": ("文件被其他程序占用。关闭播放器、编辑器或同步软件后再试。", "A file is in use. Close players, editors or sync programs, then try again."),
+    "err.permission": ("没有写入权限。把程序移到自己的文件夹，不要放在 Program Files。", "No permission to write. Move the program to a folder of your own, not Program Files."),
+    "err.offline": ("模型没有下载，又处于离线状态。在“环境检查”页关闭离线或指定模型文件夹。", "The model is not downloaded and the network is off. See the page “Environment”."),
+    "err.certificate": ("网络证书验证失败。检查系统时间、代理和杀毒软件。", "A certificate was refused. Check the clock, the proxy and the virus scanner."),
+    "err.refused": ("下载被拒绝：模型名有误，或需要登录。检查模型名和来源。", "The download was refused: wrong model name, or a login is needed. Check name and source."),
+    "err.busy_hub": ("下载来源限制了访问次数。过一会儿再试，或换镜像。", "The model source limits requests. Try later, or use a mirror."),
+    "err.llamacpp": ("连接不上 llama.cpp 服务器。先启动 llama-server，检查地址和端口。", "The llama.cpp server does not answer. Start llama-server; check host and port."),
+    "err.network": ("网络连接失败。检查网络，或在“环境检查”页换成镜像；再次开始会续传。", "The network failed. Check it, or choose a mirror on the page “Environment”; downloads resume."),
+    "err.weights": ("模型文件损坏或名称有误。删除该文件夹后重新下载，或检查模型名。", "A model file is damaged or its name is wrong. Delete that folder and download again, or check the name."),
+    "err.nan": ("损失变成了无效数值。降低学习率，检查有没有损坏的歌。", "The loss is not a number any more. Lower the learning rate; look for a damaged song."),
+    "err.checkpoints": ("checkpoints 文件夹里已有 LoRA。再次开始，选择移走或继续。", "The checkpoints folder holds LoRAs. Start again and choose to move them or go on."),
+    "err.audio": ("有音频无法读取。看日志里的文件名，重新转换或移除它。", "An audio file cannot be read. The log names it: convert it anew or remove it."),
+    "err.workers": ("数据线程出错。把数据线程数设为 0。", "A loader worker failed. Set the loader workers to 0."),
+    "err.wandb": ("Weights & Biases 需要登录。把日志方式改为 tensorboard，或先运行 wandb login。", "Weights & Biases wants a login. Use tensorboard as logger, or run wandb login."),
+    "err.flags": ("脚本不认识某个参数。脚本和窗口的版本可能不一致。", "The script refused a flag. Script and window may be of different versions."),
+    "err.shape": ("文件和模型不匹配：LoRA 的 rank 或模型版本不同。", "A file does not fit the model: another rank or another model."),
+    "err.syntax": ("Python 版本太旧或脚本文件不完整。需要 Python 3.10 到 3.13。", "The Python is too old or a script is incomplete. Python 3.10 to 3.13 is needed."),
+    "err.killed": ("进程被系统结束，多半是内存不足。关闭其他程序再试。", "The system ended the process, mostly for lack of memory. Close other programs and try again."),
+    "err.crash": ("程序崩溃了。更新显卡驱动，或重装 PyTorch。", "The program crashed. Update the graphics driver, or install PyTorch again."),
+    "err.interrupted": ("运行被中断。再次开始会接着做。", "It was interrupted. Start again to go on."),
+    "err.input": ("输入有问题，日志中以 error 开头的行写明了原因。", "Something about the input is wrong; the lines with “error” in the log say what."),
+    "err.start": ("程序无法启动。在“环境检查”页检查 Python。", "The program could not be started. Check Python on the page “Environment”."),
+    "err.no_result": ("脚本说成功了，但没有得到结果：{why}请看日志。", "The script reported success but left no result. {why} See the log."),
+    "err.unknown": ("原因见日志的最后几行。", "The last lines of the log say why."),
+}  # fmt: skip
+
+
+def say(language: str, key: str, fields: dict[str, Any] | None = None) -> str:
+    """The sentence `key` in `language`, with its `{fields}` filled in."""
+    text = TEXTS[key][0 if language == "zh" else 1]
+    return text.format(**fields) if fields else text
+
+
+def text_or(language: str, key: str, fallback: str) -> str:
+    return say(language, key) if key in TEXTS else fallback
+
+# --- 3. Files and names ---------------------------------------------------------------------------------------------
+
+
+def program_folder() -> Path:
+    """The folder that holds the scripts: that of this file, or of the exe (its bundle is unpacked elsewhere)."""
+    return Path(sys.executable if FROZEN else __file__).resolve().parent
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 with `\\n` line ends to a temporary name beside `path`, then rename: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}-{path.name}"[:200])
+    try:
+        with temporary.open("wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """Text of UTF-8 (with or without BOM), else UTF-16 with BOM, else GB18030, which Chinese Windows editors write."""
+    data = path.read_bytes()
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        text = data.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("gb18030", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], Path | None]:
+    """The object in `path` ({} when there is no file), and where a damaged file was put aside (else None)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(value, dict):
+            return value, None
+    except FileNotFoundError:
+        return {}, None
+    except (ValueError, OSError):
+        pass
+    aside = unique_path(path.with_name(f"{path.name}.damaged-{stamp()}"))
+    with contextlib.suppress(OSError):  # read-only place: the defaults are used, the damaged file stays
+        os.replace(path, aside)
+    return {}, aside
+
+
+def stamp() -> str:
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def unique_path(path: Path) -> Path:
+    """`path`, or `path_2`, `path_3`, … (before the extension) when that exists."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
+        number += 1
+    return candidate
+
+
+def try_writable(folder: Path) -> bool:
+    """Whether a file can be made in `folder`; os.access is not to be trusted on Windows."""
+    probe = folder / f".tmp-{os.getpid()}-writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}
+_NAME_WORDS = re.compile(r"^(CYRILLIC|GREEK|HANGUL|HIRAGANA|KATAKANA)\b.* ([A-Z]+)$")
+
+
+def readable_name(title: str, longest: int = MAX_NAME) -> str:
+    """An ASCII name for files and folders: `我的歌 (Live)` gives `wo_de_ge_Live`; never empty, at most `longest`.
+
+    Chinese becomes pinyin when pypinyin is there. What has no reading becomes a short code of the title, so that
+    two such titles do not get the same name.
+    """
+    words: list[str] = []
+    unreadable = False
+    for run in _runs_of_one_script(unicodedata.normalize("NFKC", title)):
+        if "\u3400" <= run[0] <= "\u9fff" or run[0] >= "\U00020000":
+            syllables = _pinyin(run)
+            unreadable |= not syllables
+            words += syllables
+        else:
+            words.append("".join(_latin(character) for character in run))
+            unreadable |= not words[-1] and any(character.isalpha() for character in run)
+    name = re.sub(r"[^A-Za-z0-9-]+", "_", "_".join(words)).strip("_-")
+    if unreadable:
+        name = f"{name or 'song'}_{zlib.crc32(title.encode('utf-8')):08x}"
+    if len(name) > longest:
+        cut = name[:longest]
+        # Rather at a word's end, when that does not lose much.
+        name = cut[: cut.rfind("_")] if cut.rfind("_") > longest * 0.6 and name[longest] != "_" else cut
+    name = name.strip("_-") or "song"
+    return f"{name}_song"[:longest] if name.lower() in _RESERVED else name
+
+
+def _runs_of_one_script(title: str) -> Iterator[str]:
+    """Split into runs of Chinese, of letters and digits, and of the rest (dropped)."""
+    for match in re.finditer(r"[\u3400-\u9fff\U00020000-\U0003ffff]+|[^\W_\u3400-\u9fff\U00020000-\U0003ffff]+", title):
+        yield match.group()
+
+
+def _pinyin(run: str) -> list[str]:
+    try:
+        from pypinyin import lazy_pinyin
+    except ImportError:
+        return []
+    return [syllable for syllable in lazy_pinyin(run, errors="ignore") if syllable.isascii()]
+
+
+def _latin(character: str) -> str:
+    """One letter in ASCII: é -> e, か -> ka, Ж -> zhe (by its Unicode name); '' when there is no reading."""
+    if character.isascii():
+        return character
+    plain = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii() and c.isalnum())
+    if plain:
+        return plain
+    match = _NAME_WORDS.match(unicodedata.name(character, ""))
+    if not match or match.group(2) == "SIGN":
+        return ""
+    script, sound = match.group(1), match.group(2).lower()
+    if script in ("CYRILLIC", "GREEK"):
+        # Letters are called be, em, zhe, theta: the consonants are the sound.
+        vowels = {"ie": "e", "io": "yo", "yeru": "y", "yu": "yu", "ya": "ya"}
+        return vowels.get(sound) or re.sub(r"^e?([bcdfghjklmnpqrstvwxz]+).*|^(.).*", r"\1\2", sound)
+    return sound
+
+
+def unique_name(name: str, taken: Iterable[str], longest: int = MAX_NAME) -> str:
+    """`name`, or `name_2`, `name_3`, … not in `taken` (case ignored, as Windows does), at most `longest` long."""
+    used = {other.casefold() for other in taken}
+    candidate, number = name, 2
+    while candidate.casefold() in used:
+        suffix = f"_{number}"
+        candidate = name[: longest - len(suffix)].rstrip("_-") + suffix
+        number += 1
+    return candidate
+
+
+def human_bytes(number: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB" if number < 1000 else f"{number / 1000:.1f} TB"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """`3:05`, `1:02:03`; `--:--` when unknown."""
+    if seconds is None or seconds < 0 or seconds > 1e7:
+        return "--:--"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- 4. Settings and project ----------------------------------------------------------------------------------------
+
+
+def user_config_folder() -> Path:
+    if WINDOWS:
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "ACE-Step LoRA"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "ACE-Step LoRA"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ace-step-lora"
+
+
+def settings_path(program: Path) -> Path:
+    """Beside the program, so that the folder can be carried elsewhere; else in the user's configuration folder."""
+    return (program if try_writable(program) else user_config_folder()) / SETTINGS_FILE
+
+
+@dataclass
+class Settings:
+    """What holds for all projects. Unknown keys of the file (a newer version's) are kept."""
+
+    path: Path
+    language: str = "zh"
+    scale: str = "auto"  # or "100", "125", …: per cent
+    geometry: str = ""
+    last_project: str = ""
+    recent: list[str] = field(default_factory=list)
+    python: str = ""
+    program: str = ""  # another folder with the scripts; for an exe that does not stand beside them
+    checkpoint_dir: str = ""
+    endpoint: str = ""  # HF_ENDPOINT
+    cache: str = ""  # HF_HOME
+    offline: bool = False
+    comfyui: str = ""  # ComfyUI's models/loras
+    presets: dict[str, dict[str, str]] = field(default_factory=dict)
+    draft: dict[str, dict[str, str]] = field(default_factory=dict)  # field values while there is no project yet
+    log_height: int = 0
+    damaged: Path | None = None
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    _KEYS = (
+        "language", "scale", "geometry", "last_project", "recent", "python", "program", "checkpoint_dir", "endpoint",
+        "cache", "offline", "comfyui", "presets", "draft", "log_height",
+    )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        stored, damaged = read_json(path)
+        settings = cls(path, damaged=damaged)
+        for key, value in stored.items():
+            if key in cls._KEYS and isinstance(value, type(getattr(settings, key))):
+                setattr(settings, key, value)
+            elif key not in cls._KEYS:
+                settings.unknown[key] = value
+        if settings.language not in LANGUAGES:
+            settings.language = "zh"
+        return settings
+
+    def save(self) -> None:
+        defaults = Settings(self.path)
+        changed = {key: getattr(self, key) for key in self._KEYS if getattr(self, key) != getattr(defaults, key)}
+        write_json(self.path, {**self.unknown, **changed})
+
+    def remember(self, home: Path) -> None:
+        self.last_project = str(home)
+        self.recent = [str(home), *(other for other in self.recent if other != str(home))][:10]
+
+    def child_environment(self) -> dict[str, str]:
+        """The environment of the scripts: unbuffered UTF-8 output, the chosen model source."""
+        environment = dict(os.environ)
+        # Without PYTHONUNBUFFERED a child's first line came when it ended; UTF-8 because song names are Chinese.
+        environment.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1", PYTHONIOENCODING="utf-8:replace")
+        if self.endpoint:
+            environment["HF_ENDPOINT"] = self.endpoint.rstrip("/")
+        if self.cache:
+            environment["HF_HOME"] = self.cache
+        if self.offline:
+            environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        # The fork logs to Weights & Biases, which asks for a key at a terminal that a window does not have.
+        environment.setdefault("WANDB_MODE", "offline")
+        # PyInstaller's own library paths must not reach another Python.
+        for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
+            if FROZEN and f"{name}_ORIG" in environment:
+                environment[name] = environment[f"{name}_ORIG"]
+            elif FROZEN:
+                environment.pop(name, None)
+        for name in ("PYTHONHOME", "PYTHONPATH", "TCL_LIBRARY", "TK_LIBRARY", "_MEIPASS2"):
+            if FROZEN:
+                environment.pop(name, None)
+        return environment
+
+
+@dataclass
+class Project:
+    """One song folder and what was set for it. `home` is None until the first songs are chosen."""
+
+    home: Path | None = None
+    values: dict[str, dict[str, str]] = field(default_factory=dict)  # step -> flag -> text, only what was changed
+    titles: dict[str, str] = field(default_factory=dict)  # audio file name -> the title that the user's file had
+    receipts: dict[str, dict[str, Any]] = field(default_factory=dict)  # step -> what its last good run read
+    probes: dict[str, list[Any]] = field(default_factory=dict)  # audio file name -> [size, mtime_ns, seconds, problem]
+    backend_run: dict[str, Any] = field(default_factory=dict)  # the process that is running, for a reopened window
+    unknown: dict[str, Any] = field(default_factory=dict)
+    damaged: Path | None = None
+
+    _KEYS = ("values", "titles", "receipts", "probes", "backend_run")
+
+    @classmethod
+    def load(cls, home: Path) -> Project:
+        stored, damaged = read_json(home / PROJECT_FILE)
+        project = cls(home, damaged=damaged)
+        for key, value in stored.items():
+            if key in cls._KEYS and isinstance(value, dict):
+                setattr(project, key, value)
+            elif key not in (*cls._KEYS, "version"):
+                project.unknown[key] = value
+        project.values = {
+            step: {str(flag): str(text) for flag, text in values.items()}
+            for step, values in project.values.items()
+            if isinstance(values, dict)
+        }
+        return project
+
+    def save(self) -> None:
+        """Write the project file; nothing is written before the folder exists."""
+        if self.home is None or not self.home.is_dir():
+            return
+        stored = {key: getattr(self, key) for key in self._KEYS}
+        write_json(self.home / PROJECT_FILE, {**self.unknown, "version": PROJECT_VERSION, **stored})
+
+    @property
+    def name(self) -> str:
+        return self.home.name if self.home else ""
+
+    def sibling(self, suffix: str) -> Path:
+        """`Taudio/<name>` + `_filenames` or `_prep`."""
+        assert self.home is not None
+        return self.home.with_name(self.home.name + suffix)
+
+    @property
+    def dataset(self) -> Path:
+        return self.sibling("_filenames")
+
+    @property
+    def records(self) -> Path:
+        return self.sibling("_prep")
+
+    def value(self, step: str, flag: str, default: str) -> str:
+        return self.values.get(step, {}).get(flag, default)
+
+    def set_value(self, step: str, flag: str, text: str, default: str) -> None:
+        values = self.values.setdefault(step, {})
+        if text == default:
+            values.pop(flag, None)
+        else:
+            values[flag] = text
+
+
+def name_problem(name: str) -> str | None:
+    """The key of the sentence that says why `name` cannot be a folder's name; None when it can."""
+    if not name.strip():
+        return "name.empty"
+    if len(name) > 80:
+        return "name.long"
+    if re.search(r'[<>:"/\\|?*\x00-\x1f]', name) or name != name.strip() or name.endswith(".") or name.startswith("."):
+        return "name.characters"
+    if name.split(".")[0].lower() in _RESERVED:
+        return "name.reserved"
+    return None
+
+
+def move_project(project: Project, new_home: Path) -> Project:
+    """Move the song folder and the records to another name or place, and return the project there.
+
+    The file-name dataset holds the old paths, so it goes into the bin and is made again in seconds.
+    Raises FileExistsError when something stands at the new place, OSError when a move fails.
+    """
+    assert project.home is not None
+    old_records, old_dataset = project.records, project.dataset
+    moved = Project(new_home)
+    for path in (new_home, moved.records):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(str(path))
+    new_home.parent.mkdir(parents=True, exist_ok=True)
+    if old_dataset.exists():
+        remove_to_bin(project.home, [old_dataset], "move")
+    for old, new in ((project.home, new_home), (old_records, moved.records)):
+        if old.exists():
+            if new.exists():
+                new.rmdir()
+            shutil.move(str(old), str(new))
+    project.home = new_home
+    project.receipts.pop("dataset", None)
+    project.save()
+    return project
+
+
+# --- 5. Songs -------------------------------------------------------------------------------------------------------
+
+SIDECARS = ("_prompt.txt", "_lyrics.txt", "_lyrics.lrc", ".lrc", ".txt")
+
+
+@dataclass
+class Song:
+    """One audio file of the library and what was found beside it."""
+
+    audio: Path
+    title: str
+    seconds: float | None = None
+    problem: str = ""  # text key: unreadable, silent, too long
+    detail: str = ""
+    prompt: str = "missing"  # missing, empty, ok
+    lyrics: str = "missing"  # missing, empty, ok, instrumental
+    record: str = "missing"  # missing, ok, old
+
+    @property
+    def stem(self) -> str:
+        return self.audio.stem
+
+    @property
+    def prompt_path(self) -> Path:
+        return self.audio.with_name(f"{self.stem}_prompt.txt")
+
+    @property
+    def lyrics_path(self) -> Path:
+        return self.audio.with_name(f"{self.stem}_lyrics.txt")
+
+    @property
+    def timed_path(self) -> Path:
+        return self.audio.with_name(f"{self.stem}_lyrics.lrc")
+
+    def texts(self) -> list[Path]:
+        return [path for suffix in SIDECARS if (path := self.audio.with_name(self.stem + suffix)).exists()]
+
+
+def is_audio(path: Path) -> bool:
+    # macOS leaves `._song.mp3` files that are no audio.
+    return path.suffix.lower() in AUDIO_EXTENSIONS and not path.name.startswith(".")
+
+
+def holds_audio(folder: Path) -> bool:
+    try:
+        return any(is_audio(path) for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def text_state(path: Path) -> str:
+    try:
+        if path.stat().st_size > 200:
+            return "ok"
+        text = read_text(path).strip()
+    except OSError:
+        return "missing"
+    return "instrumental" if text.lower() in (INSTRUMENTAL, "[inst]") else "ok" if text else "empty"
+
+
+def record_of(project: Project, stem: str) -> Path | None:
+    for extension in (".safetensors", ".hdf5", ".h5"):
+        path = project.records / (stem + extension)
+        if path.is_file():
+            return path
+    return None
+
+
+def scan_library(project: Project) -> list[Song]:
+    """The songs of the project's folder, sorted by code point as the scripts sort them; [] without a folder."""
+    if project.home is None:
+        return []
+    try:
+        files = sorted((p for p in project.home.iterdir() if is_audio(p) and p.is_file()), key=lambda p: p.name)
+    except OSError:
+        return []
+    songs = []
+    for path in files:
+        song = Song(path, project.titles.get(path.name, path.stem))
+        song.prompt = "ok" if text_state(song.prompt_path) == "instrumental" else text_state(song.prompt_path)
+        song.lyrics = text_state(song.lyrics_path)
+        probe = project.probes.get(path.name)
+        if probe and probe[:2] == list(identity(path)):
+            song.seconds, song.problem, song.detail = probe[2], *split_problem(probe[3])
+        record = record_of(project, song.stem)
+        if record:
+            inputs = (path, song.prompt_path, song.lyrics_path, song.timed_path)
+            song.record = "ok" if newest(inputs) <= record.stat().st_mtime else "old"
+        songs.append(song)
+    return songs
+
+
+def split_problem(problem: str) -> tuple[str, str]:
+    kind, _, detail = (problem or "").partition("|")
+    return kind, detail
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Size and time of change: enough to notice that a file was replaced."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def newest(paths: Iterable[Path]) -> float:
+    times = [0.0]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def read_header(path: Path) -> tuple[float | None, str]:
+    """Seconds and problem of a .wav or .flac from its header; (None, '') where the header does not say it.
+
+    Other formats are left to the scripts' Python, which has the libraries (see `probe_songs`).
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+            if not head:
+                return None, "empty"
+            if head[:4] == b"fLaC" and len(head) >= 26:
+                packed = int.from_bytes(head[18:26], "big")
+                rate, samples = packed >> 44, packed & ((1 << 36) - 1)
+                return (samples / rate, "") if rate and samples else (None, "")
+            if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+                return _read_wav(file)
+    except OSError as error:
+        return None, f"unreadable|{error.strerror or error}"
+    return (None, "unreadable|no RIFF/WAVE header") if path.suffix.lower() == ".wav" else (None, "")
+
+
+def _read_wav(file: io.BufferedReader) -> tuple[float | None, str]:
+    size = os.fstat(file.fileno()).st_size
+    file.seek(12)
+    bytes_per_second = 0
+    while len(header := file.read(8)) == 8:
+        chunk, length = header[:4], int.from_bytes(header[4:], "little")
+        if chunk == b"fmt ":
+            bytes_per_second = int.from_bytes(file.read(length)[8:12], "little")
+        elif chunk == b"data":
+            length = min(length, size - file.tell())  # recorders that crashed leave 0xFFFFFFFF here
+            if not bytes_per_second or length <= 0:
+                return None, "unreadable|no samples"
+            seconds, left = length / bytes_per_second, min(length, 64 << 20)
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                if block.strip(b"\0"):
+                    return seconds, ""
+                left -= len(block)
+            return seconds, "silent" if length <= 64 << 20 else ""
+        else:
+            file.seek(length + length % 2, io.SEEK_CUR)
+    return None, "unreadable|no samples"
+
+
+# Run by the scripts' Python with `-c`; reads file names as JSON lines, answers one JSON line each. It uses this
+# repository's reader where it stands beside the window, and soundfile in a fork's folder.
+PROBE_CODE = """
+import json, sys
+try:
+    from ace_lora.audio import read_audio
+except ImportError:
+    read_audio = None
+def look(path):
+    if read_audio is not None:
+        wave = read_audio(path)
+        samples, rate = wave.samples, wave.rate
+    else:
+        import soundfile
+        data, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples = data.T
+    length = int(samples.shape[-1])
+    quiet = float((abs(samples) == 0).all(0).sum()) / max(1, length) if length else 1.0
+    return length / rate, quiet > 0.95
+for line in sys.stdin:
+    path = json.loads(line)
+    try:
+        seconds, silent = look(path)
+        answer = {"seconds": seconds, "problem": "silent" if silent else ""}
+    except ImportError:
+        answer = {"seconds": None, "problem": ""}
+    except Exception as error:
+        answer = {"seconds": None, "problem": "unreadable|" + str(error).splitlines()[0][:300] if str(error) else "unreadable"}
+        if "silent" in str(error).lower():
+            answer["problem"] = "silent"
+    print(json.dumps({"path": path, **answer}), flush=True)
+"""
+
+
+def probe_songs(
+    paths: list[Path], python: Path | None, program: Path, environment: dict[str, str], tell: Callable[[Path, list], None]
+) -> None:
+    """Find length and faults of audio files; `tell(path, probe)` for each. Runs in a worker thread."""
+    left = []
+    for path in paths:
+        try:
+            seconds, problem = read_header(path)
+            known = seconds is not None or problem
+            if known:
+                tell(path, [*identity(path), seconds, with_length(seconds, problem)])
+        except OSError:
+            continue  # removed meanwhile
+        # A .flac header says the length, not whether the music can be decoded or is silent.
+        if not known or (path.suffix.lower() != ".wav" and not problem):
+            left.append(path)
+    if not left or python is None:
+        return
+    try:
+        process = subprocess.Popen(
+            [str(python), "-c", PROBE_CODE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=program,
+            env=environment,
+            **quiet_process(),
+        )
+    except OSError:
+        return
+    with process:
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(b"".join(json.dumps(str(path)).encode() + b"\n" for path in left))
+            process.stdin.close()
+        for line in process.stdout:
+            with contextlib.suppress(ValueError, KeyError, OSError):
+                answer = json.loads(line)
+                path = Path(answer["path"])
+                if answer["seconds"] is not None or answer["problem"]:
+                    tell(path, [*identity(path), answer["seconds"], with_length(answer["seconds"], answer["problem"])])
+
+
+def with_length(seconds: float | None, problem: str) -> str:
+    return "long" if not problem and seconds is not None and seconds > MAX_SONG_SECONDS else problem
+
+
+def quiet_process() -> dict[str, Any]:
+    """Popen arguments that keep Windows from opening a console window."""
+    return {"creationflags": subprocess.CREATE_NO_WINDOW} if WINDOWS else {}
+
+
+@dataclass
+class ImportReport:
+    added: list[tuple[str, str]] = field(default_factory=list)  # file name, title
+    refused: list[tuple[str, str]] = field(default_factory=list)  # source file name, text key of the reason
+
+
+def find_sources(paths: Iterable[Path]) -> list[Path]:
+    """The audio files among `paths` and in its folders (at any depth), in a stable order, each once."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            for inner in sorted(path.rglob("*")):
+                if is_audio(inner) and inner.is_file() and BIN_FOLDER not in inner.parts:
+                    found.setdefault(inner)
+        else:
+            found.setdefault(path)
+    return list(found)
+
+
+def file_digest(path: Path, cache: dict[Path, str]) -> str:
+    if path not in cache:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        cache[path] = digest.hexdigest()
+    return cache[path]
+
+
+def import_songs(
+    sources: Iterable[Path],
+    home: Path,
+    progress: Callable[[int, int, str], None],
+    added: Callable[[str, str], None],
+    cancelled: Callable[[], bool],
+) -> ImportReport:
+    """Copy songs with the texts beside them into `home` under readable unique names.
+
+    `progress(done, all, name)`; `added(file name, title)` after each song, so that its title can be stored at once.
+    Called in a worker thread. A song is copied under a temporary name and renamed, so that none is ever half there.
+    """
+    report = ImportReport()
+    home.mkdir(parents=True, exist_ok=True)
+    here = [path for path in home.iterdir() if is_audio(path)]
+    stems = [path.stem for path in here]
+    sizes: dict[int, list[Path]] = {}
+    for path in here:
+        sizes.setdefault(path.stat().st_size, []).append(path)
+    digests: dict[Path, str] = {}
+    files = find_sources(sources)
+    for number, source in enumerate(files):
+        if cancelled():
+            report.refused += [(path.name, "import.cancelled") for path in files[number:]]
+            break
+        progress(number, len(files), source.name)
+        reason = _refuse_source(source, home, sizes, digests)
+        if reason:
+            report.refused.append((source.name, reason))
+            continue
+        stem = unique_name(readable_name(source.stem), stems)
+        target = home / (stem + source.suffix.lower())
+        try:
+            _copy_song(source, target)
+        except OSError as error:
+            report.refused.append((source.name, f"import.failed|{error.strerror or error}"))
+            if error.errno in (28, 112):  # no space: the next ones will not fit either
+                report.refused += [(path.name, "import.cancelled") for path in files[number + 1 :]]
+                break
+            continue
+        stems.append(stem)
+        sizes.setdefault(target.stat().st_size, []).append(target)
+        report.added.append((target.name, source.stem))
+        added(target.name, source.stem)
+    progress(len(files), len(files), "")
+    return report
+
+
+def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], digests: dict[Path, str]) -> str:
+    """The text key of the reason why `source` is not added; '' when it can be."""
+    try:
+        if not source.is_file():
+            return "import.missing"
+        if not is_audio(source):
+            return "import.not_audio"
+        if source.resolve().parent == home.resolve():
+            return "import.already_here"
+        size = source.stat().st_size
+        if size == 0:
+            return "import.empty"
+        problem = read_header(source)[1]
+        if problem.startswith("unreadable"):
+            return "import.unreadable"
+        for other in sizes.get(size, []):
+            if file_digest(other, digests) == file_digest(source, digests):
+                return f"import.duplicate|{other.name}"
+    except OSError as error:
+        return f"import.failed|{error.strerror or error}"
+    return ""
+
+
+def _copy_song(source: Path, target: Path) -> None:
+    """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to the target's stem."""
+    pairs = [(source.with_name(source.stem + suffix), target.with_name(target.stem + suffix)) for suffix in SIDECARS]
+    for old, new in [*((old, new) for old, new in pairs if old.is_file() and not new.exists()), (source, target)]:
+        temporary = new.with_name(f".tmp-{new.name}")
+        try:
+            shutil.copy2(old, temporary)
+            os.replace(temporary, new)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = False) -> Path | None:
+    """Move (or copy) files and folders into a dated folder of the project's bin, from which they can come back."""
+    existing = [path for path in paths if path.exists()]
+    if not existing:
+        return None
+    folder = unique_path(home / BIN_FOLDER / stamp())
+    folder.mkdir(parents=True)
+    entries: dict[str, str] = {}
+    manifest = folder / BIN_MANIFEST
+    for path in existing:
+        kept = unique_path(folder / path.name)
+        try:
+            original = path.relative_to(home).as_posix()
+        except ValueError:
+            original = os.path.relpath(path, home)
+        # The manifest first: a crash between the two lines leaves a name too many, not a file without a name.
+        entries[kept.name] = original
+        write_json(manifest, {"reason": reason, "files": entries})
+        if copy:
+            shutil.copy2(path, kept)
+        else:
+            shutil.move(str(path), str(kept))
+    return folder
+
+
+def bin_entries(home: Path | None) -> list[tuple[Path, str, list[str]]]:
+    """(folder, reason, original names), newest first."""
+    if home is None or not (home / BIN_FOLDER).is_dir():
+        return []
+    entries = []
+    for folder in sorted((home / BIN_FOLDER).iterdir(), reverse=True):
+        manifest = folder / BIN_MANIFEST
+        if manifest.is_file():
+            stored, _ = read_json(manifest)
+            files = {name: str(to) for name, to in stored.get("files", {}).items() if (folder / name).exists()}
+            if files:
+                entries.append((folder, str(stored.get("reason", "")), list(files.values())))
+    return entries
+
+
+def restore_from_bin(home: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Put everything of one bin folder back; what stands there now goes into the bin. Returns (restored, replaced)."""
+    stored, _ = read_json(folder / BIN_MANIFEST)
+    restored, occupied = [], []
+    for name, original in stored.get("files", {}).items():
+        if not (folder / name).exists():
+            continue
+        target = Path(os.path.normpath(home / original))
+        if target.exists():
+            occupied.append(target)
+    remove_to_bin(home, occupied, "restore")
+    for name, original in stored.get("files", {}).items():
+        if (folder / name).exists():
+            target = Path(os.path.normpath(home / original))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(str(folder / name), str(target))
+            restored.append(original)
+    shutil.rmtree(folder, ignore_errors=True)
+    return restored, [path.name for path in occupied]
+
+
+def clear_library(project: Project) -> Path | None:
+    """Move all songs, their texts, the dataset and the records into the bin; settings and logs stay."""
+    assert project.home is not None
+    kept = {PROJECT_FILE, BIN_FOLDER, LOGS_FOLDER}
+    paths = [path for path in project.home.iterdir() if path.name not in kept and not path.name.startswith(".tmp-")]
+    folder = remove_to_bin(project.home, [*paths, project.dataset, project.records], "clear")
+    project.receipts.clear()
+    return folder
+
+
+def remove_songs(project: Project, songs: Iterable[Song]) -> Path | None:
+    """Move songs with their texts and records into the bin (a record left behind would still be trained on)."""
+    assert project.home is not None
+    paths: list[Path] = []
+    for song in songs:
+        paths += [song.audio, *song.texts()]
+        record = record_of(project, song.stem)
+        paths += [record] if record else []
+    return remove_to_bin(project.home, paths, "remove")
+
+
+def rename_song(project: Project, song: Song, title: str) -> str:
+    """Give a song another title, and its files the readable name of it; returns the new file name."""
+    stems = [p.stem for p in song.audio.parent.iterdir() if is_audio(p) and p != song.audio]
+    stem = unique_name(readable_name(title), stems)
+    target = song.audio.with_name(stem + song.audio.suffix)
+    if target.name != song.audio.name:
+        moves = [(path, path.with_name(stem + path.name[len(song.stem) :])) for path in [*song.texts(), song.audio]]
+        record = record_of(project, song.stem)
+        moves += [(record, record.with_name(stem + record.suffix))] if record else []
+        for old, new in moves:
+            # Case-only renames are the same file on Windows and macOS.
+            if new.exists() and not new.samefile(old):
+                remove_to_bin(song.audio.parent, [new], "rename")
+            os.replace(old, new)
+        project.titles.pop(song.audio.name, None)
+        project.probes[target.name] = project.probes.pop(song.audio.name, [])
+    project.titles[target.name] = title
+    project.save()
+    return target.name
+
+
+def orphan_records(project: Project, songs: Iterable[Song]) -> list[Path]:
+    """Records in `<name>_prep` whose song is not in the library any more; the trainer would still use them."""
+    stems = {song.stem for song in songs}
+    if project.home is None or not project.records.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(project.records.iterdir())
+        if path.suffix in (".safetensors", ".hdf5", ".h5") and not path.name.startswith(".") and path.stem not in stems
+    ]
+
+
+def split_tags(prompt: str) -> list[str]:
+    return [tag for part in re.split(r"[,，\n]", prompt) if (tag := part.strip())]
+
+
+def add_tag(prompt: str, tag: str) -> str:
+    """Put `tag` in front (a trigger word) unless it is there already."""
+    tags = split_tags(prompt)
+    wanted = [new for new in split_tags(tag) if new.lower() not in {old.lower() for old in tags}]
+    return ", ".join([*wanted, *tags])
+
+
+def remove_tag(prompt: str, tag: str) -> str:
+    unwanted = {old.lower() for old in split_tags(tag)}
+    return ", ".join(old for old in split_tags(prompt) if old.lower() not in unwanted)
+
+
+def change_texts(project: Project, changes: dict[Path, str], reason: str) -> int:
+    """Write new texts atomically after putting copies of the old ones into the bin; returns how many changed."""
+    assert project.home is not None
+    real = {}
+    for path, text in changes.items():
+        before = read_text(path) if path.exists() else None
+        if before != text:
+            real[path] = text
+    remove_to_bin(project.home, [path for path in real if path.exists()], reason, copy=True)
+    for path, text in real.items():
+        write_atomically(path, text)
+    return len(real)
+
+
+def fingerprint(songs: Iterable[Song]) -> dict[str, list[str]]:
+    """What a step reads of every song: file, prompt, lyrics and timed lyrics, each as a short text."""
+    result = {}
+    for song in songs:
+        size, changed = identity(song.audio)
+        parts = [f"{song.audio.name}:{size}:{changed}"]
+        for path in (song.prompt_path, song.lyrics_path, song.timed_path):
+            try:
+                parts.append(hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()[:16])
+            except OSError:
+                parts.append("")
+        result[song.stem] = parts
+    return result
+
+
+def compare_fingerprints(old: dict[str, list[str]], new: dict[str, list[str]]) -> tuple[str, dict[str, str]] | None:
+    """The first difference as (text key, fields); None when equal."""
+    for stem in new:
+        if stem not in old:
+            return "stale.added", {"song": stem}
+    for stem in old:
+        if stem not in new:
+            return "stale.removed", {"song": stem}
+    for stem, parts in new.items():
+        for key, before, after in zip(("audio", "prompt", "lyrics", "timed"), old[stem], parts, strict=False):
+            if before != after:
+                return f"stale.{key}", {"song": stem}
+    return None
+
+
+# --- 6. Steps -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting of a step: a flag of its script, how it is shown and what it may be."""
+
+    flag: str  # without the dashes
+    kind: str  # int, float, text, choice (only the given), combo (given or own), bool, file, folder
+    default: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    basic: bool = False  # shown without opening "advanced", and always on the command line
+    script_help: str = ""  # of a flag that only the script explains
+
+    def problem(self, text: str, program: Path) -> tuple[str, dict[str, str]] | None:
+        """Why `text` cannot be used, as (text key, fields); None when it can."""
+        text = text.strip()
+        if self.kind in ("int", "float"):
+            if not text and not self.basic and not self.default:
+                return None
+            try:
+                number = int(text) if self.kind == "int" else float(text)
+            except ValueError:
+                return f"wrong.{self.kind}", {"value": text}
+            if number != number or number in (float("inf"), float("-inf")):
+                return f"wrong.{self.kind}", {"value": text}
+            if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
+                return self._range_problem(text)
+        elif self.kind == "choice" and text not in self.choices:
+            return "wrong.choice", {"value": text, "choices": ", ".join(self.choices)}
+        elif self.kind == "combo" and not text and self.basic:
+            return "wrong.empty", {}
+        elif self.kind == "file" and text and not (program / text).is_file():
+            return "wrong.file", {"value": text}
+        return None
+
+    def _range_problem(self, text: str) -> tuple[str, dict[str, str]]:
+        if self.high is None:
+            return "wrong.low", {"value": text, "low": f"{self.low:g}"}
+        return "wrong.range", {"value": text, "low": f"{self.low:g}", "high": f"{self.high:g}"}
+
+
+@dataclass(frozen=True)
+class Step:
+    key: str
+    number: int
+    script: str
+    values: str  # where its settings are kept: steps 2 and 3 share theirs
+    fields: tuple[Field, ...] = ()
+    filled: tuple[str, ...] = ()  # flags that the window fills in itself
+
+
+CAPTION_FIELDS = (
+    Field("backend", "choice", "auto", ("auto", "qwen", "llamacpp", "analysis"), basic=True),
+    Field(
+        "model", "combo", "Qwen/Qwen2.5-Omni-7B",
+        (
+            "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B-GPTQ-Int4",
+            "ACE-Step/acestep-captioner", "ACE-Step/acestep-transcriber",
+        ),
+        basic=True,
+    ),
+    Field("quantization", "choice", "auto", ("auto", "nf4", "int8", "none")),
+    Field("bpm", "bool", "false"),
+    Field("overwrite", "bool", "false"),
+    Field("structure", "choice", "on", ("on", "off")),
+    Field("host", "text", "127.0.0.1"),
+    Field("port", "int", "8080", low=1, high=65535),
+)  # fmt: skip
+
+TRAIN_FIELDS = (
+    Field("batch_size", "int", "1", low=1, high=64, basic=True),
+    Field("num_workers", "int", "0", low=0, high=64, basic=True),
+    Field("tag_dropout", "float", "0.5", low=0, high=1, basic=True),
+    Field("learning_rate", "float", "1e-4", low=0, high=10, basic=True),
+    Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True),
+    Field(
+        "precision", "combo", "bf16-mixed",
+        ("bf16-mixed", "16-mixed", "32-true", "bf16-true", "16-true"), basic=True,
+    ),
+    Field("save_every_n_train_steps", "int", "100", low=1, high=10_000_000, basic=True),
+    Field("lora_config_path", "combo", "./config/lora_config_transformer_only.json"),
+    Field("last_lora_path", "file", ""),
+    Field("optimizer", "choice", "adamw", ("adamw", "prodigy")),
+    Field("beta1", "float", "0.9", low=0, high=0.999999),
+    Field("beta2", "float", "0.99", low=0, high=0.999999),
+    Field("weight_decay", "float", "1e-2", low=0, high=10),
+    Field("warmup_steps", "int", "10", low=0, high=10_000_000),
+    Field("accumulate_grad_batches", "int", "1", low=1, high=10_000),
+    Field("gradient_clip_val", "float", "1.0", low=0, high=1e6),
+    Field("gradient_clip_algorithm", "choice", "norm", ("norm", "value")),
+    Field("ssl_coeff", "float", "1.0", low=0, high=100),
+    Field("speaker_dropout", "float", "0.0", low=0, high=1),
+    Field("lyrics_dropout", "float", "0.0", low=0, high=1),
+    Field("shift", "float", "3.0", low=0.01, high=100),
+    Field("epochs", "int", "-1", low=-1, high=10_000_000),
+    Field("save_last", "int", "5", low=-1, high=10_000),
+    Field("seed", "int", "", low=0),
+    Field("exp_name", "text", "ace_step_lora"),
+    Field("logger", "choice", "tensorboard", ("tensorboard", "wandb", "csv", "none")),
+    Field("log_dir", "text", "logs/{name}"),
+    Field("output_dir", "text", "checkpoints"),
+)  # fmt: skip
+
+STEPS = (
+    Step("songs", 1, "", "songs"),
+    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only")),
+    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only")),
+    Step(
+        "dataset", 4, "convert2hf_dataset_new.py", "dataset",
+        (Field("default_tag", "text", ""),), ("data_dir", "output_name"),
+    ),
+    Step(
+        "prep", 5, "preprocess_dataset_new.py", "prep",
+        (Field("ssl", "choice", "stored", ("stored", "none", "at_training")),), ("input_name", "output_dir"),
+    ),
+    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, ("dataset_path", "resume", "trial")),
+    Step(
+        "strength", 7, "add_alpha_in_lora.py", "strength",
+        (
+            Field("input_name", "combo", "{lora}", basic=True),
+            Field("output_name", "text", "{name}-step{step}.safetensors", basic=True),
+            Field("lora_config_path", "combo", "config/lora_config_transformer_only.json", basic=True),
+        ),
+    ),
+)  # fmt: skip
+STEP = {step.key: step for step in STEPS}
+LLAMACPP_SCRIPT = "generate_prompts_lyrics_llamacpp.py"
+SCRIPTS = tuple(dict.fromkeys(step.script for step in STEPS if step.script))
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An `add_argument` call as it stands in a script."""
+
+    name: str
+    kind: str = "text"
+    default: str | None = None  # None: not a literal
+    choices: tuple[str, ...] = ()
+    help: str = ""
+    action: str = ""
+
+
+def read_flags(script: Path) -> dict[str, Flag] | None:
+    """The flags that a script defines, read from its source: a fork's script imports torch even for `--help`.
+
+    None when the file is missing or cannot be parsed; then every known flag is taken to exist.
+    """
+    try:
+        tree = ast.parse(script.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    constants: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            with contextlib.suppress(ValueError):
+                constants[node.targets[0].id] = ast.literal_eval(node.value)
+    flags = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+            names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            long = [name[2:].replace("-", "_") for name in names if name.startswith("--")]
+            if long:
+                flags[long[0]] = _read_flag(long[0], {k.arg: k.value for k in node.keywords if k.arg}, constants)
+    return flags or None
+
+
+def _read_flag(name: str, keywords: dict[str, ast.expr], constants: dict[str, Any]) -> Flag:
+    def literal(key: str) -> Any:
+        value = keywords.get(key)
+        if isinstance(value, ast.Name):
+            return constants.get(value.id)
+        try:
+            return ast.literal_eval(value) if value is not None else None
+        except ValueError:
+            return None
+
+    action = keywords.get("action")
+    action_name = action.value if isinstance(action, ast.Constant) else getattr(action, "attr", "") if action else ""
+    choices = literal("choices")
+    default = literal("default")
+    typed = getattr(keywords.get("type"), "id", "")
+    if action_name in ("store_true", "BooleanOptionalAction"):
+        kind = "bool"
+    elif choices:
+        kind = "choice"
+    else:
+        kind = {"int": "int", "float": "float"}.get(typed, "text")
+        if kind == "text" and isinstance(default, (int, float)) and not isinstance(default, bool):
+            kind = "float"
+    text = None
+    if kind == "bool":
+        text = "true" if default is True else "false"
+    elif default is not None or "default" not in keywords or isinstance(keywords["default"], ast.Constant):
+        text = "" if default is None else str(default)
+    help_text = literal("help")
+    if help_text is None and isinstance(keywords.get("help"), ast.JoinedStr):
+        help_text = "".join(str(v.value) for v in keywords["help"].values if isinstance(v, ast.Constant))
+    listed = tuple(str(choice) for choice in choices) if choices else ()
+    return Flag(name, kind, text, listed, " ".join(str(help_text or "").split()), str(action_name))
+
+
+def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
+    """The settings to show: those of the table that the script knows, then the script's others under "advanced"."""
+    if flags is None:
+        return list(step.fields)
+    shown = []
+    for row in step.fields:
+        if row.flag not in flags:
+            continue
+        known = flags[row.flag]
+        changes: dict[str, Any] = {}
+        if known.choices and row.kind in ("choice", "combo"):
+            changes["choices"] = known.choices
+            changes["default"] = row.default if row.default in known.choices else known.default or known.choices[0]
+        elif not row.basic and known.default is not None and "{" not in row.default and row.kind != "bool":
+            # What the script does when the flag is not given is what the form has to say.
+            same = known.default == row.default or _as_number(known.default) == _as_number(row.default) is not None
+            changes["default"] = row.default if same else known.default
+        if row.kind == "choice" and not known.choices and not (known.kind == "bool"):
+            changes["kind"] = "combo"
+        shown.append(Field(**{**row.__dict__, **changes, "script_help": known.help}))
+    table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
+    for flag in flags.values():
+        if flag.name not in table:
+            default = flag.default or ("false" if flag.kind == "bool" else "")
+            kind = "combo" if flag.kind == "choice" and not default else flag.kind
+            shown.append(Field(flag.name, kind, default, flag.choices, script_help=flag.help))
+    return shown
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def shown_path(path: Path, program: Path) -> str:
+    """Relative to the program's folder, where scripts run, when it lies in there: short, and it can be moved."""
+    try:
+        return path.relative_to(program).as_posix()
+    except ValueError:
+        return str(path)
+
+
+LORA_FOLDER = re.compile(r"epoch=(\d+)-step=(\d+)_lora$")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def list_loras(folder: Path) -> list[Path]:
+    """The complete LoRA folders of a training, oldest first by step; temporary names are not taken."""
+    try:
+        found = [p for p in folder.iterdir() if p.name.endswith("_lora") and not p.name.startswith(".")]
+    except OSError:
+        return []
+    found = [path for path in found if (path / LORA_FILE).is_file()]
+
+    def order(path: Path) -> tuple[int, float]:
+        match = LORA_FOLDER.search(path.name)
+        return (int(match.group(2)) if match else 0, (path / LORA_FILE).stat().st_mtime)
+
+    return sorted(found, key=order)
+
+
+def lora_step(path: Path) -> int | None:
+    match = LORA_FOLDER.search(path.name)
+    return int(match.group(2)) if match else None
+
+
+@dataclass
+class Workspace:
+    """A project together with the program's folder: every path and command line follows from it."""
+
+    project: Project
+    settings: Settings
+    program: Path
+    flags: dict[str, dict[str, Flag] | None] = field(default_factory=dict)  # script -> its flags
+
+    def knows(self, step: str, flag: str) -> bool:
+        flags = self.flags.get(STEP[step].script)
+        return flags is None or flag in flags
+
+    def fields(self, step: str) -> list[Field]:
+        fields = form_fields(STEP[step], self.flags.get(STEP[step].script))
+        if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
+            # The fork has its llama.cpp captioner as a script of its own.
+            choices = ("qwen", "llamacpp") if (self.program / LLAMACPP_SCRIPT).is_file() else ("qwen",)
+            fields.insert(0, Field("backend", "choice", "qwen", choices, basic=True))
+        return fields
+
+    def value(self, step: str, row: Field) -> str:
+        return self.project.value(STEP[step].values, row.flag, self.default(row))
+
+    def default(self, row: Field) -> str:
+        """A field's default with `{name}`, `{lora}` and `{step}` filled in."""
+        if "{" not in row.default:
+            return row.default
+        loras = self.loras()
+        lora = loras[-1] if loras else None
+        number = lora_step(lora) if lora else None
+        return row.default.format(
+            name=self.project.name or "lora",
+            lora=shown_path(lora / LORA_FILE, self.program) if lora else "",
+            step=number if number is not None else "last",
+        )
+
+    def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
+        """Every wrong value of a step's form, by flag."""
+        found = {}
+        for row in self.fields(step):
+            problem = row.problem(self.value(step, row), self.program)
+            if problem:
+                found[row.flag] = problem
+        return found
+
+    def script(self, step: str) -> Path:
+        name = STEP[step].script
+        if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
+            backend = next((row for row in self.fields(step) if row.flag == "backend"), None)
+            if backend and "llamacpp" in backend.choices and self.value(step, backend) == "llamacpp":
+                name = LLAMACPP_SCRIPT
+        return self.program / name
+
+    def arguments(
+        self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False
+    ) -> list[str]:
+        """The command line of a step, after the script's name."""
+        filled = self._filled_flags(step)
+        script_is_other = self.script(step).name != STEP[step].script
+        for row in self.fields(step):
+            known = None if script_is_other else (self.flags.get(STEP[step].script) or {}).get(row.flag)
+            if row.flag in ("backend", "model", "quantization") and (script_is_other or not self.knows(step, row.flag)):
+                continue
+            text = self.value(step, row).strip()
+            if row.kind == "bool":
+                if text == "true":
+                    filled.append(f"--{row.flag}")
+                elif known and known.action == "BooleanOptionalAction" and known.default == "true":
+                    filled.append(f"--no-{row.flag}")
+            elif row.basic or "{" in row.default or (text and not self._same(text, row.default)):
+                filled += [f"--{row.flag}", text]
+        if self.settings.checkpoint_dir and self.knows(step, "checkpoint_dir") and step not in ("songs", "strength"):
+            flags = self.flags.get(STEP[step].script)
+            if flags is not None and "checkpoint_dir" in flags:
+                filled += ["--checkpoint_dir", self.settings.checkpoint_dir]
+        if only and self.knows(step, "only"):
+            filled += ["--only", *only]
+        if resume:
+            filled.append("--resume")
+        if trial:
+            filled.append("--trial")
+        return filled
+
+    def _filled_flags(self, step: str) -> list[str]:
+        project = self.project
+        if step in ("prompts", "lyrics"):
+            return ["--data_dir", self._path(project.home), *(["--lyrics"] if step == "lyrics" else [])]
+        if step == "dataset":
+            return ["--data_dir", self._path(project.home), "--output_name", self._path(project.dataset)]
+        if step == "prep":
+            return ["--input_name", self._path(project.dataset), "--output_dir", self._path(project.records)]
+        if step == "train":
+            return ["--dataset_path", self._path(project.records)]
+        return []
+
+    def _path(self, path: Path | None) -> str:
+        assert path is not None
+        return shown_path(path, self.program)
+
+    @staticmethod
+    def _same(text: str, default: str) -> bool:
+        return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
+
+    def checkpoints(self) -> Path:
+        row = next((row for row in self.fields("train") if row.flag == "output_dir"), None)
+        return self.program / (self.value("train", row) if row else "checkpoints")
+
+    def loras(self) -> list[Path]:
+        return list_loras(self.checkpoints())
+
+    def foreign_owner(self) -> str:
+        """The project whose training fills the checkpoints folder, when it is another one; else ''."""
+        owner = read_json(self.checkpoints() / OWNER_FILE)[0].get("home", "")
+        return Path(owner).name if owner and self.project.home and Path(owner) != self.project.home else ""
+
+    def claim_checkpoints(self) -> None:
+        self.checkpoints().mkdir(parents=True, exist_ok=True)
+        write_json(self.checkpoints() / OWNER_FILE, {"home": str(self.project.home)})
+
+    def can_resume(self) -> bool:
+        flags = self.flags.get("trainer_new.py") or {}
+        return "resume" in flags and any((lora / "training_state.json").is_file() for lora in self.loras())
+
+    def move_checkpoints(self) -> Path:
+        folder = self.checkpoints()
+        target = unique_path(folder.with_name(f"{folder.name}_{stamp()}"))
+        os.replace(folder, target)
+        return target
+
+    def log_folder(self) -> Path:
+        """Where the trainer writes its figures: what TensorBoard and the loss curve read."""
+        row = next((row for row in self.fields("train") if row.flag == "log_dir"), None)
+        if row is not None and self.knows("train", "log_dir"):
+            return self.program / self.value("train", row)
+        return self.program / LOGS_FOLDER
+
+    def lora_output(self) -> Path | None:
+        row = next((row for row in self.fields("strength") if row.flag == "output_name"), None)
+        text = self.value("strength", row).strip() if row else ""
+        return self.program / text if text else None
+
+    def stop_file(self, step: str) -> Path | None:
+        """What asks the trainer to save and end; the fork's trainer knows no such file."""
+        flags = self.flags.get("trainer_new.py") or {}
+        return self.checkpoints() / "STOP" if step == "train" and "resume" in flags else None
+
+
+@dataclass(frozen=True)
+class StepState:
+    """locked: an earlier step is missing; ready; done; stale: done, but what it read has changed since."""
+
+    status: str
+    reason: str = ""  # text key
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
+    """The state of every step from what stands on disk, in order: one that is not done locks the later ones."""
+    states: dict[str, StepState] = {}
+    missing: StepState | None = None
+    missing_number = 0
+    checks = {
+        "songs": lambda: _songs_state(space, songs),
+        "prompts": lambda: _texts_state(songs, "prompt"),
+        "lyrics": lambda: _texts_state(songs, "lyrics"),
+        "dataset": lambda: _dataset_state(space, songs),
+        "prep": lambda: _prep_state(space, songs, states),
+        "train": lambda: _train_state(space, states),
+        "strength": lambda: _strength_state(space, states),
+    }
+    for step in STEPS:
+        if missing is not None:
+            states[step.key] = StepState("locked", "locked", {"number": missing_number, "why": missing})
+            continue
+        states[step.key] = state = checks[step.key]()
+        if state.status == "ready":
+            missing, missing_number = state, step.number
+    return states
+
+
+def _names(stems: list[str]) -> str:
+    return ", ".join(stems[:3]) + (" …" if len(stems) > 3 else "")
+
+
+def _songs_state(space: Workspace, songs: list[Song]) -> StepState:
+    if not songs:
+        return StepState("ready", "songs.none")
+    return StepState("done", "songs.done", {"count": len(songs)})
+
+
+def _texts_state(songs: list[Song], kind: str) -> StepState:
+    without = [song.stem for song in songs if getattr(song, kind) in ("missing", "empty")]
+    if without:
+        return StepState("ready", f"{kind}.missing", {"count": len(without), "songs": _names(without)})
+    return StepState("done", f"{kind}.done", {"count": len(songs)})
+
+
+def _dataset_files(folder: Path) -> list[Path]:
+    """The files of a saved `datasets` folder; [] when it is not a complete one."""
+    try:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+    except OSError:
+        return []
+    names = {path.name for path in files}
+    complete = ("state.json" in names or "dataset_dict.json" in names) and any(p.suffix == ".arrow" for p in files)
+    return files if complete else []
+
+
+def _receipt_inputs(space: Workspace, step: str, output_time: float) -> dict[str, list[str]] | None:
+    """What the step's last run in this window read; None when none is known, or it ran elsewhere since."""
+    receipt = space.project.receipts.get(step)
+    if not receipt or output_time > float(receipt.get("finished", 0)) + 2:
+        return None
+    return receipt.get("inputs")
+
+
+def _dataset_state(space: Workspace, songs: list[Song]) -> StepState:
+    files = _dataset_files(space.project.dataset)
+    if not files:
+        return StepState("ready", "dataset.missing", {"folder": space.project.dataset.name})
+    made = newest(files)
+    before = _receipt_inputs(space, "dataset", made)
+    if before is not None:
+        difference = compare_fingerprints(before, fingerprint(songs))
+        if difference:
+            return StepState("stale", *difference)
+    else:
+        for song in songs:
+            for key, path in (("audio", song.audio), ("prompt", song.prompt_path), ("lyrics", song.lyrics_path)):
+                if newest([path]) > made:
+                    return StepState("stale", f"stale.{key}", {"song": song.stem})
+    return StepState("done", "dataset.done", {"folder": space.project.dataset.name})
+
+
+def _prep_state(space: Workspace, songs: list[Song], states: dict[str, StepState]) -> StepState:
+    without = [song.stem for song in songs if song.record == "missing"]
+    if without:
+        key = "prep.none" if len(without) == len(songs) else "prep.missing"
+        return StepState("ready", key, {"count": len(without), "songs": _names(without)})
+    if states["dataset"].status == "stale":
+        return StepState("stale", "stale.before", {"number": 4})
+    orphans = orphan_records(space.project, songs)
+    if orphans:
+        return StepState("stale", "stale.orphans", {"songs": _names([path.stem for path in orphans])})
+    made = newest(path for song in songs if (path := record_of(space.project, song.stem)))
+    before = _receipt_inputs(space, "prep", made)
+    if before is not None:
+        difference = compare_fingerprints(before, fingerprint(songs))
+        if difference:
+            return StepState("stale", *difference)
+    else:
+        old = [song.stem for song in songs if song.record == "old"]
+        if old:
+            return StepState("stale", "stale.record", {"song": old[0]})
+    size = sum(path.stat().st_size for song in songs if (path := record_of(space.project, song.stem)))
+    return StepState("done", "prep.done", {"count": len(songs), "size": human_bytes(size)})
+
+
+def _train_state(space: Workspace, states: dict[str, StepState]) -> StepState:
+    loras = space.loras()
+    if not loras:
+        return StepState("ready", "train.none")
+    foreign = space.foreign_owner()
+    if foreign:
+        return StepState("ready", "train.foreign", {"owner": foreign})
+    if states["prep"].status == "stale":
+        return StepState("stale", "stale.before", {"number": 5})
+    trained = (loras[-1] / LORA_FILE).stat().st_mtime
+    receipt = space.project.receipts.get("train", {})
+    inputs = receipt.get("inputs")
+    prep_inputs = space.project.receipts.get("prep", {}).get("inputs")
+    if inputs is not None and prep_inputs is not None and trained <= float(receipt.get("finished", 0)) + 2:
+        difference = compare_fingerprints(inputs, prep_inputs)
+        if difference:
+            return StepState("stale", *difference)
+    elif newest(space.project.records.iterdir()) > trained:
+        return StepState("stale", "stale.records")
+    return StepState("done", "train.done", {"count": len(loras), "lora": loras[-1].name})
+
+
+def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState:
+    output = space.lora_output()
+    receipt = space.project.receipts.get("strength", {})
+    earlier = space.program / receipt["output"] if receipt.get("output") else None
+    loras = space.loras()
+    if output is None or not output.is_file():
+        if earlier and earlier.is_file() and loras:
+            return StepState("stale", "stale.lora", {"lora": loras[-1].name})
+        return StepState("ready", "strength.none")
+    if states["train"].status == "stale":
+        return StepState("stale", "stale.before", {"number": 6})
+    if loras and (loras[-1] / LORA_FILE).stat().st_mtime > output.stat().st_mtime:
+        return StepState("stale", "stale.lora", {"lora": loras[-1].name})
+    return StepState("done", "strength.done", {"file": str(output)})
+
+
+def take_receipt(space: Workspace, step: str, songs: list[Song]) -> dict[str, Any]:
+    """What a step reads as it starts; stored when it ends well, so that later changes can be seen."""
+    if step == "strength":
+        output = space.lora_output()
+        return {"output": shown_path(output, space.program) if output else ""}
+    if step in ("prep", "train"):
+        # They read the step before, not the songs: what that one read is what is in there.
+        before = space.project.receipts.get("dataset" if step == "prep" else "prep", {}).get("inputs")
+        if before is not None:
+            return {"inputs": before}
+    return {"inputs": fingerprint(songs)}
+
+
+def training_hints(values: dict[str, str]) -> list[str]:
+    """Text keys of warnings about the optimizer (they do not block)."""
+    hints = []
+    rate, steps = _as_number(values.get("learning_rate", "")), _as_number(values.get("max_steps", ""))
+    beta2 = _as_number(values.get("beta2", "0.99"))
+    optimizer = values.get("optimizer", "adamw").lower()
+    if optimizer.startswith("prodigy") and rate is not None and rate < 0.1:
+        hints.append("hint.prodigy_rate")
+    if not optimizer.startswith("prodigy") and rate is not None and rate > 0.01:
+        hints.append("hint.high_rate")
+    if steps and beta2 is not None and 1 - beta2 < 1 / steps:
+        hints.append("hint.beta2")
+    save = _as_number(values.get("save_every_n_train_steps", ""))
+    if save and steps and save > steps:
+        hints.append("hint.save")
+    return hints
+
+
+# Which savings a card of so many GB needs for a song of four minutes; only flags that the trainer knows are set.
+PRESETS: dict[str, dict[str, str]] = {
+    "8 GB": {"base_precision": "int8", "checkpointing": "all", "optimizer": "adamw8bit", "precision": "bf16-mixed"},
+    "12 GB": {"base_precision": "bf16", "checkpointing": "all", "precision": "bf16-mixed"},
+    "16 GB": {"base_precision": "bf16", "checkpointing": "auto", "precision": "bf16-mixed"},
+    "24 GB": {"base_precision": "bf16", "checkpointing": "none", "precision": "bf16-mixed"},
+}
+
+
+# --- 7. Environment -------------------------------------------------------------------------------------------------
+
+
+def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path]]:
+    """(where it was found, path) of every Python that could run the scripts, best first."""
+    inner = ("Scripts/python.exe", "python.exe") if WINDOWS else ("bin/python3", "bin/python")
+    found: list[tuple[str, Path]] = []
+    if settings.python:
+        chosen = Path(settings.python).expanduser()
+        found.append(("setting", chosen if chosen.is_absolute() else program / chosen))
+    for folder in (".venv", "venv", "python"):
+        found += [(folder, program / folder / name) for name in inner]
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        if os.environ.get(variable):
+            found += [(variable, Path(os.environ[variable]) / name) for name in inner]
+    if not FROZEN and sys.executable:
+        # pythonw.exe has no output to show.
+        own = Path(sys.executable)
+        console = own.with_name("python.exe")
+        found.append(("running", console if own.name.lower() == "pythonw.exe" and console.exists() else own))
+    for name in ("python3", "python"):
+        path = shutil.which(name)
+        # The Microsoft Store's stand-in only opens the store.
+        if path and "WindowsApps" not in path:
+            found.append(("PATH", Path(path)))
+    usable, seen = [], set()
+    for where, path in found:
+        if path not in seen and path.is_file() and not (FROZEN and path.samefile(sys.executable)):
+            seen.add(path)
+            usable.append((where, path))
+    return usable
+
+
+def find_python(settings: Settings, program: Path) -> Path | None:
+    candidates = python_candidates(settings, program)
+    return candidates[0][1] if candidates else None
+
+
+PACKAGES = (
+    "torch", "lightning", "peft", "transformers", "datasets", "diffusers", "soundfile", "av", "tensorboard",
+    "safetensors", "bitsandbytes", "gptqmodel", "pypinyin", "prodigyopt", "wandb",
+)  # fmt: skip
+REQUIRED_PACKAGES = ("torch", "lightning", "peft", "transformers", "datasets", "soundfile")
+
+ENVIRONMENT_CODE = """
+import importlib.metadata, json, platform, sys
+report = {"python": platform.python_version(), "bits": 64 if sys.maxsize > 2**32 else 32, "packages": {}}
+for name in sys.argv[1:]:
+    try:
+        report["packages"][name] = importlib.metadata.version(name)
+    except Exception:
+        report["packages"][name] = ""
+try:
+    import torch
+    report["torch"] = torch.__version__
+    report["cuda_build"] = torch.version.cuda or ""
+    report["mps"] = bool(getattr(torch.backends, "mps", None) and torch.backends.mps.is_available())
+    report["cards"] = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            free, total = torch.cuda.mem_get_info(index)
+            report["cards"].append({"name": card.name, "gb": total / 1e9, "free_gb": free / 1e9,
+                                    "bf16": card.major >= 8, "capability": "%d.%d" % (card.major, card.minor)})
+except Exception as error:
+    report["torch_error"] = str(error)[:500]
+print("REPORT " + json.dumps(report))
+"""
+
+
+def query_python(python: Path, environment: dict[str, str], program: Path) -> dict[str, Any]:
+    """Ask the scripts' Python what it has; {"error": …} when it cannot answer. Takes seconds: worker thread only."""
+    try:
+        result = subprocess.run(
+            [str(python), "-c", ENVIRONMENT_CODE, *PACKAGES],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=180,
+            env=environment,
+            cwd=program,
+            **quiet_process(),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": str(error)}
+    for line in result.stdout.decode("utf-8", errors="replace").splitlines():
+        if line.startswith("REPORT "):
+            with contextlib.suppress(ValueError):
+                return json.loads(line[7:])
+    return {"error": result.stderr.decode("utf-8", errors="replace").strip()[-500:] or f"exit {result.returncode}"}
+
+
+# part -> (folder in the published layout, the hub's name when it is a repository of its own, GB to download)
+BASE_WEIGHTS: dict[str, tuple[str, str, float]] = {
+    "transformer": ("ace_step_transformer", "", 6.6),
+    "dcae": ("music_dcae_f8c8", "", 0.3),
+    "vocoder": ("music_vocoder", "", 0.2),
+    "text_encoder": ("umt5-base", "", 1.1),
+    "mert": ("MERT-v1-330M", "m-a-p/MERT-v1-330M", 1.3),
+    "mhubert": ("mHuBERT-147", "utter-project/mHuBERT-147", 0.4),
+}
+ACE_STEP_HUB = "ACE-Step/ACE-Step-v1-3.5B"
+
+
+def weights_folders(settings: Settings) -> list[Path]:
+    home = Path(settings.cache or os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    chosen = [Path(settings.checkpoint_dir).expanduser()] if settings.checkpoint_dir else []
+    return [*chosen, Path.home() / ".cache" / "ace-step" / "checkpoints", home / "hub"]
+
+
+def find_weights(settings: Settings) -> dict[str, tuple[Path | None, float]]:
+    """part -> (folder or None, bytes on disk), in a plain folder or a hub cache."""
+    found: dict[str, tuple[Path | None, float]] = {}
+    for part, (folder, hub, _) in BASE_WEIGHTS.items():
+        candidates = []
+        for root in weights_folders(settings):
+            candidates.append(root / folder)
+            cached = root / f"models--{(hub or ACE_STEP_HUB).replace('/', '--')}" / "snapshots"
+            if cached.is_dir():
+                candidates += [one if hub else one / folder for one in sorted(cached.iterdir())]
+        found[part] = (None, 0.0)
+        for candidate in candidates:
+            size = sum(
+                path.stat().st_size
+                for path in (candidate.rglob("*") if candidate.is_dir() else ())
+                if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file()
+            )
+            if size:
+                found[part] = (candidate, size)
+                break
+    return found
+
+
+def disk_estimate(space: Workspace, songs: list[Song]) -> float:
+    """Bytes that preprocessing and training of this library will still take, at most."""
+    seconds = sum(song.seconds if song.seconds else 240.0 for song in songs if song.record != "ok")
+    last = next((row for row in space.fields("train") if row.flag == "save_last"), None)
+    kept = _as_number(space.value("train", last)) if last else 5
+    return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
+
+
+def free_bytes(folder: Path) -> float:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return float(shutil.disk_usage(folder).free)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the environment page. `mend` names what the page's button does."""
+
+    level: str  # ok, warn, bad, info
+    key: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    mend: str = ""
+
+
+def judge_environment(
+    space: Workspace, songs: list[Song], python: tuple[str, Path] | None, report: dict[str, Any] | None
+) -> list[Finding]:
+    """Everything that the scripts need, and what is wrong with it. `report` is None while it is being asked."""
+    findings = []
+    if python is None:
+        findings.append(Finding("bad", "env.no_python", {}, "python"))
+    else:
+        findings.append(Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python"))
+        findings += _judge_report(space, report)
+    missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
+    if missing:
+        findings.append(Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program"))
+    else:
+        findings.append(Finding("ok", "env.scripts", {"folder": space.program}))
+    findings += _judge_disk(space, songs)
+    findings += _judge_weights(space)
+    if pinyin_missing():
+        findings.append(Finding("warn", "env.pypinyin", {}, "pypinyin"))
+    return findings
+
+
+def pinyin_missing() -> bool:
+    return not _pinyin("中")
+
+
+def _judge_report(space: Workspace, report: dict[str, Any] | None) -> list[Finding]:
+    if report is None:
+        return [Finding("info", "env.asking")]
+    if "error" in report:
+        return [Finding("bad", "env.python_broken", {"error": report["error"]}, "python")]
+    findings = []
+    version = tuple(int(part) for part in report["python"].split(".")[:2])
+    if report.get("bits") == 32:
+        findings.append(Finding("bad", "env.bits", {}, "python"))
+    if version < (3, 10):
+        findings.append(Finding("bad", "env.python_old", {"version": report["python"]}, "python"))
+    else:
+        findings.append(Finding("ok", "env.python_version", {"version": report["python"]}))
+    if "torch" not in report:
+        error = report.get("torch_error", "")
+        key = "env.no_torch" if "No module named" in error or not error else "env.torch_broken"
+        findings.append(Finding("bad", key, {"error": error}, "install"))
+    else:
+        findings += _judge_cards(report)
+    missing = [name for name in REQUIRED_PACKAGES[1:] if not report["packages"].get(name)]
+    if missing:
+        findings.append(Finding("bad", "env.packages", {"names": ", ".join(missing)}, "install"))
+    else:
+        known = ", ".join(f"{name} {report['packages'][name]}" for name in REQUIRED_PACKAGES[1:])
+        findings.append(Finding("ok", "env.packages_ok", {"names": known}))
+    if not report["packages"].get("tensorboard"):
+        findings.append(Finding("warn", "env.tensorboard", {}, "tensorboard"))
+    return findings
+
+
+def _judge_cards(report: dict[str, Any]) -> list[Finding]:
+    findings = [Finding("ok", "env.torch", {"version": report["torch"], "cuda": report["cuda_build"] or "-"})]
+    for card in report.get("cards", []):
+        fields = {"name": card["name"], "gb": f"{card['gb']:.1f}", "free": f"{card['free_gb']:.1f}"}
+        findings.append(Finding("ok" if card["gb"] >= 7.5 else "warn", "env.card", fields))
+        findings.append(Finding("ok", "env.bf16") if card["bf16"] else Finding("warn", "env.no_bf16"))
+    if not report.get("cards"):
+        if report.get("mps"):
+            findings.append(Finding("warn", "env.mps"))
+        elif not report["cuda_build"] and shutil.which("nvidia-smi"):
+            findings.append(Finding("bad", "env.cpu_torch", {}, "install"))
+        else:
+            findings.append(Finding("warn", "env.no_card"))
+    return findings
+
+
+def _judge_disk(space: Workspace, songs: list[Song]) -> list[Finding]:
+    try:
+        free = free_bytes(space.project.home or space.program)
+    except OSError as error:
+        return [Finding("warn", "env.disk_unknown", {"error": error})]
+    need = disk_estimate(space, songs)
+    fields = {"free": human_bytes(free), "need": human_bytes(need)}
+    if free < need:
+        return [Finding("bad", "env.disk_short", fields)]
+    return [Finding("ok", "env.disk", fields)]
+
+
+def _judge_weights(space: Workspace) -> list[Finding]:
+    weights = find_weights(space.settings)
+    missing = [part for part, (path, _) in weights.items() if path is None]
+    source = space.settings.endpoint or os.environ.get("HF_ENDPOINT") or MIRRORS[0]
+    if not missing:
+        total = sum(size for _, size in weights.values())
+        folder = next(iter(weights.values()))[0]
+        return [Finding("ok", "env.weights", {"size": human_bytes(total), "folder": folder.parent if folder else ""})]
+    size = sum(BASE_WEIGHTS[part][2] for part in missing)
+    fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
+    if space.settings.offline:
+        return [Finding("bad", "env.weights_offline", fields, "source")]
+    return [Finding("warn", "env.weights_missing", fields, "source")]
+
+
+def report_text(findings: list[Finding], language: str) -> str:
+    marks = {"ok": "[ok]  ", "warn": "[!]   ", "bad": "[X]   ", "info": "[..]  "}
+    lines = [f"{PROGRAM_NAME} {VERSION} · {sys.platform}"]
+    lines += [marks[finding.level] + say(language, finding.key, finding.fields) for finding in findings]
+    return "\n".join(lines)
+
+
+# --- 8. Log text ----------------------------------------------------------------------------------------------------
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_SECOND_BAR = re.compile(r"\n\r?([^\n\x1b]*)\x1b\[A")
+
+
+class LogText:
+    """A child's bytes as finished lines and a current line that `\\r` overwrites. Any thread may call it.
+
+    Only what the pane can show is kept: at 100,000 lines a second the window takes what it can draw, and memory stays
+    the same. `skipped` lines are in the log file alone. Known errors are looked for in everything.
+    """
+
+    def __init__(self, keep: int = MAX_LOG_LINES):
+        self._lock = threading.Lock()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._lines: deque[str] = deque(maxlen=keep)
+        self._keep = keep
+        self._skipped = 0
+        self._current = ""
+        self._held = ""  # a `\r` or an unfinished escape at the end of a chunk: its meaning comes with the next
+        self.total = 0
+        self.errors: list[tuple[str, dict[str, str]]] = []
+
+    def feed(self, data: bytes, final: bool = False) -> None:
+        text = self._held + self._decoder.decode(data, final)
+        self._held = ""
+        if not final and text:
+            held = re.search(r"(?:\r+|\x1b[^@-~\x07]{0,40}|\x1b\[[0-?]*)$", text)
+            if held:
+                text, self._held = text[: held.start()], held.group()
+        if "\x1b" in text:
+            # tqdm draws a second bar below the first and goes up again; both share the current line here.
+            text = _ESCAPES.sub("", _SECOND_BAR.sub(r"\r\1", text))
+        if "\r\n" in text:
+            text = re.sub(r"\r+\n", "\n", text)
+        with self._lock:
+            self._add(text)
+            if final and self._current:
+                self._finish([self._current])
+                self._current = ""
+
+    def _add(self, text: str) -> None:
+        if not text:
+            return
+        first, *rest = text.split("\n")
+        if "\r" in text:
+            first, rest = self._overwrite(self._current, first), [self._overwrite("", line) for line in rest]
+        else:
+            first = self._current + first
+        # A program that never ends its line must not fill memory.
+        self._current = (rest[-1] if rest else first)[-100_000:]
+        if rest:
+            self._finish([first, *rest[:-1]])
+
+    @staticmethod
+    def _overwrite(current: str, text: str) -> str:
+        parts = (current + text).split("\r")
+        return next((part for part in reversed(parts) if part.strip()), "").rstrip() if len(parts) > 1 else parts[0]
+
+    def _finish(self, lines: list[str]) -> None:
+        self.total += len(lines)
+        overflow = len(self._lines) + len(lines) - self._keep
+        if overflow > 0:
+            self._skipped += overflow
+        self._lines.extend(lines[-self._keep :])
+        self.errors += [found for found in recognise_errors("\n".join(lines)) if found not in self.errors]
+
+    def take(self, most: int) -> tuple[int, list[str], str]:
+        """(lines skipped since the last call, at most `most` finished lines, the current line)."""
+        with self._lock:
+            skipped, self._skipped = self._skipped, 0
+            lines = [self._lines.popleft() for _ in range(min(most, len(self._lines)))]
+            return skipped, lines, self._current
+
+    @property
+    def waiting(self) -> int:
+        return len(self._lines)
+
+
+@dataclass(frozen=True)
+class Progress:
+    done: int
+    total: int
+    unit: str  # step, song or bar
+    label: str = ""
+    rate: float | None = None  # items per second
+    left: float | None = None  # seconds
+    loss: float | None = None
+    learning_rate: float | None = None
+    failed: bool = False
+
+
+_STEP_LINE = re.compile(r"\bstep (\d+)/(\d+)\b")
+_SONG_LINE = re.compile(r"\bsong (\d+)/(\d+) \| (.*?) \| (.*)")
+_BAR = re.compile(
+    r"(?P<label>[^|\r\n]*?):?\s*\d+%\|[^|]*\|\s*(?P<done>[\d.]+)(?P<du>[kMGT]?)i?B?/(?P<total>[\d.]+)(?P<tu>[kMGT]?)i?B?"
+    r"\s*\[(?P<spent>[\d:]+)<(?P<left>[\d:?]+)(?:,\s*(?P<rate>[\d.]+|\?)\s*(?P<unit>[^\s,\]]+))?"
+)
+_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_LOSS = re.compile(r"\bloss(?:\s*=\s*|\s+)" + _NUMBER)
+_LR = re.compile(r"\b(?:lr|learning_rate)(?:\s*=\s*|\s+)" + _NUMBER)
+_RATE = re.compile(_NUMBER + r"\s*(it/s|s/it)")
+_LEFT = re.compile(r"\bleft ([\d:]+)")
+
+
+def _clock(text: str) -> float | None:
+    if not re.fullmatch(r"[\d:]+", text):
+        return None
+    seconds = 0
+    for part in text.split(":"):
+        seconds = seconds * 60 + int(part or 0)
+    return float(seconds)
+
+
+def _group(pattern: re.Pattern[str], line: str) -> float | None:
+    match = pattern.search(line)
+    return float(match.group(1)) if match else None
+
+
+def _rate_in(line: str) -> float | None:
+    match = _RATE.search(line)
+    if not match:
+        return None
+    value = float(match.group(1))
+    return value if match.group(2) == "it/s" else 1 / value if value else None
+
+
+def parse_progress(line: str) -> Progress | None:
+    """The progress that a line reports: the trainer's `step` lines, `song` lines, or a tqdm bar."""
+    if match := _STEP_LINE.search(line):
+        left = _LEFT.search(line)
+        return Progress(
+            int(match.group(1)), int(match.group(2)), "step", rate=_rate_in(line),
+            left=_clock(left.group(1)) if left else None, loss=_group(_LOSS, line), learning_rate=_group(_LR, line),
+        )  # fmt: skip
+    if match := _SONG_LINE.search(line):
+        done, total, name, outcome = match.groups()
+        return Progress(int(done), int(total), "song", label=name, failed=outcome.startswith("failed"))
+    if "%|" in line and (match := _BAR.search(line)):
+        factor = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+        done = int(float(match["done"]) * factor[match["du"]])
+        total = int(float(match["total"]) * factor[match["tu"]])
+        if total > 0:
+            rate = _rate_in(line) if not match["du"] else None
+            return Progress(
+                done, total, "bar", label=match["label"].strip(), rate=rate, left=_clock(match["left"]),
+                loss=_group(_LOSS, line), learning_rate=_group(_LR, line),
+            )  # fmt: skip
+    return None
+
+
+# (text key, what must stand in the lower-cased line). The first row that fits a line explains it.
+KNOWN_ERRORS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("err.paging", ("winerror 1455", "paging file is too small", "页面文件太小")),
+    ("err.cuda_memory", ("cuda out of memory", "cuda error: out of memory", "outofmemoryerror", "cublas_status_alloc_failed")),
+    ("err.memory", ("defaultcpuallocator", "cannot allocate memory", "memoryerror", "std::bad_alloc")),
+    ("err.tf32", ("mix of the legacy and new apis", "_check_cuda_matmul_precision")),
+    ("err.bf16", ("bf16 is not supported", "bfloat16 is not supported", "does not support bfloat16", "doesn't support bf16",
+                  '"not implemented for \'bfloat16\'')),
+    ("err.triton", ("no module named 'triton'", "tritonmissing", "cl is not found", "compiler: cl")),
+    ("err.torchcodec", ("torchcodec",)),
+    ("err.package", ("modulenotfounderror: no module named", "importerror: cannot import name", "no module named")),
+    ("err.dll", ("dll load failed", "winerror 126", "winerror 127")),
+    ("err.driver", ("driver on your system is too old", "cuda driver version is insufficient")),
+    ("err.kernel", ("no kernel image is available", "not compatible with the current pytorch installation")),
+    ("err.cpu_torch", ("torch not compiled with cuda enabled",)),
+    ("err.no_card", ("no cuda gpus are available", "found no nvidia driver", "no nvidia driver on your system")),
+    ("err.assert", ("device-side assert", "illegal memory access", "cudnn_status_", "cublas_status_")),
+    ("err.space", ("no space left on device", "errno 28]", "winerror 112", "enough space on the disk", "disk is full")),
+    ("err.path", ("file name too long", "filename too long", "errno 36]", "winerror 206")),
+    ("err.in_use", ("winerror 32]", "being used by another process", "text file busy")),
+    ("err.permission", ("permission denied", "permissionerror", "winerror 5]", "read-only file system")),
+    ("err.offline", ("localentrynotfounderror", "offline mode is enabled", "hf_hub_offline", "cannot find the requested files in the disk cache",
+                     "base weights are missing")),
+    ("err.certificate", ("certificate_verify_failed",)),
+    ("err.refused", ("401 client error", "403 client error", "gatedrepoerror", "repositorynotfounderror")),
+    ("err.busy_hub", ("429 client error", "too many requests")),
+    ("err.llamacpp", ("llama-server", "llama.cpp server", "127.0.0.1:8080", "port=8080")),
+    ("err.network", ("max retries exceeded", "name resolution", "getaddrinfo failed", "connection reset", "readtimeout",
+                     "connecttimeout", "connectionerror", "network is unreachable", "couldn't connect to")),
+    ("err.weights", ("is not a local folder and is not a valid model identifier", "headertoolarge", "header too large",
+                     "incompletemetadata", "metadataincompletebuffer", "invalidheaderdeserialization",
+                     "error while deserializing header", "pytorchstreamreader failed")),
+    ("err.nan", ("non-finite", "loss is nan", "loss=nan", "loss nan")),
+    ("err.checkpoints", ("already holds lora", "checkpoints folder is not empty", "checkpoints is not empty")),
+    ("err.audio", ("libsndfileerror", "format not recognised", "invaliddataerror", "error opening", "nobackenderror")),
+    ("err.workers", ("dataloader worker", "freeze_support()", "broken pipe", "eoferror: ran out of input")),
+    ("err.wandb", ("wandb.errors", "api key not configured", "wandb: error")),
+    ("err.flags", ("unrecognized arguments", "invalid choice:", "the following arguments are required")),
+    ("err.shape", ("size mismatch for", "misshapen", "must match the size of tensor")),
+    ("err.syntax", ("syntaxerror:",)),
+)  # fmt: skip
+# Looking for 80 short texts costs more than for one pattern that nearly never matches, so that is asked first.
+_ERROR_LITERALS = tuple(literal for _, literals in KNOWN_ERRORS for literal in literals)
+_PACKAGE = re.compile(r"no module named ['\"]?([\w.]+)", re.IGNORECASE)
+
+
+def recognise_errors(text: str) -> list[tuple[str, dict[str, str]]]:
+    """Known errors of the field in `text`, as (text key, fields), most telling first."""
+    lowered = text.lower()
+    present = [literal for literal in _ERROR_LITERALS if literal in lowered]
+    if not present:
+        return []
+    found = []
+    for line in lowered.split("\n"):
+        if any(literal in line for literal in present):
+            key = next(key for key, literals in KNOWN_ERRORS if any(literal in line for literal in literals))
+            match = _PACKAGE.search(line) if key == "err.package" else None
+            found.append((key, {"name": match.group(1) if match else "?"} if key == "err.package" else {}))
+    return list({str(item): item for item in found}.values())
+
+
+def explain_exit(code: int | None, errors: list[tuple[str, dict[str, str]]]) -> list[tuple[str, dict[str, str]]]:
+    """What to tell about a failed run: known errors, else what the exit status alone says."""
+    order = [key for key, _ in KNOWN_ERRORS]
+    known = sorted(errors, key=lambda item: order.index(item[0]))[:2]
+    if known:
+        return known
+    if code in (-9, 137):
+        return [("err.killed", {})]
+    if code in (-11, 139, 3221225477, -1073741819):
+        return [("err.crash", {})]
+    if code == 130:
+        return [("err.interrupted", {})]
+    if code == 2:
+        return [("err.input", {})]
+    return [("err.unknown", {})]
+
+
+_LOOKS_WRONG = re.compile(r"(?i:\b(?:error|exception|traceback|failed|fatal)\b)|[a-z](?:Error|Exception)\b|错误|失败")
+_LOOKS_RISKY = re.compile(r"(?i:\bwarn(?:ing)?\b)|[a-z]Warning\b|警告")
+
+
+def line_look(line: str) -> str:
+    """The tag that colours a log line: bad, warn, head or ''."""
+    if line.startswith("$ ") or line.startswith("— "):
+        return "head"
+    if _LOOKS_WRONG.search(line) and not re.search(r"\bfailed 0\b|\b0 failed\b|\b0 errors?\b", line):
+        return "bad"
+    return "warn" if _LOOKS_RISKY.search(line) else ""
+
+
+class Curve:
+    """The trainer's metrics.csv, read as it grows."""
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        self.steps: list[int] = []
+        self.loss: list[float] = []
+        self.smooth: list[float] = []
+        self.rate: list[float] = []
+        self.validation: list[tuple[int, float]] = []
+        self._offset = 0
+        self._header: list[str] = []
+        self._rest = b""
+
+    def poll(self) -> bool:
+        """Read what was added; True when there is something new."""
+        if self.path is None:
+            return False
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._offset:  # written anew
+                    self.__init__(self.path)
+                file.seek(self._offset)
+                data = self._rest + file.read(4 << 20)
+                self._offset = file.tell()
+        except OSError:
+            return False
+        *lines, self._rest = data.split(b"\n")
+        new = False
+        for row in csv.reader(line.decode("utf-8", errors="replace").strip("\r\0") for line in lines):
+            if not self._header:
+                self._header = row
+            elif row and len(self.steps) < MAX_CURVE_POINTS:
+                new |= self._add_row(dict(zip(self._header, row, strict=False)))
+        return new
+
+    def _add_row(self, row: dict[str, str]) -> bool:
+        step = _as_number(row.get("step", ""))
+        if step is None:
+            return False
+        loss = _as_number(row.get("loss", ""))
+        if loss is not None and loss == loss:
+            self.add(int(step), loss, _as_number(row.get("loss_smooth", "")), _as_number(row.get("learning_rate", "")))
+        validation = _as_number(row.get("val_loss", ""))
+        if validation is not None and validation == validation:
+            self.validation.append((int(step), validation))
+        return True
+
+    def add(self, step: int, loss: float, smooth: float | None, rate: float | None) -> None:
+        if self.steps and step <= self.steps[-1]:  # a resumed run repeats steps: the later value counts
+            while self.steps and self.steps[-1] >= step:
+                for values in (self.steps, self.loss, self.smooth, self.rate):
+                    values.pop()
+        if smooth is None:
+            smooth = loss if not self.smooth else self.smooth[-1] * 0.95 + loss * 0.05
+        self.steps.append(step)
+        self.loss.append(loss)
+        self.smooth.append(smooth)
+        self.rate.append(rate if rate is not None else float("nan"))
+
+
+def find_metrics(folder: Path) -> Path | None:
+    """The newest metrics.csv under the trainer's log folder."""
+    try:
+        files = [path for pattern in ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv") for path in folder.glob(pattern)]
+        return max(files, key=lambda path: path.stat().st_mtime, default=None)
+    except OSError:
+        return None
+
+
+def thin_out(xs: list[int], ys: list[float], columns: int) -> list[tuple[float, float]]:
+    """At most two points (lowest, highest) per pixel column, so that a long run draws as fast as a short one."""
+    pairs = [(x, y) for x, y in zip(xs, ys, strict=False) if y == y]
+    if len(pairs) <= 2 * columns or not pairs:
+        return [(float(x), y) for x, y in pairs]
+    low, span = pairs[0][0], max(1, pairs[-1][0] - pairs[0][0])
+    buckets: dict[int, tuple[tuple[int, float], tuple[int, float]]] = {}
+    for point in pairs:
+        column = int((point[0] - low) / span * (columns - 1))
+        lowest, highest = buckets.get(column, (point, point))
+        buckets[column] = (min(lowest, point, key=lambda p: p[1]), max(highest, point, key=lambda p: p[1]))
+    return [(float(x), y) for bucket in buckets.values() for x, y in sorted(set(bucket))]
+
+
+def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round numbers between `low` and `high` for an axis."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / wanted
+    power = 10.0 ** (len(str(int(raw))) - 1 if raw >= 1 else -len(re.match(r"0*", f"{raw:.12f}"[2:]).group()) - 1)
+    size = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = int(low / size) * size
+    ticks = [first + index * size for index in range(wanted + 4)]
+    return [round(tick, 12) for tick in ticks if low - size * 1e-6 <= tick <= high + size * 1e-6]
+
+
+# --- 9. Running -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    run: int
+    kind: str  # started, ended
+    code: int | None = None  # None with an ended run: the program could not be started
+    error: str = ""
+
+
+class Runner:
+    """One child process at a time. Methods are for the window's thread and never wait; workers only use the queue.
+
+    Every run, also one that could not be started, gives exactly one `ended` event. A run's number tells old events.
+    """
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.text = LogText()
+        self.run = 0
+        self.active = False
+        self.stopping = ""  # '', 'gentle', 'kill'
+        self.started_at = 0.0
+        self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._job: Any = None
+        self._stop_file: Path | None = None
+        self._lock = threading.Lock()
+
+    def start(
+        self, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None, stop_file: Path | None = None
+    ) -> int:
+        if self.active:
+            raise RuntimeError("a run is active already")
+        self.run += 1
+        self.active, self.stopping, self.pid = True, "", None
+        self.started_at = time.monotonic()
+        self.text = LogText()
+        self._process, self._stop_file = None, stop_file
+        arguments = (self.run, argv, cwd, environment, log_path, self.text)
+        threading.Thread(target=self._work, args=arguments, daemon=True, name=f"run-{self.run}").start()
+        return self.run
+
+    def _work(
+        self, run: int, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None, text: LogText
+    ) -> None:
+        log: io.BufferedWriter | None = None
+        try:
+            if log_path is not None:
+                log_path.parent.mkdir(parents=True, exist_ok=True)
+                log = log_path.open("wb")
+                log.write(f"{stamp()}  {subprocess.list2cmdline(argv)}\n".encode())
+            process = start_process(argv, cwd, environment)
+        except OSError as error:
+            if log:
+                log.write(str(error).encode())
+                log.close()
+            self.events.put(Event(run, "ended", None, str(error)))
+            return
+        with self._lock:
+            self._process, self._job = process, _own_job(process)
+            self.pid = process.pid
+            stopping = self.stopping
+        self.events.put(Event(run, "started"))
+        if stopping:  # asked while the process was being made
+            self._signal(stopping)
+        reader = threading.Thread(target=self._read, args=(process, log, text), daemon=True, name=f"read-{run}")
+        reader.start()
+        code = process.wait()
+        reader.join(SETTLE_S)
+        # Whatever the child left running (DataLoader workers, a grandchild that holds the pipe) ends with it.
+        kill_tree(process, self._job)
+        reader.join(SETTLE_S)
+        text.feed(b"", final=True)
+        self.events.put(Event(run, "ended", code))
+
+    @staticmethod
+    def _read(process: subprocess.Popen[bytes], log: io.BufferedWriter | None, text: LogText) -> None:
+        assert process.stdout is not None
+        try:
+            # read1 gives what is there; text mode would turn tqdm's `\r` into new lines.
+            while data := process.stdout.read1(READ_BYTES):
+                if log is not None:
+                    try:
+                        log.write(data)
+                        if len(data) < READ_BYTES // 2:
+                            log.flush()
+                    except OSError as error:  # the disk is full: the run goes on, and the pane still shows it
+                        text.feed(f"\n[log file: {error}]\n".encode())
+                        log = None
+                text.feed(data)
+        except (OSError, ValueError) as error:
+            text.feed(f"\n[pipe: {error}]\n".encode())
+        finally:
+            if log is not None:
+                with contextlib.suppress(OSError):
+                    log.close()
+
+    def request_stop(self) -> None:
+        """Ask the child to save and end: by its STOP file where it knows one, else as Ctrl+C does."""
+        if self.active and not self.stopping:
+            self.stopping = "gentle"
+            self._signal("gentle")
+
+    def kill(self) -> None:
+        """End the child and everything that it started, now."""
+        if self.active:
+            self.stopping = "kill"
+            self._signal("kill")
+
+    def _signal(self, how: str) -> None:
+        with self._lock:
+            process = self._process
+        if process is None or process.poll() is not None:
+            return
+        if how == "kill":
+            threading.Thread(target=kill_tree, args=(process, self._job), daemon=True).start()
+        elif self._stop_file is not None:
+            try:
+                self._stop_file.parent.mkdir(parents=True, exist_ok=True)
+                self._stop_file.write_text("stop\n", encoding="ascii")
+            except OSError:
+                interrupt(process)
+        else:
+            interrupt(process)
+
+    def poll(self) -> Iterator[Event]:
+        """Events of the present run; ends of earlier ones are dropped."""
+        while True:
+            try:
+                event = self.events.get_nowait()
+            except queue.Empty:
+                return
+            if event.run == self.run:
+                if event.kind == "ended":
+                    self.active = False
+                    self._process = self._job = None
+                yield event
+
+
+def start_process(argv: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A child in a process group of its own, with one pipe for all its output and no input to wait for."""
+    group: dict[str, Any] = {"start_new_session": True}
+    if WINDOWS:
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    return subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        shell=False,
+        **group,
+    )
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """What Ctrl+C at a terminal does, for this child."""
+    if not WINDOWS:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        return
+    # A window has no console of its own and CTRL_BREAK only reaches processes of one's own console,
+    # so the child's hidden console is joined for a moment.
+    kernel = ctypes.windll.kernel32
+    kernel.FreeConsole()
+    if kernel.AttachConsole(process.pid):
+        kernel.SetConsoleCtrlHandler(None, True)
+        kernel.GenerateConsoleCtrlEvent(1, process.pid)
+        kernel.FreeConsole()
+
+
+def kill_tree(process: subprocess.Popen[bytes], job: Any) -> None:
+    """End a child and all its descendants; killing the child alone would leave workers that hold the GPU."""
+    if not WINDOWS:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return
+    if job is not None and ctypes.windll.kernel32.TerminateJobObject(job, 1):
+        return
+    if process.poll() is None:
+        command = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
+        subprocess.run(command, capture_output=True, check=False, **quiet_process())
+
+
+def _own_job(process: subprocess.Popen[bytes]) -> Any:
+    """On Windows a job object that holds the child: it dies with the window, even when that is killed."""
+    if not WINDOWS:
+        return None
+    kernel = ctypes.windll.kernel32
+    kernel.CreateJobObjectW.restype = ctypes.c_void_p
+    job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))
+    if not job:
+        return None
+    # JOBOBJECT_EXTENDED_LIMIT_INFORMATION is 144 bytes on 64-bit Windows; LimitFlags stand at byte 16.
+    limits = ctypes.create_string_buffer(144)
+    struct.pack_into("<I", limits, 16, 0x2000)  # JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+    kernel.SetInformationJobObject(job, 9, limits, 144)
+    kernel.AssignProcessToJobObject(job, ctypes.c_void_p(int(process._handle)))  # type: ignore[attr-defined]
+    return job
+
+
+def process_runs(pid: int, script: str) -> bool:
+    """Whether process `pid` still exists and is the one that ran `script` (numbers are used again)."""
+    if pid <= 0 or WINDOWS:  # on Windows a child cannot outlive its window (see `_own_job`)
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except OSError:
+        return False
+    command = Path(f"/proc/{pid}/cmdline")
+    if command.exists():
+        try:
+            return script.encode() in command.read_bytes()
+        except OSError:
+            return False
+    result = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, check=False)
+    return script.encode() in result.stdout
+
+
+class TensorBoard:
+    """The real TensorBoard in a process of its own on 127.0.0.1; ends with the window."""
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()  # (ready | missing | failed, detail)
+        self.url = ""
+        self.folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._job: Any = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def open(self, python: Path, folder: Path, program: Path, environment: dict[str, str]) -> None:
+        """Start it for `folder` unless it runs; `answers` gets one item when its page can be opened, or never will."""
+        if self.alive and self.folder == folder:
+            if self.url:
+                self.answers.put(("ready", self.url))
+            return
+        self.close()
+        self.folder, self.url = folder, ""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        argv = [str(python), "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+        threading.Thread(target=self._wait, args=(argv, port, program, environment), daemon=True).start()
+
+    def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str]) -> None:
+        try:
+            process = start_process(argv, program, environment)
+        except OSError as error:
+            self.answers.put(("failed", str(error)))
+            return
+        self._process, self._job = process, _own_job(process)
+        output: deque[bytes] = deque(maxlen=200)
+        threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
+        url = f"http://127.0.0.1:{port}/"
+        deadline = time.monotonic() + 120
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), opener.open(url, timeout=5) as page:
+                if page.status == 200:
+                    self.url = url
+                    self.answers.put(("ready", url))
+                    return
+            time.sleep(0.2)
+        kill_tree(process, self._job)
+        time.sleep(0.2)  # its last words are still on their way
+        text = b"".join(output).decode("utf-8", errors="replace").strip()
+        missing = "No module named" in text
+        self.answers.put(("missing" if missing else "failed", text.splitlines()[-1] if text else ""))
+
+    @staticmethod
+    def _keep(process: subprocess.Popen[bytes], output: deque[bytes]) -> None:
+        assert process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            for line in process.stdout:
+                output.append(line)
+
+    def close(self) -> None:
+        if self._process is not None:
+            kill_tree(self._process, self._job)
+        self._process, self.url = None, ""
+
+
+# --- 10. Look -------------------------------------------------------------------------------------------------------
+
+COLOURS = {
+    "rail": "#eef1f6", "surface": "#ffffff", "line": "#d3dae4", "text": "#1b2430", "muted": "#5b6777",
+    "accent": "#2457c5", "accent_dark": "#1a4399", "accent_soft": "#e4ecfc", "good": "#1a7a3b", "good_soft": "#e5f4ea",
+    "warn": "#935500", "warn_soft": "#fdf2de", "bad": "#b3261e", "bad_soft": "#fbe8e6", "disabled": "#9aa5b3",
+    "log": "#121a26", "log_text": "#d7e0ec", "log_muted": "#8fa0b8", "log_bad": "#ff8f87", "log_warn": "#f2c46d",
+    "log_head": "#8db8ff", "log_line": "#33415a", "curve_soft": "#b9cdf5",
+}  # fmt: skip
+FONT_CHOICES = ("Microsoft YaHei UI", "PingFang SC", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei")
+MONO_CHOICES = ("Cascadia Mono", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "DejaVu Sans Mono")
+
+
+class Ui:
+    """Language, scale, fonts, colours and icons: what every widget needs in order to be drawn."""
+
+    def __init__(self, root: tk.Tk, language: str, scale: str):
+        self.root, self.language = root, language
+        dots = root.winfo_fpixels("1i") if scale == "auto" else float(scale) * 0.96
+        if scale == "auto" and not WINDOWS and sys.platform != "darwin":
+            # X servers report wild sizes; desktops say what they want in these.
+            with contextlib.suppress(ValueError):
+                dots = max(dots, 96 * float(os.environ.get("GDK_SCALE") or 1))
+        self.scale = max(0.8, min(4.0, dots / 96))
+        root.tk.call("tk", "scaling", self.scale * 96 / 72)
+        self._set_fonts()
+        self._set_styles()
+        self._icons: dict[tuple[str, int], tk.PhotoImage] = {}
+
+    def px(self, length: float) -> int:
+        """A length for 100 % on this screen."""
+        return max(1, round(length * self.scale)) if length else 0
+
+    def t(self, key: str, **fields: Any) -> str:
+        return say(self.language, key, fields)
+
+    def _set_fonts(self) -> None:
+        families = set(tkfont.families(self.root))
+        text = next((name for name in FONT_CHOICES if name in families), None)
+        mono = next((name for name in MONO_CHOICES if name in families), None)
+        for name, size, weight in (
+            ("TkDefaultFont", 10, "normal"), ("TkTextFont", 10, "normal"), ("TkMenuFont", 10, "normal"),
+            ("TkHeadingFont", 10, "normal"), ("TkCaptionFont", 10, "normal"), ("TkTooltipFont", 9, "normal"),
+        ):  # fmt: skip
+            font = tkfont.nametofont(name, root=self.root)
+            font.configure(size=size, weight=weight, **({"family": text} if text else {}))
+        tkfont.nametofont("TkFixedFont", root=self.root).configure(size=9, **({"family": mono} if mono else {}))
+        family = tkfont.nametofont("TkDefaultFont", root=self.root).cget("family")
+        self.fonts = {
+            name: tkfont.Font(self.root, family=family, size=size, weight=weight)
+            for name, size, weight in (
+                ("title", 15, "bold"), ("head", 11, "bold"), ("bold", 10, "bold"), ("small", 9, "normal"),
+            )
+        }  # fmt: skip
+
+    def _set_styles(self) -> None:
+        style, c, px = ttk.Style(self.root), COLOURS, self.px
+        style.theme_use("clam")
+        self.root.configure(background=c["rail"])
+        style.configure(
+            ".", background=c["surface"], foreground=c["text"], bordercolor=c["line"], lightcolor=c["surface"],
+            darkcolor=c["surface"], troughcolor=c["rail"], focuscolor=c["accent"], selectbackground=c["accent"],
+            selectforeground="#ffffff", insertcolor=c["text"], font="TkDefaultFont", arrowsize=px(12),
+        )  # fmt: skip
+        style.map(".", foreground=[("disabled", c["disabled"])])
+        for name, background in (("Rail", c["rail"]), ("Good", c["good_soft"]), ("Warn", c["warn_soft"]),
+                                 ("Bad", c["bad_soft"]), ("Info", c["accent_soft"])):  # fmt: skip
+            style.configure(f"{name}.TFrame", background=background)
+            style.configure(f"{name}.TLabel", background=background)
+            style.configure(f"{name}Muted.TLabel", background=background, foreground=c["muted"], font=self.fonts["small"])
+        style.configure("Title.TLabel", font=self.fonts["title"])
+        style.configure("Head.TLabel", font=self.fonts["head"])
+        style.configure("RailTitle.TLabel", font=self.fonts["head"], background=c["rail"])
+        style.configure("Muted.TLabel", foreground=c["muted"])
+        style.configure("Small.TLabel", foreground=c["muted"], font=self.fonts["small"])
+        style.configure("SmallBad.TLabel", foreground=c["bad"], font=self.fonts["small"])
+        style.configure("SmallWarn.TLabel", foreground=c["warn"], font=self.fonts["small"])
+        self._set_button_styles(style)
+        field_colours = {"fieldbackground": c["surface"], "padding": (px(6), px(4)), "lightcolor": c["surface"]}
+        for name in ("TEntry", "TCombobox", "TSpinbox"):
+            style.configure(name, **field_colours)
+            focus = [("focus", c["accent"])]
+            style.map(name, bordercolor=focus, lightcolor=focus, fieldbackground=[("disabled", c["rail"]), ("readonly", c["surface"])],
+                      foreground=[("disabled", c["disabled"]), ("readonly", c["text"])],
+                      selectbackground=[("readonly", c["surface"])], selectforeground=[("readonly", c["text"])])  # fmt: skip
+            style.configure(f"Wrong.{name}", **{**field_colours, "fieldbackground": c["bad_soft"]}, bordercolor=c["bad"])
+            style.map(f"Wrong.{name}", bordercolor=[("", c["bad"])], lightcolor=[("", c["bad"])],
+                      fieldbackground=[("", c["bad_soft"])])  # fmt: skip
+        style.configure("TCheckbutton", focuscolor=c["accent"], indicatorsize=px(14), indicatormargin=px(4),
+                        indicatorbackground=c["surface"], padding=px(2))  # fmt: skip
+        style.map("TCheckbutton", background=[("active", c["surface"])],
+                  indicatorbackground=[("selected", c["accent"]), ("active", c["accent_soft"])],
+                  indicatorforeground=[("selected", "#ffffff")])  # fmt: skip
+        style.configure("Treeview", rowheight=px(27), fieldbackground=c["surface"], background=c["surface"],
+                        bordercolor=c["line"])  # fmt: skip
+        style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
+                  bordercolor=[("focus", c["accent"])], lightcolor=[("focus", c["accent"])])  # fmt: skip
+        style.configure("Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"])
+        style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
+        style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
+                        lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
+        style.configure("TPanedwindow", background=c["line"])
+        style.configure("Sash", sashthickness=px(6), gripcount=0, background=c["rail"], bordercolor=c["line"])
+        style.configure("TScrollbar", background=c["line"], troughcolor=c["surface"], bordercolor=c["surface"],
+                        arrowcolor=c["muted"], gripcount=0, arrowsize=px(13), width=px(13))  # fmt: skip
+        style.layout("Vertical.TScrollbar", [("Vertical.Scrollbar.trough", {"sticky": "ns", "children": [
+            ("Vertical.Scrollbar.thumb", {"expand": "1", "sticky": "nswe"})]})])  # fmt: skip
+        style.map("TScrollbar", background=[("disabled", c["surface"]), ("active", c["disabled"])],
+                  bordercolor=[("disabled", c["surface"])], lightcolor=[("disabled", c["surface"])],
+                  darkcolor=[("disabled", c["surface"])])  # fmt: skip
+        style.configure("TSeparator", background=c["line"])
+        self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
+        self.root.option_add("*TCombobox*Listbox.background", c["surface"])
+        self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
+        for option, value in (("font", "TkMenuFont"), ("background", c["surface"]), ("foreground", c["text"]), ("relief", "flat"),
+                              ("activeBackground", c["accent"]), ("activeForeground", "#ffffff"), ("borderWidth", px(1)),
+                              ("activeBorderWidth", 0), ("disabledForeground", c["disabled"])):  # fmt: skip
+            self.root.option_add(f"*Menu.{option}", value)
+
+    def _set_button_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
+        looks = {
+            # name: background, foreground, border, hover, focus ring
+            "TButton": (c["surface"], c["text"], c["line"], c["accent_soft"], c["accent"]),
+            "Primary.TButton": (c["accent"], "#ffffff", c["accent"], c["accent_dark"], "#ffffff"),
+            "Danger.TButton": (c["surface"], c["bad"], c["bad"], c["bad_soft"], c["bad"]),
+            "Rail.TButton": (c["rail"], c["text"], c["line"], c["accent_soft"], c["accent"]),
+            "RailOn.TButton": (c["accent_soft"], c["accent_dark"], c["accent"], c["accent_soft"], c["accent"]),
+            "TMenubutton": (c["surface"], c["text"], c["line"], c["accent_soft"], c["accent"]),
+            "Rail.TMenubutton": (c["rail"], c["text"], c["line"], c["accent_soft"], c["accent"]),
+        }
+        for name, (back, front, border, hover, ring) in looks.items():
+            style.configure(name, background=back, foreground=front, bordercolor=border, lightcolor=back, darkcolor=back,
+                            focuscolor=ring, padding=(px(10), px(5)), relief="raised", anchor="center", width=0)  # fmt: skip
+            soft = c["rail"] if name != "Primary.TButton" else "#c4cedd"
+            style.map(
+                name,
+                background=[("disabled", soft), ("pressed", hover), ("active", hover)],
+                lightcolor=[("disabled", soft), ("active", hover)], darkcolor=[("disabled", soft), ("active", hover)],
+                foreground=[("disabled", c["disabled"] if name != "Primary.TButton" else "#ffffff")],
+                bordercolor=[("disabled", c["line"]), ("focus", c["accent_dark"])],
+            )  # fmt: skip
+        style.configure("Rail.TButton", anchor="w")
+        style.configure("RailOn.TButton", anchor="w")
+        # The steps are a list, not a column of buttons: no frame unless one is chosen or has the focus.
+        style.configure("Step.Rail.TButton", bordercolor=c["rail"])
+        style.map("Step.Rail.TButton", bordercolor=[("focus", c["accent_dark"])])
+        style.configure("Small.TButton", padding=(px(7), px(2)), font=self.fonts["small"])
+        style.configure("TMenubutton", arrowpadding=px(4), arrowsize=px(5))
+        style.configure("Primary.TButton", padding=(px(18), px(7)), font=self.fonts["bold"])
+
+    def icon(self, kind: str, size: int = 20) -> tk.PhotoImage:
+        key = (kind, size)
+        if key not in self._icons:
+            data = base64.b64encode(draw_icon(kind, self.px(size)))
+            self._icons[key] = tk.PhotoImage(master=self.root, data=data)
+        return self._icons[key]
+
+
+def draw_icon(kind: str, size: int) -> bytes:
+    """A round state mark as PNG with smooth edges, for any size: bitmap files would be blurred at 200 %."""
+    c = COLOURS
+    # kind: disc colour, or None for a ring; then strokes of the sign in units of the radius
+    signs: dict[str, tuple[str, bool, list[tuple[float, float, float, float]], float]] = {
+        "done": (c["good"], True, [(-0.45, 0.02, -0.12, 0.36), (-0.12, 0.36, 0.46, -0.32)], 0.11),
+        "ready": (c["accent"], False, [], 0.0),
+        "running": (c["accent"], True, [(-0.22, -0.38, -0.22, 0.38), (-0.22, -0.38, 0.4, 0.0), (-0.22, 0.38, 0.4, 0.0),
+                                        (-0.1, 0.0, 0.2, 0.0), (-0.12, -0.15, -0.12, 0.15)], 0.12),
+        "stale": (c["warn"], True, [(0.0, -0.48, 0.0, 0.12), (0.0, 0.46, 0.0, 0.47)], 0.12),
+        "failed": (c["bad"], True, [(-0.34, -0.34, 0.34, 0.34), (-0.34, 0.34, 0.34, -0.34)], 0.11),
+        "locked": (c["disabled"], False, [(-0.26, 0.08, 0.26, 0.08), (-0.26, 0.32, 0.26, 0.32), (-0.26, 0.2, 0.26, 0.2),
+                                          (-0.18, 0.06, -0.18, -0.24), (0.18, 0.06, 0.18, -0.24), (-0.18, -0.24, -0.08, -0.36),
+                                          (0.18, -0.24, 0.08, -0.36), (-0.08, -0.36, 0.08, -0.36)], 0.07),
+        "info": (c["accent"], True, [(0.0, -0.46, 0.0, -0.45), (0.0, -0.1, 0.0, 0.48)], 0.12),
+        "app": (c["accent"], True, [(-0.55, -0.12, -0.55, 0.12), (-0.28, -0.4, -0.28, 0.4), (0.0, -0.22, 0.0, 0.22),
+                                    (0.28, -0.55, 0.28, 0.55), (0.55, -0.18, 0.55, 0.18)], 0.09),
+    }  # fmt: skip
+    colour, filled, strokes, half = signs[kind]
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    radius = size / 2 - 0.5
+    rows = bytearray()
+    for y in range(size):
+        rows.append(0)
+        for x in range(size):
+            dx, dy = (x + 0.5 - size / 2) / radius, (y + 0.5 - size / 2) / radius
+            distance = (dx * dx + dy * dy) ** 0.5
+            disc = min(1.0, max(0.0, (1 - distance) * radius + 0.5))
+            if not filled:
+                disc = min(disc, min(1.0, max(0.0, (distance - 0.86) * radius + 0.5)))
+            sign = 0.0
+            for x1, y1, x2, y2 in strokes:
+                sign = max(sign, min(1.0, max(0.0, (half - _distance(dx, dy, x1, y1, x2, y2)) * radius + 0.5)))
+            if filled:
+                mix = [round(part + (255 - part) * sign) for part in (red, green, blue)]
+                rows += bytes((*mix, round(255 * disc)))
+            else:
+                rows += bytes((red, green, blue, round(255 * max(disc, sign))))
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(rows), 1)) + chunk(b"IEND", b"")
+
+
+def _distance(x: float, y: float, x1: float, y1: float, x2: float, y2: float) -> float:
+    """From a point to a line's nearest point between its ends."""
+    dx, dy = x2 - x1, y2 - y1
+    length = dx * dx + dy * dy
+    along = max(0.0, min(1.0, ((x - x1) * dx + (y - y1) * dy) / length)) if length else 0.0
+    return ((x - x1 - along * dx) ** 2 + (y - y1 - along * dy) ** 2) ** 0.5
+
+
+# --- 11. Widgets ----------------------------------------------------------------------------------------------------
+
+
+def wrapped(label: ttk.Label) -> ttk.Label:
+    """Make a label wrap at its own width, so that no sentence is ever cut."""
+
+    def fit(event: tk.Event) -> None:
+        if abs(int(str(label.cget("wraplength") or 0)) - event.width) > 1:
+            label.configure(wraplength=max(40, event.width))
+
+    label.configure(wraplength=200)
+    label.bind("<Configure>", fit)
+    return label
+
+
+def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
+    """A vertical scroll bar beside `view` in its parent's grid, there only while something is out of sight."""
+    bar = ttk.Scrollbar(view.master, command=view.yview)
+
+    def moved(first: str, last: str) -> None:
+        bar.set(first, last)
+        # Hidden, not removed: without its width the text would wrap anew and the bar could flicker for ever.
+        bar.state(["disabled"] if float(first) <= 0 and float(last) >= 1 else ["!disabled"])
+
+    view.configure(yscrollcommand=moved)
+    bar.grid(row=row, column=column, sticky="ns")
+    return bar
+
+
+class Tip:
+    """A sentence that appears when the pointer rests on a widget, or the widget has the keyboard focus."""
+
+    def __init__(self, ui: Ui, widget: tk.Widget, text: str):
+        self._ui, self._widget, self._text = ui, widget, text
+        self._window: tk.Toplevel | None = None
+        self._timer: str | None = None
+        widget.bind("<Enter>", self._arm, add="+")
+        for event in ("<Leave>", "<ButtonPress>", "<FocusOut>", "<Destroy>"):
+            widget.bind(event, self._hide, add="+")
+
+    def _arm(self, _event: tk.Event) -> None:
+        self._hide()
+        self._timer = self._widget.after(600, self._show)
+
+    def _show(self) -> None:
+        window = tk.Toplevel(self._widget)
+        window.wm_overrideredirect(True)
+        label = tk.Label(window, text=self._text, font="TkTooltipFont", background=COLOURS["text"], foreground="#ffffff",
+                         justify="left", padx=self._ui.px(8), pady=self._ui.px(5), wraplength=self._ui.px(420))  # fmt: skip
+        label.pack()
+        x = min(self._widget.winfo_rootx(), self._widget.winfo_screenwidth() - label.winfo_reqwidth())
+        window.wm_geometry(f"+{max(0, x)}+{self._widget.winfo_rooty() + self._widget.winfo_height() + 4}")
+        self._window = window
+
+    def _hide(self, _event: tk.Event | None = None) -> None:
+        if self._timer:
+            with contextlib.suppress(tk.TclError):
+                self._widget.after_cancel(self._timer)
+            self._timer = None
+        if self._window:
+            with contextlib.suppress(tk.TclError):
+                self._window.destroy()
+            self._window = None
+
+
+class ScrollFrame:
+    """A frame that scrolls down when its content is higher than the room; follows the keyboard focus."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget):
+        self.frame = ttk.Frame(parent)
+        self.frame.columnconfigure(0, weight=1)
+        self.frame.rowconfigure(0, weight=1)
+        self._canvas = tk.Canvas(self.frame, background=COLOURS["surface"], highlightthickness=0, borderwidth=0,
+                                 width=ui.px(200), height=ui.px(80), yscrollincrement=ui.px(20))  # fmt: skip
+        self.inner = ttk.Frame(self._canvas)
+        self._item = self._canvas.create_window(0, 0, window=self.inner, anchor="nw")
+        self._canvas.grid(row=0, column=0, sticky="nsew")
+        side_bar(self._canvas)
+        self.inner.bind("<Configure>", self._fit)
+        self._canvas.bind("<Configure>", self._fit)
+        self.frame.bind_all("<FocusIn>", self._follow, add="+")
+        for event in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
+            self.frame.bind_all(event, self._wheel, add="+")
+
+    def _fit(self, _event: tk.Event) -> None:
+        self._canvas.itemconfigure(self._item, width=self._canvas.winfo_width())
+        height = self.inner.winfo_reqheight()
+        self._canvas.configure(scrollregion=(0, 0, 1, height))
+        if height <= self._canvas.winfo_height():
+            self._canvas.yview_moveto(0)
+
+    def _inside(self, widget: Any) -> bool:
+        return isinstance(widget, tk.Misc) and str(widget).startswith(str(self.inner) + ".")
+
+    def _follow(self, event: tk.Event) -> None:
+        if not self.inner.winfo_exists() or not self._inside(event.widget):
+            return
+        top = event.widget.winfo_rooty() - self.inner.winfo_rooty()
+        bottom, height = top + event.widget.winfo_height(), max(1, self.inner.winfo_height())
+        first, last = (part * height for part in self._canvas.yview())
+        if top < first:
+            self._canvas.yview_moveto(top / height)
+        elif bottom > last:
+            self._canvas.yview_moveto((bottom - (last - first)) / height)
+
+    def _wheel(self, event: tk.Event) -> None:
+        if not self.inner.winfo_exists() or not (self._inside(event.widget) or event.widget in (self._canvas, self.inner)):
+            return
+        if isinstance(event.widget, (tk.Text, ttk.Treeview)) or self._canvas.yview() == (0.0, 1.0):
+            return
+        up = event.num == 4 or getattr(event, "delta", 0) > 0
+        self._canvas.yview_scroll(-2 if up else 2, "units")
+
+
+class LogPane:
+    """The bottom of the window: the output of what runs. Shows the last MAX_LOG_LINES; the file has everything."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, said: Callable[[int], str]):
+        self._said = said  # makes the line that tells how many lines were left out
+        self.frame = ttk.Frame(parent)
+        self.text = ScrolledText(
+            self.frame, wrap="char", height=6, width=40, background=COLOURS["log"], foreground=COLOURS["log_text"],
+            insertbackground=COLOURS["log_text"], font="TkFixedFont", relief="flat", borderwidth=0, padx=ui.px(10),
+            pady=ui.px(6), highlightthickness=ui.px(2), highlightbackground=COLOURS["log"], insertwidth=0,
+            highlightcolor=COLOURS["accent"], undo=False, selectbackground=COLOURS["accent"],
+        )  # fmt: skip
+        self.text.vbar.configure(
+            background=COLOURS["log_line"], activebackground=COLOURS["log_muted"], troughcolor=COLOURS["log"], borderwidth=0,
+            elementborderwidth=1, highlightthickness=0, width=ui.px(13), relief="flat",
+        )  # fmt: skip
+        self.text.pack(fill="both", expand=True)
+        for tag, colour in (("bad", "log_bad"), ("warn", "log_warn"), ("head", "log_head"), ("muted", "log_muted")):
+            self.text.tag_configure(tag, foreground=COLOURS[colour])
+        self.text.mark_set("live", "end-1c")
+        self.text.mark_gravity("live", "left")
+        self.text.bind("<Key>", self._key)
+        for event in ("<<Paste>>", "<<PasteSelection>>", "<<Cut>>", "<<Clear>>", "<Button-2>"):
+            self.text.bind(event, lambda _event: "break")
+        self._current = ""
+        self._lines = 0
+
+    @staticmethod
+    def _key(event: tk.Event) -> str | None:
+        # Read-only, but to be walked through and copied; a disabled Text cannot be focused on every system.
+        moves = {"Up", "Down", "Left", "Right", "Prior", "Next", "Home", "End", "Tab", "ISO_Left_Tab"}
+        if event.keysym == "Tab":
+            event.widget.tk_focusNext().focus()
+            return "break"
+        if event.keysym == "ISO_Left_Tab":
+            event.widget.tk_focusPrev().focus()
+            return "break"
+        if event.keysym in moves or (event.state & 0x4 and event.keysym.lower() in ("c", "a", "insert")):
+            return None
+        # Accelerators of the window still have to work.
+        return None if event.state & 0xC or event.keysym.startswith(("F", "Alt", "Control", "Shift")) else "break"
+
+    def write(self, lines: list[str], current: str = "", skipped: int = 0) -> None:
+        """Append finished lines and show `current` as the last, unfinished one."""
+        if not lines and not skipped and current == self._current:
+            return
+        text = self.text
+        at_end = text.yview()[1] > 0.999
+        if self._current:
+            text.delete("live", "end-1c")
+        pieces: list[str] = []
+        if skipped:
+            pieces += [self._said(skipped) + "\n", "muted"]
+        plain: list[str] = []
+        for line in lines:
+            look = line_look(line) if len(line) < 2000 else ""
+            if look:
+                pieces += ["\n".join(plain) + "\n", ""] if plain else []
+                plain = []
+                pieces += [line + "\n", look]
+            else:
+                plain.append(line)
+        pieces += ["\n".join(plain) + "\n", ""] if plain else []
+        if pieces:
+            text.insert("end-1c", *pieces)
+            text.mark_set("live", "end-1c")
+            self._lines += len(lines) + bool(skipped)
+        if current:
+            text.insert("end-1c", current[-4000:], line_look(current[-4000:]))
+        self._current = current
+        if self._lines > MAX_LOG_LINES + TRIM_SLACK:
+            text.delete("1.0", f"{self._lines - MAX_LOG_LINES + 1}.0")
+            self._lines = MAX_LOG_LINES
+        if at_end:
+            text.see("end-1c")
+
+    def clear(self) -> None:
+        self.text.delete("1.0", "end")
+        self._current, self._lines = "", 0
+        self.text.mark_set("live", "end-1c")
+
+    def content(self) -> str:
+        return self.text.get("1.0", "end-1c")
+
+
+class LossChart:
+    """The training's loss: raw and smoothed, the validation loss, and the learning rate on a scale of its own."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget):
+        self._ui = ui
+        self.canvas = tk.Canvas(parent, background=COLOURS["surface"], highlightthickness=1, width=ui.px(240),
+                                height=ui.px(150), highlightbackground=COLOURS["line"])  # fmt: skip
+        self._curve: Curve | None = None
+        self._pending: str | None = None
+        self.canvas.bind("<Configure>", lambda _event: self._schedule())
+
+    def show(self, curve: Curve | None) -> None:
+        self._curve = curve
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._pending is None:
+            self._pending = self.canvas.after_idle(self._draw)
+
+    def _draw(self) -> None:
+        self._pending = None
+        canvas, px, c = self.canvas, self._ui.px, COLOURS
+        canvas.delete("all")
+        width, height = canvas.winfo_width(), canvas.winfo_height()
+        canvas.create_text(px(12), px(9), text=self._ui.t("chart.title"), anchor="nw", font=self._ui.fonts["bold"], fill=c["text"])
+        curve = self._curve
+        if curve is None or not curve.steps:
+            canvas.create_text(width / 2, height / 2, text=self._ui.t("chart.empty"), fill=c["muted"], justify="center",
+                               width=max(80, width - px(40)), font=self._ui.fonts["small"])  # fmt: skip
+            return
+        left, right, top, bottom = px(54), width - px(14), px(54), height - px(30)
+        if right - left < px(40) or bottom - top < px(30):
+            return
+        shown = sorted(value for value in curve.loss if value == value)
+        # One spike at the start would press everything else to the ground.
+        high = shown[min(len(shown) - 1, int(len(shown) * 0.995))] if len(shown) > 50 else shown[-1]
+        low = shown[0]
+        values = [value for _, value in curve.validation]
+        high, low = max([high, *values]), min([low, *values])
+        high = high if high > low else low + max(abs(low) * 0.1, 1e-6)
+        first, last = curve.steps[0], max(curve.steps[-1], curve.steps[0] + 1)
+
+        def place(points: Iterable[tuple[float, float]], bottom_value: float, top_value: float) -> list[float]:
+            flat: list[float] = []
+            for x, y in points:
+                part = (min(max(y, bottom_value), top_value) - bottom_value) / ((top_value - bottom_value) or 1.0)
+                flat += [left + (x - first) / (last - first) * (right - left), bottom - part * (bottom - top)]
+            return flat if len(flat) > 2 else [*flat, flat[0] + 1, flat[1]] if flat else []
+
+        for tick in nice_ticks(low, high):
+            y = bottom - (tick - low) / (high - low) * (bottom - top)
+            canvas.create_line(left, y, right, y, fill=c["rail"])
+            canvas.create_text(left - px(6), y, text=f"{tick:.4g}", anchor="e", font=self._ui.fonts["small"], fill=c["muted"])
+        for tick in nice_ticks(first, last):
+            if tick == int(tick):
+                x = left + (tick - first) / (last - first) * (right - left)
+                canvas.create_text(x, bottom + px(6), text=f"{int(tick)}", anchor="n", font=self._ui.fonts["small"], fill=c["muted"])
+        columns = max(50, int(right - left))
+        rates = [rate for rate in curve.rate if rate == rate]
+        if rates and max(rates) > 0:
+            line = place(thin_out(curve.steps, curve.rate, columns), 0.0, max(rates) * 1.02)
+            canvas.create_line(*line, fill=c["disabled"], dash=(3, 3))
+        canvas.create_line(*place(thin_out(curve.steps, curve.loss, columns), low, high), fill=c["curve_soft"])
+        canvas.create_line(*place(thin_out(curve.steps, curve.smooth, columns), low, high), fill=c["accent"], width=px(2))
+        if curve.validation:
+            canvas.create_line(*place(((float(x), y) for x, y in curve.validation), low, high), fill=c["good"], width=px(2))
+        self._legend(curve, rates)
+
+    def _legend(self, curve: Curve, rates: list[float]) -> None:
+        ui, x, y = self._ui, self._ui.px(12), self._ui.px(38)
+        entries = [("chart.smooth", "accent", f"{curve.smooth[-1]:.4f}"), ("chart.raw", "curve_soft", f"{curve.loss[-1]:.4f}")]
+        if curve.validation:
+            entries.append(("chart.validation", "good", f"{curve.validation[-1][1]:.4f}"))
+        if rates:
+            entries.append(("chart.rate", "disabled", f"{rates[-1]:.2e}"))
+        for key, colour, value in entries:
+            self.canvas.create_line(x, y, x + ui.px(14), y, fill=COLOURS[colour], width=ui.px(3))
+            item = self.canvas.create_text(x + ui.px(18), y, text=f"{ui.t(key)} {value}", anchor="w",
+                                           font=ui.fonts["small"], fill=COLOURS["muted"])  # fmt: skip
+            x = self.canvas.bbox(item)[2] + ui.px(10)
+
+
+class FieldRow:
+    """One setting: its name, the widget for its kind, and its help, or what is wrong with the value."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, row: Field, line: int, changed: Callable[[Field, str], None]):
+        self._ui, self.row, self._changed = ui, row, changed
+        self._filling = False
+        self.variable = tk.StringVar(parent)
+        # Without a translated name (a flag that only the script knows) the flag names itself.
+        self.label = ttk.Label(parent, text=text_or(ui.language, f"field.{row.flag}", row.flag))
+        self.label.grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(3))
+        self.widget = self._make_widget(parent)
+        self.widget.grid(row=line, column=1, sticky="ew", pady=ui.px(3))
+        self.note = wrapped(ttk.Label(parent, style="Small.TLabel"))
+        self.note.grid(row=line, column=2, sticky="ew", padx=(ui.px(12), 0))
+        self._help = text_or(ui.language, f"help.{row.flag}", row.script_help)
+        default = row.default or ui.t("field.nothing")
+        tip = f"--{row.flag}" + ("" if "{" in row.default else "\n" + ui.t("field.default", value=default))
+        Tip(ui, self.label, tip)
+        Tip(ui, self.widget, tip)
+        self.variable.trace_add("write", self._edited)
+        self.show_problem(None)
+
+    def _make_widget(self, parent: tk.Widget) -> ttk.Widget:
+        row = self.row
+        if row.kind == "bool":
+            return ttk.Checkbutton(parent, variable=self.variable, onvalue="true", offvalue="false", text=self._ui.t("field.on"))
+        if row.kind == "choice":
+            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, state="readonly", width=16)
+        if row.kind == "combo":
+            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, width=16)
+        return ttk.Entry(parent, textvariable=self.variable, width=18)
+
+    def _edited(self, *_names: str) -> None:
+        if not self._filling:
+            self._changed(self.row, self.variable.get())
+
+    def fill(self, text: str) -> None:
+        """Show a value that comes from the project."""
+        if self.variable.get() != text:
+            self._filling = True
+            self.variable.set(text)
+            self._filling = False
+
+    def show_problem(self, problem: tuple[str, dict[str, str]] | None) -> None:
+        kind = self.widget.winfo_class()
+        if kind in ("TEntry", "TCombobox"):
+            self.widget.configure(style=f"Wrong.{kind}" if problem else kind)
+        text = self._ui.t(problem[0], **problem[1]) if problem else self._help
+        self.note.configure(text=text, style="SmallBad.TLabel" if problem else "Small.TLabel")
+
+
+class FieldForm:
+    """A step's settings as rows; values come from and go to the project through two functions."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, fields: list[Field], get: Callable[[Field], str], put: Callable[[Field, str], None]):
+        self.frame = ttk.Frame(parent)
+        self.frame.columnconfigure(0, minsize=ui.px(120))
+        self.frame.columnconfigure(1, weight=2, minsize=ui.px(130))
+        self.frame.columnconfigure(2, weight=5, minsize=ui.px(120))
+        self._get = get
+        self.rows = [FieldRow(ui, self.frame, row, line, put) for line, row in enumerate(fields)]
+
+    def refresh(self, problems: dict[str, tuple[str, dict[str, str]]]) -> None:
+        for row in self.rows:
+            row.fill(self._get(row.row))
+            row.show_problem(problems.get(row.row.flag))
+
+    def focus_first(self, flags: Iterable[str]) -> None:
+        wanted = set(flags)
+        for row in self.rows:
+            if row.row.flag in wanted:
+                row.widget.focus_set()
+                return
+
+
+class Editor:
+    """A text with undo that knows whether it differs from its file."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, height: int, edited: Callable[[], None]):
+        self._edited = edited
+        self._filling = False
+        self.frame = ttk.Frame(parent)
+        self.frame.columnconfigure(0, weight=1)
+        self.frame.rowconfigure(0, weight=1)
+        self.text = tk.Text(
+            self.frame, height=height, width=30, wrap="word", undo=True, maxundo=-1, font="TkTextFont", relief="flat",
+            padx=ui.px(8), pady=ui.px(6), highlightthickness=max(1, ui.px(1)), highlightbackground=COLOURS["line"],
+            highlightcolor=COLOURS["accent"], background=COLOURS["surface"], foreground=COLOURS["text"],
+            insertbackground=COLOURS["text"], selectbackground=COLOURS["accent"], selectforeground="#ffffff",
+        )  # fmt: skip
+        self.text.grid(row=0, column=0, sticky="nsew")
+        side_bar(self.text)
+        self.text.bind("<<Modified>>", self._modified)
+        # Tab leads on to the next widget: the keyboard alone must be able to leave the text.
+        self.text.bind("<Tab>", lambda event: self._go(event.widget.tk_focusNext()))
+        for back in ("<Shift-Tab>", "<ISO_Left_Tab>"):
+            with contextlib.suppress(tk.TclError):  # the second name exists under X11 only
+                self.text.bind(back, lambda event: self._go(event.widget.tk_focusPrev()))
+
+    @staticmethod
+    def _go(widget: tk.Misc) -> str:
+        widget.focus_set()
+        return "break"
+
+    def _modified(self, _event: tk.Event) -> None:
+        if self.text.edit_modified():
+            self.text.edit_modified(False)
+            if not self._filling:
+                self._edited()
+
+    def set(self, text: str, enabled: bool) -> None:
+        self._filling = True
+        self.text.configure(state="normal")
+        self.text.delete("1.0", "end")
+        self.text.insert("1.0", text)
+        self.text.edit_reset()
+        self.text.edit_modified(False)
+        self.text.update_idletasks()
+        self._filling = False
+        self.text.configure(state="normal" if enabled else "disabled", background=COLOURS["surface" if enabled else "rail"])
+
+    def get(self) -> str:
+        return self.text.get("1.0", "end-1c")
+
+
+class Dialog:
+    """A window above the main one with buttons; closes itself, then calls `answer` with the pressed button's key."""
+
+    def __init__(
+        self, ui: Ui, parent: tk.Misc, title: str, buttons: list[tuple[str, str, str]], answer: Callable[[str], None],
+        cancel: str = "cancel",
+    ):  # fmt: skip
+        """`buttons`: (key, label, style), the first has the focus; `cancel`: the key for Escape and the cross."""
+        self._ui, self._answer, self._cancel = ui, answer, cancel
+        self.closed = False
+        self.window = window = tk.Toplevel(parent, background=COLOURS["surface"])
+        window.withdraw()
+        window.title(title)
+        window.transient(parent.winfo_toplevel())
+        outer = ttk.Frame(window, padding=ui.px(20))
+        outer.pack(fill="both", expand=True)
+        self.body = ttk.Frame(outer)
+        self.body.pack(fill="both", expand=True)
+        row = ttk.Frame(outer)
+        row.pack(fill="x", pady=(ui.px(18), 0))
+        self.buttons: dict[str, ttk.Button] = {}
+        # Made in reading order, so that Tab walks from left to right.
+        spacer = ttk.Frame(row)
+        spacer.pack(side="left", expand=True, fill="x")
+        for key, label, style in buttons:
+            button = ttk.Button(row, text=label, style=style, command=lambda key=key: self.press(key))
+            button.bind("<Return>", lambda _event, key=key: self.press(key))
+            button.pack(side="left", padx=(ui.px(8), 0))
+            self.buttons[key] = button
+        window.bind("<Escape>", lambda _event: self.press(self._cancel))
+        window.protocol("WM_DELETE_WINDOW", lambda: self.press(self._cancel))
+
+    def show(self, focus: tk.Widget | None = None) -> None:
+        window, parent = self.window, self.window.master.winfo_toplevel()
+        window.update_idletasks()
+        width, height = window.winfo_reqwidth(), window.winfo_reqheight()
+        x = parent.winfo_rootx() + (parent.winfo_width() - width) // 2
+        y = parent.winfo_rooty() + (parent.winfo_height() - height) // 3
+        window.geometry(f"+{max(0, min(x, window.winfo_screenwidth() - width))}+{max(0, y)}")
+        window.resizable(False, False)
+        window.deiconify()
+        window.lift()
+        (focus or next(iter(self.buttons.values()))).focus_set()
+        self._grab()
+
+    def _grab(self, tries: int = 20) -> None:
+        # A grab is refused until the window is on the screen; waiting for it here would run a second event loop.
+        try:
+            self.window.grab_set()
+        except tk.TclError:
+            if tries and self.window.winfo_exists():
+                self.window.after(30, self._grab, tries - 1)
+
+    def press(self, key: str) -> None:
+        if self.closed:
+            return
+        if key != self._cancel and not self.check(key):
+            return
+        self.closed = True
+        self.window.grab_release()
+        self.window.destroy()
+        self._answer(key)
+
+    def check(self, _key: str) -> bool:
+        """Whether the dialog may close with this button; dialogs with entries say what is wrong instead."""
+        return True
+
+
+class Question(Dialog):
+    """A sentence and some buttons."""
+
+    def __init__(
+        self, ui: Ui, parent: tk.Misc, title: str, message: str, buttons: list[tuple[str, str, str]],
+        answer: Callable[[str], None], cancel: str = "cancel", icon: str = "info",
+    ):  # fmt: skip
+        super().__init__(ui, parent, title, buttons, answer, cancel)
+        self.message = message
+        ttk.Label(self.body, image=ui.icon(icon, 28)).pack(side="left", anchor="n", padx=(0, ui.px(14)))
+        ttk.Label(self.body, text=message, wraplength=ui.px(460), justify="left").pack(side="left", fill="x", expand=True)
+        self.show()
+
+
+class EntryDialog(Dialog):
+    """A sentence and one or more entries; `problem(values)` gives what is wrong, and keeps the dialog open."""
+
+    def __init__(
+        self, ui: Ui, parent: tk.Misc, title: str, message: str, entries: list[tuple[str, str]], ok: str, cancel: str,
+        done: Callable[[list[str]], None], problem: Callable[[list[str]], str] = lambda _values: "",
+        browse: Callable[[], str] | None = None, browse_label: str = "",
+    ):  # fmt: skip
+        """`entries`: (label, text). `browse` fills the last entry from a folder chooser."""
+        super().__init__(
+            ui, parent, title, [("ok", ok, "Primary.TButton"), ("cancel", cancel, "TButton")],
+            lambda key: done(self.values) if key == "ok" else None,
+        )  # fmt: skip
+        self._problem = problem
+        self.values: list[str] = []
+        body = self.body
+        body.columnconfigure(1, weight=1)
+        if message:
+            ttk.Label(body, text=message, wraplength=ui.px(520), justify="left").grid(row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12)))
+        self.entries: list[ttk.Entry] = []
+        for number, (label, text) in enumerate(entries):
+            ttk.Label(body, text=label).grid(row=number + 1, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(4))
+            entry = ttk.Entry(body, width=48)
+            entry.insert(0, text)
+            entry.grid(row=number + 1, column=1, sticky="ew", pady=ui.px(4))
+            entry.bind("<Return>", lambda _event: self.press("ok"))
+            self.entries.append(entry)
+        if browse is not None:
+            def fill() -> None:
+                chosen = browse()
+                if chosen:
+                    self.entries[-1].delete(0, "end")
+                    self.entries[-1].insert(0, chosen)
+            ttk.Button(body, text=browse_label, command=fill).grid(row=len(entries), column=2, padx=(ui.px(8), 0))
+        self._note = ttk.Label(body, style="SmallBad.TLabel", wraplength=ui.px(520), justify="left")
+        self._note.grid(row=len(entries) + 1, column=0, columnspan=3, sticky="w", pady=(ui.px(8), 0))
+        self.entries[0].selection_range(0, "end")
+        self.show(self.entries[0])
+
+    def check(self, _key: str) -> bool:
+        self.values = [entry.get() for entry in self.entries]
+        problem = self._problem(self.values)
+        self._note.configure(text=problem)
+        return not problem
+
+
+# --- 12. Pages ------------------------------------------------------------------------------------------------------
+
+
+class StepPage:
+    """The frame that every step's page has: what it does, its state, its start button, its settings."""
+
+    def __init__(self, app: App, parent: tk.Widget, key: str):
+        self.app, self.ui, self.key = app, app.ui, key
+        ui = app.ui
+        self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
+        self.frame.columnconfigure(0, weight=1)
+        self.frame.rowconfigure(2, weight=1)
+        head = ttk.Frame(self.frame)
+        head.grid(row=0, column=0, sticky="ew")
+        head.columnconfigure(0, weight=1)
+        ttk.Label(head, text=ui.t(f"title.{key}"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
+        wrapped(ttk.Label(head, text=ui.t(f"about.{key}"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
+        self.actions = ttk.Frame(head)
+        self.actions.grid(row=0, column=1, rowspan=2, sticky="e", padx=(ui.px(12), 0))
+        self.strip = ttk.Frame(self.frame, style="Info.TFrame", padding=(ui.px(10), ui.px(5)))
+        self.strip.grid(row=1, column=0, sticky="ew", pady=(ui.px(8), ui.px(8)))
+        self.strip.columnconfigure(1, weight=1)
+        self.strip_icon = ttk.Label(self.strip, style="Info.TLabel")
+        self.strip_icon.grid(row=0, column=0, padx=(0, ui.px(8)))
+        self.strip_text = wrapped(ttk.Label(self.strip, style="Info.TLabel"))
+        self.strip_text.grid(row=0, column=1, sticky="ew")
+        self.body = ttk.Frame(self.frame)
+        self.body.grid(row=2, column=0, sticky="nsew")
+        self.start_button: ttk.Button | None = None
+        self.forms: list[FieldForm] = []
+        self._built_for: Any = None
+        self.build()
+
+    def build(self) -> None:
+        raise NotImplementedError
+
+    def add_start(self) -> None:
+        self.start_button = ttk.Button(
+            self.actions, text=self.ui.t(f"start.{self.key}"), style="Primary.TButton", command=self.start
+        )
+        self.start_button.pack(side="right")
+
+    def start(self) -> None:
+        self.app.start_step(self.key)
+
+    def shown(self) -> None:
+        """The page has come to the front."""
+
+    def left(self) -> None:
+        """Another page comes to the front, or the window closes: store what is not stored yet."""
+
+    def refresh(self) -> None:
+        """Paint from the project's state; called after every change."""
+        status, sentence = self.app.describe(self.key)
+        style = {"done": "Good", "stale": "Warn", "failed": "Bad"}.get(status, "Info")
+        self.strip.configure(style=f"{style}.TFrame")
+        for label in (self.strip_icon, self.strip_text):
+            label.configure(style=f"{style}.TLabel")
+        self.strip_icon.configure(image=self.ui.icon(status, 18))
+        self.strip_text.configure(text=sentence)
+        if self.start_button is not None:
+            startable = self.app.can_start(self.key)
+            self.start_button.configure(state="normal" if startable else "disabled")
+        if self.forms:
+            problems = self.app.space.problems(self.key)
+            for form in self.forms:
+                form.refresh(problems)
+
+    def make_form(self, parent: tk.Widget, fields: list[Field]) -> FieldForm:
+        form = FieldForm(
+            self.ui, parent, fields,
+            get=lambda row: self.app.space.value(self.key, row),
+            put=lambda row, text: self.app.set_value(self.key, row, text),
+        )  # fmt: skip
+        self.forms.append(form)
+        return form
+
+    def split_fields(self) -> tuple[list[Field], list[Field]]:
+        fields = self.app.space.fields(self.key)
+        return [row for row in fields if row.basic], [row for row in fields if not row.basic]
+
+    def show_wrong(self, flags: Iterable[str]) -> None:
+        """Lead the eye to the first wrong value."""
+        self.open_advanced(flags)
+        for form in self.forms:
+            form.focus_first(flags)
+
+    def open_advanced(self, flags: Iterable[str]) -> None:
+        """Pages that hide settings show them when one of `flags` is among them."""
+
+
+class FormPage(StepPage):
+    """Steps 4, 5 and 7: settings, advanced settings, and where the result lies."""
+
+    def build(self) -> None:
+        ui = self.ui
+        self.add_start()
+        self.body.columnconfigure(0, weight=1)
+        self.body.rowconfigure(0, weight=1)
+        scroll = ScrollFrame(ui, self.body)
+        scroll.frame.grid(row=0, column=0, sticky="nsew")
+        inner = scroll.inner
+        inner.columnconfigure(0, weight=1)
+        self._fields = self.app.space.fields(self.key)
+        # These steps have few settings: hiding them would only cost a click.
+        self.make_form(inner, self._fields).frame.grid(row=0, column=0, sticky="ew")
+        wrapped(ttk.Label(inner, text=ui.t(f"result.{self.key}"), style="Muted.TLabel")).grid(
+            row=1, column=0, sticky="ew", pady=(ui.px(14), ui.px(6))
+        )
+        row = ttk.Frame(inner)
+        row.grid(row=2, column=0, sticky="w")
+        self.open_button = ttk.Button(row, text=ui.t("open.result"), command=self._open)
+        self.open_button.pack(side="left")
+        self.comfy_button = None
+        if self.key == "strength":
+            self.comfy_button = ttk.Button(row, text=ui.t("comfy.copy"), command=self.app.copy_to_comfyui)
+            self.comfy_button.pack(side="left", padx=(ui.px(8), 0))
+
+    def refresh(self) -> None:
+        super().refresh()
+        for row in self.forms[0].rows:
+            if isinstance(row.widget, ttk.Combobox) and row.row.kind == "combo":
+                fresh = next((f for f in self.app.space.fields(self.key) if f.flag == row.row.flag), row.row)
+                row.widget.configure(values=fresh.choices)
+        exists = self._result() is not None
+        self.open_button.configure(state="normal" if exists else "disabled")
+        if self.comfy_button is not None:
+            self.comfy_button.configure(state="normal" if exists else "disabled")
+
+    def _result(self) -> Path | None:
+        project = self.app.project
+        if project.home is None:
+            return None
+        if self.key == "strength":
+            output = self.app.space.lora_output()
+            return output.parent if output is not None and output.is_file() else None
+        folder = project.dataset if self.key == "dataset" else project.records
+        return folder if folder.is_dir() else None
+
+    def _open(self) -> None:
+        folder = self._result()
+        if folder is not None:
+            open_in_system(folder)
+
+
+class SongsPage(StepPage):
+    """Step 1: the library."""
+
+    COLUMNS = (("title", 230, "w"), ("file", 200, "w"), ("length", 66, "e"), ("prompt", 76, "center"), ("lyrics", 76, "center"), ("record", 76, "center"))
+
+    def build(self) -> None:
+        ui, app = self.ui, self.app
+        self._coupling = False
+        self.body.columnconfigure(0, weight=1)
+        self.body.rowconfigure(2, weight=1)
+        ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=app.ask_folder).pack(side="right")
+        self.add_button = ttk.Button(self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=app.ask_files)
+        self.add_button.pack(side="right", padx=(0, ui.px(8)))
+        place = ttk.Frame(self.body)
+        place.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(8)))
+        place.columnconfigure(1, weight=1)
+        place.columnconfigure(3, weight=3)
+        self.name, self.folder = tk.StringVar(place), tk.StringVar(place)
+        ttk.Label(place, text=ui.t("project.name")).grid(row=0, column=0, padx=(0, ui.px(8)))
+        name = ttk.Entry(place, textvariable=self.name, width=14)
+        name.grid(row=0, column=1, sticky="ew")
+        ttk.Label(place, text=ui.t("project.folder")).grid(row=0, column=2, padx=(ui.px(14), ui.px(8)))
+        folder = ttk.Entry(place, textvariable=self.folder, width=20)
+        folder.grid(row=0, column=3, sticky="ew")
+        ttk.Button(place, text=ui.t("browse"), command=self._browse).grid(row=0, column=4, padx=(ui.px(8), 0))
+        self.apply_button = ttk.Button(place, text=ui.t("apply"), command=self.apply)
+        self.apply_button.grid(row=0, column=5, padx=(ui.px(8), 0))
+        for entry in (name, folder):
+            entry.bind("<Return>", lambda _event: self.apply())
+        self.name.trace_add("write", lambda *_: self._couple(self.name))
+        self.folder.trace_add("write", lambda *_: self._couple(self.folder))
+        tools = ttk.Frame(self.body)
+        tools.grid(row=1, column=0, sticky="ew", pady=(0, ui.px(6)))
+        self.tools: list[ttk.Button] = []
+        for key, command in (("play", self._play), ("rename", self._rename), ("remove", self._remove)):
+            button = ttk.Button(tools, text=ui.t(f"songs.{key}"), style="Small.TButton", command=command)
+            button.pack(side="left", padx=(0, ui.px(6)))
+            self.tools.append(button)
+        ttk.Button(tools, text=ui.t("open.folder"), style="Small.TButton", command=app.open_home).pack(side="left")
+        self.total = ttk.Label(tools, style="Small.TLabel")
+        self.total.pack(side="right")
+        self._build_table()
+
+    def _build_table(self) -> None:
+        ui = self.ui
+        box = ttk.Frame(self.body)
+        box.grid(row=2, column=0, sticky="nsew")
+        box.columnconfigure(0, weight=1)
+        box.rowconfigure(0, weight=1)
+        self.table = ttk.Treeview(box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended")
+        for name, width, anchor in self.COLUMNS:
+            self.table.heading(name, text=ui.t(f"column.{name}"), anchor=anchor)
+            self.table.column(name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file"))
+        self.table.tag_configure("bad", foreground=COLOURS["bad"])
+        self.table.tag_configure("warn", foreground=COLOURS["warn"])
+        self.table.grid(row=0, column=0, sticky="nsew")
+        side_bar(self.table)
+        self.empty = wrapped(ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center"))
+        self.table.bind("<<TreeviewSelect>>", lambda _event: self._selected())
+        self.table.bind("<Double-1>", lambda _event: self._play())
+        self.table.bind("<Return>", lambda _event: self._play())
+        self.table.bind("<Delete>", lambda _event: self._remove())
+        self.table.bind("<F2>", lambda _event: self._rename())
+        self.app.accept_drops(self.table)
+
+    def _couple(self, changed: tk.StringVar) -> None:
+        """The folder's last part is the name: typing one changes the other."""
+        if self._coupling:
+            return
+        self._coupling = True
+        folder = Path(self.folder.get()) if self.folder.get().strip() else Path(SONGS_ROOT) / "x"
+        if changed is self.name:
+            if not name_problem(self.name.get()):
+                self.folder.set(str(folder.parent / self.name.get()))
+        else:
+            self.name.set(folder.name)
+        self._coupling = False
+        self._show_apply()
+
+    def _show_apply(self) -> None:
+        home = self.app.project.home
+        typed = self.folder.get().strip()
+        same = bool(home) and typed == shown_path(home, self.app.program) and self.name.get() == home.name
+        self.apply_button.configure(state="disabled" if same or not typed or self.app.busy else "normal")
+
+    def fill_place(self) -> None:
+        self._coupling = True
+        home = self.app.project.home
+        self.name.set(home.name if home else "")
+        self.folder.set(shown_path(home, self.app.program) if home else "")
+        self._coupling = False
+        self._show_apply()
+
+    def _browse(self) -> None:
+        chosen = self.app.choose_folder(self.ui.t("choose.home"))
+        if chosen:
+            self.folder.set(shown_path(Path(chosen), self.app.program))
+
+    def apply(self) -> None:
+        self.app.change_home(self.name.get(), self.folder.get())
+
+    def shown(self) -> None:
+        self.fill_place()
+
+    def refresh(self) -> None:
+        super().refresh()
+        ui, songs = self.ui, self.app.songs
+        wanted = {song.audio.name: self._row(song) for song in songs}
+        for item in self.table.get_children():
+            if item not in wanted:
+                self.table.delete(item)
+        for index, (name, (values, tag)) in enumerate(wanted.items()):
+            if not self.table.exists(name):
+                self.table.insert("", index, iid=name)
+            if tuple(map(str, self.table.item(name, "values"))) != values or self.table.item(name, "tags") != tag:
+                self.table.item(name, values=values, tags=tag)
+        if songs:
+            self.empty.place_forget()
+        else:
+            self.empty.place(relx=0.1, rely=0.55, relwidth=0.8, anchor="w")
+        known = [song.seconds for song in songs if song.seconds]
+        self.total.configure(text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--"))
+        self.add_button.configure(state="disabled" if self.app.busy else "normal")
+        self._show_apply()
+        self._selected()
+
+    def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...] | str]:
+        t = self.ui.t
+        values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem and song.seconds is None
+                  else human_seconds(song.seconds), t(f"mark.{song.prompt}"), t(f"mark.{song.lyrics}"), t(f"mark.{song.record}"))  # fmt: skip
+        if song.problem and song.problem != "long":
+            return (f"⚠ {song.title}", *values[1:]), ("bad",)
+        return ((f"⚠ {song.title}", *values[1:]), ("warn",)) if song.problem else (values, "")
+
+    def selection(self) -> list[Song]:
+        chosen = set(self.table.selection())
+        return [song for song in self.app.songs if song.audio.name in chosen]
+
+    def _selected(self) -> None:
+        chosen = self.selection()
+        if len(chosen) == 1:
+            self.app.current_song = chosen[0].audio.name
+        for button in self.tools:
+            button.configure(state="normal" if chosen else "disabled")
+        if len(chosen) != 1:
+            self.tools[1].configure(state="disabled")
+        if self.app.busy:
+            self.tools[1].configure(state="disabled")
+            self.tools[2].configure(state="disabled")
+
+    def _play(self) -> None:
+        for song in self.selection()[:1]:
+            open_in_system(song.audio)
+
+    def _rename(self) -> None:
+        for song in self.selection()[:1]:
+            self.app.ask_rename(song)
+
+    def _remove(self) -> None:
+        if self.selection() and not self.app.busy:
+            self.app.ask_remove(self.selection())
+
+
+class TextsPage(StepPage):
+    """Steps 2 and 3: the captioning settings, and two editors for the texts of one song at a time."""
+
+    def build(self) -> None:
+        ui, app = self.ui, self.app
+        self.add_start()
+        self.advanced_button = ttk.Button(self.actions, text=ui.t("advanced.open"), command=self._toggle)
+        self.advanced_button.pack(side="right", padx=(0, ui.px(8)))
+        self.body.columnconfigure(0, weight=1)
+        self.body.rowconfigure(1, weight=1)
+        basic, advanced = self.split_fields()
+        self.make_form(self.body, basic).frame.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
+        self.advanced = ScrollFrame(ui, self.body)
+        self.advanced.inner.columnconfigure(0, weight=1)
+        self.make_form(self.advanced.inner, advanced).frame.grid(row=0, column=0, sticky="ew")
+        self._advanced_flags = {row.flag for row in advanced}
+        if not advanced:
+            self.advanced_button.pack_forget()
+        self.texts = ttk.Frame(self.body)
+        self.texts.grid(row=1, column=0, sticky="nsew")
+        self.texts.columnconfigure(1, weight=1)
+        self.texts.rowconfigure(1, weight=1)
+        self.open_song: Song | None = None
+        self._loaded: dict[str, str] = {}  # prompt, lyrics: the text of the file as it was read
+        self._save_timer: str | None = None
+        self._build_list()
+        self._build_editors()
+        app.root.after_idle(self._load_first)
+
+    def _build_list(self) -> None:
+        ui = self.ui
+        box = ttk.Frame(self.texts)
+        box.grid(row=0, column=0, rowspan=3, sticky="nsew", padx=(0, ui.px(12)))
+        box.rowconfigure(0, weight=1)
+        self.list = ttk.Treeview(box, columns=("title", "state"), show="headings", height=4, selectmode="browse")
+        self.list.heading("title", text=ui.t("column.title"), anchor="w")
+        self.list.heading("state", text=ui.t(f"column.{'prompt' if self.key == 'prompts' else 'lyrics'}"))
+        self.list.column("title", width=ui.px(170), minwidth=ui.px(80))
+        self.list.column("state", width=ui.px(76), minwidth=ui.px(50), anchor="center", stretch=False)
+        self.list.grid(row=0, column=0, sticky="nsew")
+        side_bar(self.list)
+        self.list.bind("<<TreeviewSelect>>", self._chosen)
+
+    def _build_editors(self) -> None:
+        ui = self.ui
+        tools = ttk.Frame(self.texts)
+        tools.grid(row=0, column=1, sticky="ew", pady=(0, ui.px(6)))
+        self.tools: list[ttk.Widget] = []
+        for key, command in (("previous", lambda: self.step_song(-1)), ("next", lambda: self.step_song(1)),
+                             ("save", self.save), ("play", self._play), ("instrumental", self._instrumental)):  # fmt: skip
+            button = ttk.Button(tools, text=ui.t(f"texts.{key}"), style="Small.TButton", command=command)
+            button.pack(side="left", padx=(0, ui.px(6)))
+            self.tools.append(button)
+        if self.app.space.knows(self.key, "only") and self.app.space.flags.get(STEP[self.key].script):
+            button = ttk.Button(tools, text=ui.t("texts.again"), style="Small.TButton", command=self._again)
+            button.pack(side="left", padx=(0, ui.px(6)))
+            self.again_button = button
+        else:
+            self.again_button = None
+        all_songs = ttk.Menubutton(tools, text=ui.t("texts.all"), style="TMenubutton")
+        menu = tk.Menu(all_songs, tearoff=False)
+        for key, command in (("add_tag", self.app.ask_add_tag), ("remove_tag", self.app.ask_remove_tag),
+                             ("replace", self.app.ask_replace), ("instrumental_all", self.app.ask_instrumental)):  # fmt: skip
+            menu.add_command(label=ui.t(f"texts.{key}"), command=command)
+        all_songs.configure(menu=menu)
+        all_songs.pack(side="right")
+        self.tools.append(all_songs)
+        self.status = ttk.Label(tools, style="Small.TLabel")
+        self.status.pack(side="right", padx=(0, ui.px(10)))
+        panes = ttk.Frame(self.texts)
+        panes.grid(row=1, column=1, sticky="nsew")
+        panes.columnconfigure(0, weight=2, uniform="texts")
+        panes.columnconfigure(1, weight=3, uniform="texts")
+        panes.rowconfigure(1, weight=1)
+        self.editors: dict[str, Editor] = {}
+        for column, kind in enumerate(("prompt", "lyrics")):
+            pad = (0, ui.px(10)) if column == 0 else 0
+            ttk.Label(panes, text=ui.t(f"texts.{kind}"), style="Small.TLabel").grid(row=0, column=column, sticky="w", padx=pad)
+            editor = Editor(ui, panes, 4, self._edited)
+            editor.frame.grid(row=1, column=column, sticky="nsew", padx=pad)
+            editor.text.bind("<Control-s>", lambda _event: (self.save(), "break")[1])
+            self.editors[kind] = editor
+
+    def _toggle(self) -> None:
+        if self.texts.winfo_manager():
+            self.texts.grid_remove()
+            self.advanced.frame.grid(row=1, column=0, sticky="nsew")
+            self.advanced_button.configure(text=self.ui.t("advanced.close"))
+        else:
+            self.advanced.frame.grid_remove()
+            self.texts.grid()
+            self.advanced_button.configure(text=self.ui.t("advanced.open"))
+
+    def open_advanced(self, flags: Iterable[str]) -> None:
+        if self._advanced_flags & set(flags) and self.texts.winfo_manager():
+            self._toggle()
+
+    def shown(self) -> None:
+        self.refresh()
+        self._load_first()
+
+    def left(self) -> None:
+        self.save()
+
+    def _load_first(self) -> None:
+        if not self.frame.winfo_exists():
+            return
+        names = [song.audio.name for song in self.app.songs]
+        if self.open_song and self.open_song.audio.name in names and self.app.current_song == self.open_song.audio.name:
+            self.reload()
+        elif names:
+            name = self.app.current_song if self.app.current_song in names else names[0]
+            self.list.selection_set(name)
+            self.list.see(name)
+            self._open(next(song for song in self.app.songs if song.audio.name == name))
+        else:
+            self._open(None)
+
+    def _chosen(self, _event: tk.Event) -> None:
+        chosen = self.list.selection()
+        song = next((song for song in self.app.songs if chosen and song.audio.name == chosen[0]), None)
+        if song and (self.open_song is None or song.audio != self.open_song.audio):
+            self._open(song)
+
+    def _open(self, song: Song | None) -> None:
+        """Show a song's texts, after storing what was changed in those of the last one."""
+        self.save()
+        self.open_song = song
+        if song is not None:
+            self.app.current_song = song.audio.name
+        for kind, editor in self.editors.items():
+            text = self._read(kind)
+            self._loaded[kind] = text
+            editor.set(text, song is not None)
+        self._say_status()
+
+    def _path(self, kind: str) -> Path | None:
+        if self.open_song is None:
+            return None
+        return self.open_song.prompt_path if kind == "prompt" else self.open_song.lyrics_path
+
+    def _read(self, kind: str) -> str:
+        path = self._path(kind)
+        try:
+            return read_text(path).rstrip("\n") if path else ""
+        except OSError:
+            return ""
+
+    def dirty(self) -> list[str]:
+        return [kind for kind, editor in self.editors.items() if self.open_song and editor.get() != self._loaded.get(kind, "")]
+
+    def reload(self) -> None:
+        """Show what a script or another program wrote meanwhile; texts that are being edited stay."""
+        for kind, editor in self.editors.items():
+            text = self._read(kind)
+            if kind not in self.dirty() and text != self._loaded.get(kind):
+                self._loaded[kind] = text
+                editor.set(text, self.open_song is not None)
+        self._say_status()
+
+    def _edited(self) -> None:
+        self._say_status()
+        if self._save_timer:
+            self.frame.after_cancel(self._save_timer)
+        # A power cut or a killed window then costs no more than the last seconds of typing.
+        self._save_timer = self.frame.after(AUTOSAVE_MS, self.save)
+
+    def save(self) -> None:
+        """Write what differs from the files; a text that changed on disk meanwhile goes into the bin first."""
+        if self._save_timer:
+            self.frame.after_cancel(self._save_timer)
+            self._save_timer = None
+        if self.open_song is None or not self.open_song.audio.exists():
+            return
+        for kind in self.dirty():
+            path, text = self._path(kind), self.editors[kind].get()
+            assert path is not None and self.app.project.home is not None
+            try:
+                if path.exists() and self._read(kind) != self._loaded.get(kind, ""):
+                    remove_to_bin(self.app.project.home, [path], "overwritten", copy=True)
+                write_atomically(path, text)
+            except OSError as error:
+                self.app.say("bad", self.ui.t("save.failed", file=path.name, error=error.strerror or error))
+                return
+            self._loaded[kind] = text
+        self._say_status()
+        self.app.disk_changed()
+
+    def _say_status(self) -> None:
+        if self.open_song is None:
+            self.status.configure(text="")
+        else:
+            self.status.configure(text=self.ui.t("texts.unsaved" if self.dirty() else "texts.saved"))
+
+    def step_song(self, direction: int) -> None:
+        names = [song.audio.name for song in self.app.songs]
+        if not names:
+            return
+        here = names.index(self.open_song.audio.name) if self.open_song and self.open_song.audio.name in names else 0
+        name = names[max(0, min(len(names) - 1, here + direction))]
+        self.list.selection_set(name)
+        self.list.see(name)
+
+    def _play(self) -> None:
+        if self.open_song:
+            open_in_system(self.open_song.audio)
+
+    def _instrumental(self) -> None:
+        if self.open_song:
+            text = self.editors["lyrics"].text
+            text.edit_separator()
+            text.replace("1.0", "end-1c", INSTRUMENTAL)
+            text.edit_separator()
+            self.save()
+
+    def _again(self) -> None:
+        if self.open_song:
+            self.save()
+            self.app.start_step(self.key, only=[self.open_song.audio.name])
+
+    def refresh(self) -> None:
+        super().refresh()
+        kind = "prompt" if self.key == "prompts" else "lyrics"
+        wanted = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in self.app.songs}
+        for item in self.list.get_children():
+            if item not in wanted:
+                self.list.delete(item)
+        for index, (name, values) in enumerate(wanted.items()):
+            if not self.list.exists(name):
+                self.list.insert("", index, iid=name)
+            if tuple(map(str, self.list.item(name, "values"))) != values:
+                self.list.item(name, values=values)
+        for tool in self.tools:
+            tool.configure(state="normal" if self.app.songs else "disabled")
+        if self.again_button is not None:
+            self.again_button.configure(state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled")
+        if self.open_song is not None and not self.open_song.audio.exists():
+            self.open_song = None
+            self._load_first()
+        elif self.open_song is not None:
+            self.reload()
+
+
+class TrainPage(StepPage):
+    """Step 6: parameters on the left, the loss curve on the right."""
+
+    def build(self) -> None:
+        ui = self.ui
+        self.add_start()
+        self.trial_button = None
+        flags = self.app.space.flags.get("trainer_new.py")
+        if flags and "trial" in flags:
+            self.trial_button = ttk.Button(self.actions, text=ui.t("train.trial"), command=lambda: self.app.start_step("train", trial=True))
+            self.trial_button.pack(side="right", padx=(0, ui.px(8)))
+            Tip(ui, self.trial_button, ui.t("train.trial_tip"))
+        self.body.columnconfigure(0, weight=6, uniform="train")
+        self.body.columnconfigure(1, weight=4, uniform="train")
+        self.body.rowconfigure(0, weight=1)
+        scroll = ScrollFrame(ui, self.body)
+        scroll.frame.grid(row=0, column=0, sticky="nsew", padx=(0, ui.px(12)))
+        inner = scroll.inner
+        inner.columnconfigure(0, weight=1)
+        self._build_presets(inner)
+        basic, advanced = self.split_fields()
+        self.make_form(inner, basic).frame.grid(row=1, column=0, sticky="ew")
+        self.hints = wrapped(ttk.Label(inner, style="SmallWarn.TLabel"))
+        self.hints.grid(row=2, column=0, sticky="ew")
+        self.advanced_button = ttk.Button(inner, text=ui.t("advanced.open"), style="Small.TButton", command=self._toggle)
+        self.advanced_button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
+        self._advanced_flags = {row.flag for row in advanced}
+        self.advanced = self.make_form(inner, advanced)
+        self.chart = LossChart(ui, self.body)
+        self.chart.canvas.grid(row=0, column=1, sticky="nsew")
+        self.chart.show(self.app.curve)
+
+    def _build_presets(self, inner: ttk.Frame) -> None:
+        ui = self.ui
+        row = ttk.Frame(inner)
+        row.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
+        ttk.Label(row, text=ui.t("preset.label")).pack(side="left", padx=(0, ui.px(8)))
+        self.preset = ttk.Combobox(row, state="readonly", width=14)
+        self.preset.pack(side="left")
+        self.preset.bind("<<ComboboxSelected>>", lambda _event: self.app.apply_preset(self.preset.get()))
+        for key, command in (("preset.save", self.app.ask_save_preset), ("preset.delete", lambda: self.app.delete_preset(self.preset.get()))):
+            ttk.Button(row, text=ui.t(key), style="Small.TButton", command=command).pack(side="left", padx=(ui.px(6), 0))
+
+    def _toggle(self) -> None:
+        if self.advanced.frame.winfo_manager():
+            self.advanced.frame.grid_remove()
+            self.advanced_button.configure(text=self.ui.t("advanced.open"))
+        else:
+            self.advanced.frame.grid(row=4, column=0, sticky="ew")
+            self.advanced_button.configure(text=self.ui.t("advanced.close"))
+
+    def open_advanced(self, flags: Iterable[str]) -> None:
+        if self._advanced_flags & set(flags) and not self.advanced.frame.winfo_manager():
+            self._toggle()
+
+    def refresh(self) -> None:
+        super().refresh()
+        space = self.app.space
+        values = {row.flag: space.value("train", row) for row in space.fields("train")}
+        hints = [self.ui.t(key) for key in training_hints(values)]
+        self.hints.configure(text="\n".join(hints))
+        if hints:
+            self.hints.grid()
+        else:
+            self.hints.grid_remove()
+        self.preset.configure(values=[*PRESETS, *self.app.settings.presets])
+        if self.trial_button is not None:
+            self.trial_button.configure(state="normal" if self.app.can_start("train") else "disabled")
+
+
+class EnvironmentPage:
+    """What the scripts need, what is there, and a way to mend what is not."""
+
+    def __init__(self, app: App, parent: tk.Widget):
+        self.app, self.ui = app, app.ui
+        ui = app.ui
+        self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
+        self.frame.columnconfigure(0, weight=11, uniform="environment")
+        self.frame.columnconfigure(1, weight=9, uniform="environment")
+        self.frame.rowconfigure(1, weight=1)
+        head = ttk.Frame(self.frame)
+        head.grid(row=0, column=0, columnspan=2, sticky="ew", pady=(0, ui.px(8)))
+        head.columnconfigure(0, weight=1)
+        ttk.Label(head, text=ui.t("title.environment"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
+        wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
+        for column, (key, command) in enumerate((("env.copy", app.copy_report), ("env.again", app.query_environment)), start=1):
+            ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
+        self._list = ScrollFrame(ui, self.frame)
+        self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))
+        self._list.inner.columnconfigure(1, weight=1)
+        self._shown: list[str] = []
+        settings = ScrollFrame(ui, self.frame)
+        settings.frame.grid(row=1, column=1, sticky="nsew")
+        self._build_settings(settings.inner)
+
+    def _build_settings(self, box: ttk.Frame) -> None:
+        ui, app = self.ui, self.app
+        box.columnconfigure(0, weight=1)
+        self.variables: dict[str, tk.Variable] = {}
+        self.widgets: dict[str, tk.Widget] = {}
+        line = 0
+        for key, browse in (("python", "file"), ("endpoint", ""), ("checkpoint_dir", "folder"), ("cache", "folder"), ("program", "folder")):
+            ttk.Label(box, text=ui.t(f"setting.{key}")).grid(row=line, column=0, columnspan=2, sticky="w")
+            variable = tk.StringVar(box, getattr(app.settings, key))
+            if key == "endpoint":
+                widget: ttk.Entry = ttk.Combobox(box, textvariable=variable, values=MIRRORS, width=20)
+            else:
+                widget = ttk.Entry(box, textvariable=variable, width=20)
+            widget.grid(row=line + 1, column=0, sticky="ew", pady=(ui.px(2), 0))
+            if browse:
+                ttk.Button(box, text=ui.t("browse"), style="Small.TButton", command=lambda key=key, kind=browse: self._browse(key, kind)).grid(
+                    row=line + 1, column=1, padx=(ui.px(6), 0)
+                )
+            wrapped(ttk.Label(box, text=ui.t(f"setting.{key}.help"), style="Small.TLabel")).grid(
+                row=line + 2, column=0, columnspan=2, sticky="ew", pady=(ui.px(1), ui.px(8))
+            )
+            for event in ("<Return>", "<FocusOut>", "<<ComboboxSelected>>"):
+                widget.bind(event, lambda _event, key=key: self._store(key))
+            self.variables[key], self.widgets[key] = variable, widget
+            line += 3
+        offline = tk.BooleanVar(box, app.settings.offline)
+        check = ttk.Checkbutton(box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline"))
+        check.grid(row=line, column=0, columnspan=2, sticky="w")
+        self.variables["offline"], self.widgets["offline"] = offline, check
+
+    def _browse(self, key: str, kind: str) -> None:
+        title = self.ui.t(f"setting.{key}")
+        chosen = self.app.choose_file(title) if kind == "file" else self.app.choose_folder(title)
+        if chosen:
+            self.variables[key].set(chosen)
+            self._store(key)
+
+    def _store(self, key: str) -> None:
+        value = self.variables[key].get()
+        value = value.strip() if isinstance(value, str) else value
+        if value != getattr(self.app.settings, key):
+            self.app.change_setting(key, value)
+
+    def fill(self) -> None:
+        for key, variable in self.variables.items():
+            variable.set(getattr(self.app.settings, key))
+
+    def shown(self) -> None:
+        self.app.query_environment(only_if_unknown=True)
+
+    def left(self) -> None:
+        for key in self.variables:
+            self._store(key)
+
+    def refresh(self) -> None:
+        findings = self.app.findings()
+        lines = [f"{finding.level}{self.ui.t(finding.key, **finding.fields)}{self.app.busy}" for finding in findings]
+        if lines == self._shown:
+            return
+        self._shown = lines
+        ui, inner = self.ui, self._list.inner
+        for child in inner.winfo_children():
+            child.destroy()
+        icons = {"ok": "done", "warn": "stale", "bad": "failed", "info": "info"}
+        for line, finding in enumerate(findings):
+            ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4))
+            text = ui.t(finding.key, **finding.fields)
+            wrapped(ttk.Label(inner, text=text, justify="left")).grid(row=line, column=1, sticky="ew", pady=ui.px(3))
+            if finding.mend and (finding.level != "ok"):
+                label = ui.t(f"mend.{finding.mend}")
+                button = ttk.Button(inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self.app.mend(mend))
+                button.grid(row=line, column=2, sticky="ne", padx=(ui.px(8), ui.px(4)), pady=ui.px(2))
+                if self.app.busy and finding.mend in ("install", "tensorboard", "pypinyin"):
+                    button.configure(state="disabled")
+
+
+def open_in_system(path: Path) -> None:
+    """Open a file or folder with the program that the system has for it."""
+    with contextlib.suppress(OSError):
+        if WINDOWS:
+            os.startfile(path)  # type: ignore[attr-defined]
+        else:
+            opener = "open" if sys.platform == "darwin" else "xdg-open"
+            subprocess.Popen([opener, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+
+
+# --- 13. Window -----------------------------------------------------------------------------------------------------
+
+
+class App:
+    """Owns the project, the runner and the widgets. Handlers change state, then call `refresh`, which alone paints."""
+
+    def __init__(self, root: tk.Tk, program: Path, settings: Settings, home: Path | None = None, sources: Iterable[Path] = ()):
+        self.root, self.settings = root, settings
+        self.program = program
+        self.project = Project(values=dict(settings.draft))
+        self.space = Workspace(self.project, settings, program)
+        self.songs: list[Song] = []
+        self.states: dict[str, StepState] = {}
+        self.runner, self.tensorboard = Runner(), TensorBoard()
+        self.state = "idle"  # idle, running, stopping
+        self.running_step = ""  # a step's key, or "command" for an installation
+        self.running_trial = False
+        self.importing = False
+        self.closing = False
+        self.current_song = ""
+        self.chain: list[str] = []  # steps that "run all remaining" still has to start
+        self.results: dict[str, str] = {}  # step -> failed, stopped: of this session
+        self.curve: Curve | None = None
+        self.progress: Progress | None = None
+        self.bar: Progress | None = None
+        self.report: dict[str, Any] | None = None  # what the scripts' Python said about itself
+        self.dialog: Dialog | None = None
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
+        self.choose_files: Callable[[str], Iterable[str]] = self._choose_files
+        self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(parent=self.root, title=title, mustexist=False)
+        self.choose_file: Callable[[str], str] = lambda title: filedialog.askopenfilename(parent=self.root, title=title)
+        self._receipt: dict[str, Any] = {}
+        self._chain_answers: dict[str, str] = {}
+        self._joined: set[Path] = set()  # homes with songs that the user agreed to add to
+        self._probing: set[str] = set()
+        self._asking = False
+        self._after_run: Callable[[int | None], None] | None = None
+        self._ended: Event | None = None
+        self._orphan = 0  # a run that an earlier, killed window left behind
+        self._cancel_import = False
+        self._started_wall = 0.0
+        self._next_disk = self._next_curve = 0.0
+        self._save_timer: str | None = None
+        self._tick_timer: str | None = None
+        self._signature: Any = None
+        self._failed_run: tuple[str, int | None, list[tuple[str, dict[str, str]]]] | None = None
+        self.page_key = "songs"
+        root.report_callback_exception = self._callback_failed
+        root.protocol("WM_DELETE_WINDOW", self.close)
+        self._read_flags()
+        self._build()
+        self._place_window()
+        if home is None and settings.last_project and Path(settings.last_project).is_dir():
+            home = Path(settings.last_project)
+        self.open_project(home, quiet=True)
+        for damaged in filter(None, (settings.damaged,)):
+            self.say("warn", self.ui.t("damaged", file=damaged))
+        self._tick()
+        sources = list(sources)
+        if sources:
+            root.after_idle(lambda: self.add_sources(sources))
+
+    # Building
+
+    def _read_flags(self) -> None:
+        self.space.flags = {script: read_flags(self.program / script) for script in (*SCRIPTS, LLAMACPP_SCRIPT)}
+
+    def _build(self) -> None:
+        """Make every widget; also after a change of language or scale, so nothing here may hold state."""
+        root = self.root
+        self.ui = ui = Ui(root, self.settings.language, self.settings.scale)
+        root.title(PROGRAM_NAME)
+        self._app_icon = ui.icon("app", 32)
+        root.iconphoto(True, self._app_icon)
+        self._build_menu()
+        self.frame = ttk.Frame(root, style="Rail.TFrame")
+        self.frame.pack(fill="both", expand=True)
+        self.frame.columnconfigure(1, weight=1)
+        self.frame.rowconfigure(1, weight=1)
+        self._build_header()
+        self._build_rail()
+        self.panes = ttk.PanedWindow(self.frame, orient="vertical")
+        self.panes.grid(row=1, column=1, sticky="nsew")
+        self.place = ttk.Frame(self.panes)
+        self.place.columnconfigure(0, weight=1)
+        self.place.rowconfigure(0, weight=1)
+        bottom = ttk.Frame(self.panes, style="Rail.TFrame")
+        self._build_run_bar(bottom)
+        self.log = LogPane(ui, bottom, lambda count: self.ui.t("log.skipped", count=count))
+        self.log.frame.pack(fill="both", expand=True)
+        self.panes.add(self.place, weight=3)
+        self.panes.add(bottom, weight=1)
+        self._pages: dict[str, Any] = {}
+        for sequence, command in self._accelerators().items():
+            root.bind(sequence, lambda _event, command=command: (command(), "break")[1])
+
+    def _accelerators(self) -> dict[str, Callable[[], object]]:
+        keys: dict[str, Callable[[], object]] = {
+            "<Control-o>": self.ask_files, "<Control-Shift-O>": self.ask_folder, "<Control-n>": self.new_project,
+            "<F5>": self.start_shown, "<Control-F5>": self.run_all, "<Shift-F5>": self.stop_pressed,
+            "<Control-s>": self.save_texts, "<Control-Next>": lambda: self._step_song(1),
+            "<Control-Prior>": lambda: self._step_song(-1), "<F9>": self.open_tensorboard,
+            "<F8>": lambda: self.show_page("environment"), "<F6>": self._focus_next_area,
+            "<Control-q>": self.close,
+        }  # fmt: skip
+        for step in STEPS:
+            keys[f"<Alt-Key-{step.number}>"] = lambda key=step.key: self.show_page(key)
+        return keys
+
+    def _build_menu(self) -> None:
+        t, root = self.ui.t, self.root
+        bar = tk.Menu(root)
+
+        def menu(label: str, rows: list[tuple[str, str, Callable[[], object]] | None]) -> tk.Menu:
+            one = tk.Menu(bar, tearoff=False)
+            for row in rows:
+                if row is None:
+                    one.add_separator()
+                else:
+                    one.add_command(label=t(row[0]), accelerator=row[1], command=row[2])
+            bar.add_cascade(label=t(label), menu=one)
+            return one
+
+        project = menu("menu.project", [
+            ("menu.new", "Ctrl+N", self.new_project), ("menu.open", "", self.ask_project), ("menu.move", "", self.ask_move),
+            ("open.folder", "", self.open_home), ("menu.logs", "", self.open_logs), None,
+        ])  # fmt: skip
+        self._recent_menu, self._bin_menu = tk.Menu(project, tearoff=False), tk.Menu(project, tearoff=False)
+        self._recent_menu.configure(postcommand=self._fill_recent)
+        self._bin_menu.configure(postcommand=self._fill_bin)
+        project.add_cascade(label=t("menu.recent"), menu=self._recent_menu)
+        project.add_cascade(label=t("menu.restore"), menu=self._bin_menu)
+        project.add_separator()
+        project.add_command(label=t("menu.quit"), accelerator="Ctrl+Q", command=self.close)
+        menu("menu.songs", [
+            ("songs.add_files", "Ctrl+O", self.ask_files), ("songs.add_folder", "Ctrl+Shift+O", self.ask_folder), None,
+            ("texts.add_tag", "", self.ask_add_tag), ("texts.remove_tag", "", self.ask_remove_tag),
+            ("texts.replace", "", self.ask_replace), ("texts.instrumental_all", "", self.ask_instrumental),
+        ])  # fmt: skip
+        menu("menu.run", [
+            ("menu.start", "F5", self.start_shown), ("run.all", "Ctrl+F5", self.run_all), ("run.stop", "Shift+F5", self.stop_pressed),
+            None, ("tensorboard", "F9", self.open_tensorboard), ("reset", "", self.ask_reset),
+        ])  # fmt: skip
+        view = menu("menu.view", [("title.environment", "F8", lambda: self.show_page("environment")), None])
+        for language, label in LANGUAGES.items():
+            view.add_command(label=label, command=lambda language=language: self.change_look(language=language))
+        view.add_separator()
+        for scale in ("auto", "100", "125", "150", "200"):
+            label = t("menu.scale_auto") if scale == "auto" else f"{scale} %"
+            view.add_command(label=label, command=lambda scale=scale: self.change_look(scale=scale))
+        menu("menu.help", [("menu.keys", "", self.show_keys), ("menu.about", "", self.show_about)])
+        root.configure(menu=bar)
+
+    def _build_header(self) -> None:
+        ui = self.ui
+        head = ttk.Frame(self.frame, style="Rail.TFrame", padding=(ui.px(14), ui.px(8), ui.px(14), ui.px(6)))
+        head.grid(row=0, column=0, columnspan=2, sticky="ew")
+        head.columnconfigure(2, weight=1)
+        ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel").grid(row=0, column=0, padx=(0, ui.px(8)))
+        ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
+        self.project_label = ttk.Label(head, style="Rail.TLabel")
+        self.project_label.grid(row=0, column=2, sticky="ew")
+        other = next(code for code in LANGUAGES if code != self.settings.language)
+        self.language_button = ttk.Button(head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other))
+        self.language_button.grid(row=0, column=3)
+
+    def _build_rail(self) -> None:
+        ui = self.ui
+        rail = ttk.Frame(self.frame, style="Rail.TFrame", padding=(ui.px(10), 0, ui.px(10), ui.px(10)))
+        rail.grid(row=1, column=0, sticky="ns")
+        rail.columnconfigure(0, weight=1)
+        self.rail: dict[str, ttk.Button] = {}
+        for step in STEPS:
+            button = ttk.Button(rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key))
+            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(4)))
+            self.rail[step.key] = button
+        rail.rowconfigure(8, weight=1)
+        self.rail_tools: dict[str, ttk.Button] = {}
+        for line, (key, command) in enumerate((("run.all", self.run_all), ("tensorboard", self.open_tensorboard),
+                                               ("title.environment", lambda: self.show_page("environment")), ("reset", self.ask_reset))):  # fmt: skip
+            button = ttk.Button(rail, text=ui.t(key), style="Rail.TButton", command=command)
+            button.grid(row=9 + line, column=0, sticky="ew", pady=(ui.px(4), 0))
+            self.rail_tools[key] = button
+        for button in self.rail.values():
+            button.bind("<Down>", lambda event: event.widget.tk_focusNext().focus_set())
+            button.bind("<Up>", lambda event: event.widget.tk_focusPrev().focus_set())
+
+    def _build_run_bar(self, parent: ttk.Frame) -> None:
+        ui = self.ui
+        self.banner = ttk.Frame(parent, padding=(ui.px(12), ui.px(6)))
+        self.banner.columnconfigure(1, weight=1)
+        self.banner_icon = ttk.Label(self.banner)
+        self.banner_icon.grid(row=0, column=0, sticky="n", padx=(0, ui.px(10)))
+        self.banner_text = wrapped(ttk.Label(self.banner, justify="left"))
+        self.banner_text.grid(row=0, column=1, sticky="ew")
+        self.banner_action = ttk.Button(self.banner, style="Small.TButton")
+        self.banner_close = ttk.Button(self.banner, text="✕", style="Small.TButton", command=self._hide_banner)
+        self.banner_close.grid(row=0, column=3, sticky="n", padx=(ui.px(8), 0))
+        self._banner: tuple[str, str, tuple[str, Callable[[], None]] | None] | None = None
+        bar = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(6)))
+        bar.pack(fill="x", side="top")
+        bar.columnconfigure(1, weight=1)
+        self.run_label = ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"])
+        self.run_label.grid(row=0, column=0, sticky="w", padx=(0, ui.px(12)))
+        self.run_progress = ttk.Progressbar(bar, maximum=1000, length=ui.px(120))
+        self.run_progress.grid(row=0, column=1, sticky="ew")
+        self.run_figures = ttk.Label(bar, style="Rail.TLabel")
+        self.run_figures.grid(row=0, column=2, padx=(ui.px(12), ui.px(12)))
+        self.stop_button = ttk.Button(bar, text=ui.t("run.stop"), style="Danger.TButton", command=self.stop_pressed)
+        self.stop_button.grid(row=0, column=3)
+        self._bar_frame = bar
+
+    def _place_window(self) -> None:
+        root, px = self.root, self.ui.px
+        screen = root.winfo_screenwidth(), root.winfo_screenheight()
+        width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(40))
+        root.minsize(min(px(1000), screen[0]), min(px(600), screen[1] - px(60)))
+        geometry = f"{width}x{height}+{(screen[0] - width) // 2}+{max(0, (screen[1] - height) // 3)}"
+        match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", self.settings.geometry)
+        if match:
+            w, h, x, y = map(int, match.groups())
+            if w <= screen[0] and h <= screen[1] and x < screen[0] - px(200) and y < screen[1] - px(200):
+                geometry = self.settings.geometry
+        root.geometry(geometry)
+        root.update_idletasks()
+        self._place_sash()
+
+    def _place_sash(self) -> None:
+        self.panes.update_idletasks()
+        height = self.panes.winfo_height()
+        wanted = self.settings.log_height or min(self.ui.px(230), max(self.ui.px(150), height * 3 // 10))
+        with contextlib.suppress(tk.TclError):
+            self.panes.sashpos(0, max(self.ui.px(200), height - wanted))
+
+    # Pages
+
+    def page(self, key: str) -> Any:
+        """The page, made when it is first needed: a window that opens at once makes one of eight."""
+        if key not in self._pages:
+            kinds = {"songs": SongsPage, "prompts": TextsPage, "lyrics": TextsPage, "train": TrainPage}
+            if key == "environment":
+                self._pages[key] = EnvironmentPage(self, self.place)
+            else:
+                self._pages[key] = kinds.get(key, FormPage)(self, self.place, key)
+        return self._pages[key]
+
+    def show_page(self, key: str) -> None:
+        if self.page_key in self._pages:
+            old = self._pages[self.page_key]
+            if self.page_key != key:
+                old.left()
+            old.frame.grid_remove()
+        self.page_key = key
+        page = self.page(key)
+        page.frame.grid(row=0, column=0, sticky="nsew")
+        page.shown()
+        self.refresh()
+
+    def _focus_next_area(self) -> None:
+        """F6 walks between the steps, the page and the log."""
+        areas = [self.rail.get(self.page_key, self.rail["songs"]), self.page(self.page_key).frame, self.log.text]
+        focus = str(self.root.focus_get() or "")
+        here = next((i for i, area in enumerate(areas) if focus.startswith(str(area))), 0)
+        target = areas[(here + 1) % 3]
+        (target.tk_focusNext() if target is areas[1] else target).focus_set()
+
+    def change_look(self, language: str = "", scale: str = "") -> None:
+        """Rebuild the window in another language or size; everything shown is in the state, so nothing is lost."""
+        if self.dialog and not self.dialog.closed:
+            return
+        self.page(self.page_key).left()
+        self.settings.language = language or self.settings.language
+        self.settings.scale = scale or self.settings.scale
+        self.settings.log_height = 0
+        banner, content = self._banner, self.log.content().split("\n")
+        self.frame.destroy()
+        self._build()
+        self.log.write([line for line in content[:-1]])
+        self._signature = None
+        self.show_page(self.page_key)
+        if banner and not language:
+            self.say(*banner)
+        elif self._failed_run:
+            self._explain_failure(*self._failed_run)
+        if scale:
+            self._place_window()
+        self._place_sash()
+        self._save_settings()
+
+    # Project
+
+    def open_project(self, home: Path | None, quiet: bool = False) -> None:
+        """Show the project in `home` (None: a new one). Not while something runs."""
+        if self.busy:
+            return
+        if self.page_key in self._pages:
+            self._pages[self.page_key].left()
+        self._flush_project()
+        if home is not None:
+            home = Path(os.path.abspath(home))
+        self.project = Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
+        self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
+        self.results.clear()
+        self.current_song = ""
+        self.curve = None
+        self._failed_run = None
+        self._hide_banner()
+        if home:
+            self.settings.remember(home)
+            if not quiet:
+                self._save_settings()
+        for page in self._pages.values():
+            page.frame.destroy()
+        self._pages.clear()
+        self._signature = None
+        self.look_at_disk(force=True)
+        metrics = find_metrics(self.space.log_folder()) if home else None
+        if metrics is not None:
+            self.curve = Curve(metrics)
+            self.curve.poll()
+        self.show_page(self.page_key if quiet else "songs")
+        if self.project.damaged:
+            self.say("warn", self.ui.t("damaged", file=self.project.damaged))
+        self._find_left_over_run()
+
+    def _find_left_over_run(self) -> None:
+        run = self.project.backend_run
+        pid, script = int(run.get("pid") or 0), str(run.get("script") or "?")
+        if not pid or not process_runs(pid, script):
+            return
+        self._orphan = pid
+        self.refresh()
+        self._ask(
+            self.ui.t("orphan.title"), self.ui.t("orphan.message", script=script, pid=pid),
+            [("stop", self.ui.t("orphan.stop"), "Danger.TButton"), ("cancel", self.ui.t("orphan.leave"), "TButton")],
+            lambda key: self._end_left_over_run() if key == "stop" else None, icon="stale",
+        )  # fmt: skip
+
+    def _end_left_over_run(self) -> None:
+        """SIGTERM lets our trainer save; whatever is left after a while is killed."""
+        pid, script = self._orphan, str(self.project.backend_run.get("script"))
+
+        def work() -> None:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGTERM)
+            deadline = time.monotonic() + 60
+            while process_runs(pid, script) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            if process_runs(pid, script):
+                with contextlib.suppress(OSError):
+                    os.killpg(pid, signal.SIGKILL)
+            self.inbox.put(lambda: self.say("good", self.ui.t("orphan.ended")))
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def new_project(self) -> None:
+        self.open_project(None)
+
+    def ask_project(self) -> None:
+        if self.busy:
+            return
+        chosen = self.choose_folder(self.ui.t("choose.project"))
+        if chosen and Path(chosen).is_dir():
+            self.open_project(Path(chosen))
+
+    def _fill_recent(self) -> None:
+        menu = self._recent_menu
+        menu.delete(0, "end")
+        homes = [Path(home) for home in self.settings.recent if Path(home).is_dir()]
+        for home in homes:
+            menu.add_command(label=f"{home.name}    {shown_path(home, self.program)}", command=lambda home=home: self.open_project(home))
+        if not homes:
+            menu.add_command(label=self.ui.t("menu.none"), state="disabled")
+
+    def _fill_bin(self) -> None:
+        menu = self._bin_menu
+        menu.delete(0, "end")
+        entries = bin_entries(self.project.home)[:20]
+        for folder, reason, names in entries:
+            label = f"{folder.name}  {self.ui.t(f'bin.{reason}')}  {_names(names)}"
+            menu.add_command(label=label, command=lambda folder=folder: self.restore(folder))
+        if not entries:
+            menu.add_command(label=self.ui.t("menu.none"), state="disabled")
+
+    def restore(self, folder: Path) -> None:
+        if self.busy or self.project.home is None:
+            return
+        self.page(self.page_key).left()
+        try:
+            restored, replaced = restore_from_bin(self.project.home, folder)
+        except OSError as error:
+            self.say("bad", self.ui.t("failed.file", error=error))
+            return
+        self.look_at_disk(force=True)
+        self.say("good", self.ui.t("restored", count=len(restored), replaced=len(replaced)))
+
+    def open_home(self) -> None:
+        if self.project.home and self.project.home.is_dir():
+            open_in_system(self.project.home)
+
+    def open_logs(self) -> None:
+        if self.project.home and (self.project.home / LOGS_FOLDER).is_dir():
+            open_in_system(self.project.home / LOGS_FOLDER)
+
+    def ask_move(self) -> None:
+        """The menu's way to the two entries on the song page."""
+        self.show_page("songs")
+        page = self.page("songs")
+        page.fill_place()
+
+    def change_home(self, name: str, folder: str) -> None:
+        """Give the project another name or place: before there are songs just so, afterwards by a question."""
+        if self.busy:
+            return
+        problem = name_problem(Path(folder.strip()).name if folder.strip() else name)
+        if problem:
+            self.say("bad", self.ui.t(problem))
+            return
+        target = Path(os.path.abspath(self.program / folder.strip()))
+        if self.project.home == target:
+            return
+        if self.project.home is None or not self.songs:
+            self._use_home(target)
+            return
+        t = self.ui.t
+        self._ask(
+            t("move.title"), t("move.message", old=shown_path(self.project.home, self.program), new=shown_path(target, self.program)),
+            [("move", t("move.move"), "Primary.TButton"), ("open", t("move.open"), "TButton"), ("cancel", t("cancel"), "TButton")],
+            lambda key: self._move_home(target) if key == "move" else self._use_home(target) if key == "open" else self.page("songs").fill_place(),
+        )  # fmt: skip
+
+    def _use_home(self, target: Path) -> None:
+        """Make `target` the project's folder; when songs stand there already the user says what becomes of them."""
+        if holds_audio(target) and target not in self._joined and not (target / PROJECT_FILE).exists():
+            self._ask_occupied(target, lambda home: self._use_home(home))
+            return
+        draft = self.project.values if self.project.home is None else None
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.say("bad", self.ui.t("failed.file", error=error))
+            return
+        self.open_project(target)
+        if draft and not self.project.values:
+            self.project.values = {step: dict(values) for step, values in draft.items()}
+        self.settings.draft = {}
+        self._flush_project()
+        self._save_settings()
+        self._signature = None
+        self.look_at_disk(force=True)
+
+    def _move_home(self, target: Path) -> None:
+        old = self.project.home
+        try:
+            owned = not self.space.foreign_owner() and (self.space.checkpoints() / OWNER_FILE).exists()
+            move_project(self.project, target)
+            if owned:
+                self.space.claim_checkpoints()
+        except FileExistsError as error:
+            self.say("bad", self.ui.t("move.exists", path=error))
+            return
+        except OSError as error:
+            self.say("bad", self.ui.t("failed.file", error=error))
+            self.open_project(target if target.is_dir() and not (old and old.is_dir()) else old)
+            return
+        self.open_project(target)
+        self.say("good", self.ui.t("move.done", new=shown_path(target, self.program)))
+
+    def _ask_occupied(self, home: Path, use: Callable[[Path], None]) -> None:
+        """The folder already holds audio: another folder, clear this one, or add to it."""
+        t = self.ui.t
+
+        def answer(key: str) -> None:
+            if key == "add":
+                self._joined.add(home)
+                use(home)
+            elif key == "clear":
+                try:
+                    clear_library(Project.load(home))
+                except OSError as error:
+                    self.say("bad", t("failed.file", error=error))
+                    return
+                self._joined.add(home)
+                use(home)
+            elif key == "other":
+                self._ask_home(unique_name(home.name, [path.name for path in home.parent.iterdir()]), home.parent, use)
+            elif self.page_key == "songs":
+                self.page("songs").fill_place()
+
+        count = sum(is_audio(path) for path in home.iterdir())
+        self._ask(
+            t("occupied.title"), t("occupied.message", folder=shown_path(home, self.program), count=count),
+            [("other", t("occupied.other"), "Primary.TButton"), ("clear", t("occupied.clear"), "TButton"),
+             ("add", t("occupied.add"), "TButton"), ("cancel", t("cancel"), "TButton")],
+            answer, icon="stale",
+        )  # fmt: skip
+
+    def _ask_home(self, name: str, parent: Path, use: Callable[[Path], None]) -> None:
+        """Propose a name and a place, both to be changed by hand."""
+        t = self.ui.t
+
+        def chosen(values: list[str]) -> None:
+            home = Path(os.path.abspath(self.program / values[1].strip() / values[0].strip()))
+            if holds_audio(home):
+                self._ask_occupied(home, use)
+            else:
+                use(home)
+
+        def problem(values: list[str]) -> str:
+            key = name_problem(values[0].strip())
+            if key:
+                return t(key)
+            return "" if values[1].strip() else t("wrong.empty")
+
+        self.dialog = EntryDialog(
+            self.ui, self.root, t("home.title"), t("home.message"),
+            [(t("project.name"), name), (t("home.parent"), shown_path(parent, self.program))],
+            t("ok"), t("cancel"), chosen, problem, lambda: self.choose_folder(t("choose.home")), t("browse"),
+        )  # fmt: skip
+
+    # Songs
+
+    def _choose_files(self, title: str) -> Iterable[str]:
+        patterns = " ".join(f"*{e} *{e.upper()}" for e in AUDIO_EXTENSIONS)
+        return filedialog.askopenfilenames(parent=self.root, title=title, filetypes=[(self.ui.t("choose.audio"), patterns), (self.ui.t("choose.all"), "*")])
+
+    def ask_files(self) -> None:
+        if not self.busy:
+            self.add_sources([Path(path) for path in self.choose_files(self.ui.t("songs.add_files"))])
+
+    def ask_folder(self) -> None:
+        if not self.busy:
+            chosen = self.choose_folder(self.ui.t("songs.add_folder"))
+            if chosen:
+                self.add_sources([Path(chosen)])
+
+    def accept_drops(self, widget: tk.Widget) -> None:
+        """Let files be dropped on `widget` where Tk has the tkdnd extension (some Linux and macOS installations)."""
+        with contextlib.suppress(tk.TclError):
+            self.root.tk.call("package", "require", "tkdnd")
+            self.root.tk.call("tkdnd::drop_target", "register", widget, "DND_Files")
+            command = self.root.register(lambda data: self.add_sources([Path(p) for p in self.root.tk.splitlist(data)]))
+            self.root.tk.call("bind", widget, "<<Drop:DND_Files>>", f"{command} %D")
+
+    def add_sources(self, paths: list[Path]) -> None:
+        """Add files and folders: choose the home first when there is none, then copy in the background."""
+        if self.busy or not paths:
+            return
+        self.show_page("songs")
+        files = [path for path in find_sources(paths)]
+        audio = [path for path in files if is_audio(path)]
+        if not audio:
+            self.say("warn", self.ui.t("import.nothing", kinds=" ".join(AUDIO_EXTENSIONS)))
+            return
+        home = self.project.home
+        if home is None:
+            root = self.program / SONGS_ROOT
+            taken = [path.name for path in root.iterdir()] if root.is_dir() else []
+            self._ask_home(unique_name(readable_name(audio[0].stem), taken), root, lambda home: self._import_into(home, files))
+        elif holds_audio(home) and home not in self._joined:
+            self._ask_occupied(home, lambda home: self._import_into(home, files))
+        else:
+            self._import_into(home, files)
+
+    def _import_into(self, home: Path, files: list[Path]) -> None:
+        self._joined.add(home)
+        if self.project.home != home:
+            self._use_home(home)
+            if self.project.home != home:
+                return
+        self._hide_banner()
+        self.importing, self._cancel_import = True, False
+        project = self.project
+
+        def added(name: str, title: str) -> None:
+            def store() -> None:
+                project.titles[name] = title
+                project.save()
+                self.look_at_disk(force=True)
+            self.inbox.put(store)
+
+        def progress(done: int, total: int, name: str) -> None:
+            self.inbox.put(lambda: self._show_import(done, total, name))
+
+        def work() -> None:
+            try:
+                report = import_songs(files, home, progress, added, lambda: self._cancel_import)
+            except OSError as error:
+                report = ImportReport(refused=[(str(home), f"import.failed|{error.strerror or error}")])
+            self.inbox.put(lambda: self._import_ended(report))
+
+        threading.Thread(target=work, daemon=True, name="import").start()
+        self.refresh()
+
+    def _show_import(self, done: int, total: int, name: str) -> None:
+        self.run_progress.configure(value=1000 * done / max(1, total))
+        self.run_figures.configure(text=f"{done}/{total}  {name[:40]}")
+
+    def _import_ended(self, report: ImportReport) -> None:
+        self.importing = False
+        if self.project.probes or report.added:
+            self._flush_project()
+        lines = [self.ui.t("import.done", count=len(report.added))]
+        for name, reason in report.refused:
+            key, _, detail = reason.partition("|")
+            lines.append(f"· {name}: " + self.ui.t(key, detail=detail))
+        self.log.write([f"— {line}" if number == 0 else line for number, line in enumerate(lines)])
+        if len(lines) > 8:
+            lines = [*lines[:7], self.ui.t("import.more", count=len(lines) - 7)]
+        self.look_at_disk(force=True)
+        self.say("warn" if report.refused else "good", "\n".join(lines))
+        if self.closing:
+            self._finish_close()
+
+    def ask_rename(self, song: Song) -> None:
+        if self.busy:
+            return
+        t = self.ui.t
+
+        def done(values: list[str]) -> None:
+            try:
+                self.current_song = rename_song(self.project, song, values[0].strip())
+            except OSError as error:
+                self.say("bad", t("failed.file", error=error))
+            self.look_at_disk(force=True)
+
+        self.dialog = EntryDialog(
+            self.ui, self.root, t("songs.rename"), t("rename.message"), [(t("column.title"), song.title)], t("ok"), t("cancel"),
+            done, lambda values: "" if values[0].strip() else t("wrong.empty"),
+        )  # fmt: skip
+
+    def ask_remove(self, songs: list[Song]) -> None:
+        t = self.ui.t
+
+        def answer(key: str) -> None:
+            if key != "remove":
+                return
+            try:
+                remove_songs(self.project, songs)
+            except OSError as error:
+                self.say("bad", t("failed.file", error=error))
+            self.look_at_disk(force=True)
+            self.say("good", t("removed", count=len(songs)))
+
+        names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
+        self._ask(t("songs.remove"), t("remove.message", count=len(songs)) + "\n\n" + names,
+                  [("remove", t("songs.remove"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")], answer)  # fmt: skip
+
+    def _probe_unknown(self) -> None:
+        """Find lengths and faults of songs that were not looked at yet, in the background."""
+        unknown = [song.audio for song in self.songs if song.audio.name not in self._probing
+                   and self.project.probes.get(song.audio.name, [None])[:2] != list(identity(song.audio))]  # fmt: skip
+        if not unknown or self.importing:
+            return
+        self._probing |= {path.name for path in unknown}
+        project, python = self.project, find_python(self.settings, self.program)
+        environment = self.settings.child_environment()
+
+        def tell(path: Path, probe: list[Any]) -> None:
+            self.inbox.put(lambda: project.probes.__setitem__(path.name, probe))
+
+        def work() -> None:
+            probe_songs(unknown, python, self.program, environment, tell)
+            self.inbox.put(lambda: self._probe_ended(project))
+
+        threading.Thread(target=work, daemon=True, name="probe").start()
+
+    def _probe_ended(self, project: Project) -> None:
+        if project is not self.project:
+            return
+        before = {song.audio.name: song.problem for song in self.songs}
+        names = {path.name for path in (project.home.iterdir() if project.home else ())}
+        project.probes = {name: probe for name, probe in project.probes.items() if name in names}
+        self._flush_project()
+        self.look_at_disk(force=True)
+        new = [song for song in self.songs if song.problem and before.get(song.audio.name) != song.problem]
+        if new:
+            lines = [f"· {song.title}: " + self.ui.t(f"problem.{song.problem}", detail=song.detail) for song in new[:6]]
+            self.say("warn", "\n".join([self.ui.t("problems.found", count=len(new)), *lines]))
+
+    def save_texts(self) -> None:
+        if self.page_key in ("prompts", "lyrics"):
+            self.page(self.page_key).save()
+
+    def _step_song(self, direction: int) -> None:
+        if self.page_key in ("prompts", "lyrics"):
+            self.page(self.page_key).step_song(direction)
+
+    def _change_all(self, change: Callable[[Song], dict[Path, str]], reason: str) -> None:
+        """Change texts of all songs; copies of the old ones go into the bin."""
+        self.page(self.page_key).left()
+        changes: dict[Path, str] = {}
+        for song in scan_library(self.project):
+            changes.update(change(song))
+        try:
+            count = change_texts(self.project, changes, reason)
+        except OSError as error:
+            self.say("bad", self.ui.t("failed.file", error=error))
+            return
+        self.look_at_disk(force=True)
+        self.page(self.page_key).shown()
+        self.say("good" if count else "info", self.ui.t("changed.texts", count=count))
+
+    def _ask_all(self, key: str, entries: list[tuple[str, str]], change: Callable[[list[str]], Callable[[Song], dict[Path, str]]]) -> None:
+        if self.project.home is None or not self.songs or self.busy:
+            return
+        t = self.ui.t
+        self.dialog = EntryDialog(
+            self.ui, self.root, t(f"texts.{key}"), t(f"{key}.message", count=len(self.songs)), entries, t("ok"), t("cancel"),
+            lambda values: self._change_all(change(values), key), lambda values: "" if values[0].strip() else t("wrong.empty"),
+        )  # fmt: skip
+
+    def ask_add_tag(self) -> None:
+        def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
+            return lambda song: {song.prompt_path: add_tag(_text_of(song.prompt_path), values[0])}
+        self._ask_all("add_tag", [(self.ui.t("tag"), "")], change)
+
+    def ask_remove_tag(self) -> None:
+        def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
+            return lambda song: {song.prompt_path: remove_tag(_text_of(song.prompt_path), values[0])} if song.prompt_path.exists() else {}
+        self._ask_all("remove_tag", [(self.ui.t("tag"), "")], change)
+
+    def ask_replace(self) -> None:
+        def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
+            def one(song: Song) -> dict[Path, str]:
+                paths = [path for path in (song.prompt_path, song.lyrics_path) if path.exists()]
+                return {path: new for path in paths if (new := _text_of(path).replace(values[0], values[1])) != _text_of(path)}
+            return one
+        self._ask_all("replace", [(self.ui.t("replace.find"), ""), (self.ui.t("replace.by"), "")], change)
+
+    def ask_instrumental(self) -> None:
+        if self.project.home is None or not self.songs or self.busy:
+            return
+        t = self.ui.t
+        self._ask(
+            t("texts.instrumental_all"), t("instrumental.message", count=len(self.songs)),
+            [("all", t("instrumental.all"), "TButton"), ("missing", t("instrumental.missing"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
+            lambda key: key != "cancel" and self._change_all(
+                lambda song: {song.lyrics_path: INSTRUMENTAL} if key == "all" or song.lyrics in ("missing", "empty") else {}, "instrumental"),
+        )  # fmt: skip
+
+    # Settings
+
+    def set_value(self, step: str, row: Field, text: str) -> None:
+        """A field was edited: keep the value, say what is wrong with it, store it."""
+        self.project.set_value(STEP[step].values, row.flag, text, self.space.default(row))
+        if self.project.home is None:
+            self.settings.draft = self.project.values
+        self._save_soon()
+        self.refresh()
+
+    def _save_soon(self) -> None:
+        # One write for a burst of key strokes; closing and starting flush it.
+        if self._save_timer:
+            self.root.after_cancel(self._save_timer)
+        self._save_timer = self.root.after(200, self._flush_project)
+
+    def _flush_project(self) -> None:
+        if self._save_timer:
+            self.root.after_cancel(self._save_timer)
+            self._save_timer = None
+        try:
+            if self.project.home is None:
+                self.settings.save()
+            else:
+                self.project.save()
+        except OSError as error:
+            self.say("bad", self.ui.t("save.failed", file=PROJECT_FILE, error=error.strerror or error))
+
+    def _save_settings(self) -> None:
+        try:
+            self.settings.save()
+        except OSError as error:
+            self.say("bad", self.ui.t("save.failed", file=self.settings.path, error=error.strerror or error))
+
+    def change_setting(self, key: str, value: Any) -> None:
+        setattr(self.settings, key, value)
+        self._save_settings()
+        if key == "program":
+            self.program = Path(value) if value and Path(value).is_dir() else program_folder()
+            self.space.program = self.program
+            self._read_flags()
+            for name in [name for name in self._pages if name != "environment"]:
+                self._pages.pop(name).frame.destroy()
+        if key in ("python", "program"):
+            self.query_environment()
+        self._signature = None
+        self.look_at_disk(force=True)
+
+    def ask_reset(self) -> None:
+        t = self.ui.t
+        if self.busy:
+            return
+        self._ask(t("reset"), t("reset.message"), [("reset", t("reset"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
+                  lambda key: self.reset() if key == "reset" else None)  # fmt: skip
+
+    def reset(self) -> None:
+        """Every setting back to its default; no file of the user's is touched."""
+        self.project.values.clear()
+        fresh = Settings(self.settings.path)
+        for key in ("python", "program", "checkpoint_dir", "endpoint", "cache", "offline", "comfyui", "draft", "scale", "geometry", "log_height"):
+            setattr(self.settings, key, getattr(fresh, key))
+        self._flush_project()
+        self.program = program_folder() if not self._fixed_program else self._fixed_program
+        self.space.program = self.program
+        self._read_flags()
+        for page in self._pages.values():
+            page.frame.destroy()
+        self._pages.clear()
+        self.change_look(scale="auto")
+        self.say("good", self.ui.t("reset.done"))
+
+    _fixed_program: Path | None = None  # tests and other callers that pass a program folder of their own
+
+    def apply_preset(self, name: str) -> None:
+        """Set a preset's values; flags that the trainer does not know stay out."""
+        values = PRESETS.get(name) or self.settings.presets.get(name) or {}
+        for row in self.space.fields("train"):
+            if name in PRESETS and row.flag not in values:
+                continue
+            text = values.get(row.flag, self.space.default(row))
+            if row.kind == "choice" and text not in row.choices:
+                continue
+            self.project.set_value("train", row.flag, text, self.space.default(row))
+        self._flush_project()
+        self.refresh()
+        self.say("info", self.ui.t("preset.applied", name=name))
+
+    def ask_save_preset(self) -> None:
+        t = self.ui.t
+
+        def done(values: list[str]) -> None:
+            self.settings.presets[values[0].strip()] = dict(self.project.values.get("train", {}))
+            self._save_settings()
+            self.refresh()
+
+        def problem(values: list[str]) -> str:
+            return t("wrong.empty") if not values[0].strip() else t("preset.taken") if values[0].strip() in PRESETS else ""
+
+        self.dialog = EntryDialog(self.ui, self.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
+                                  t("ok"), t("cancel"), done, problem)  # fmt: skip
+
+    def delete_preset(self, name: str) -> None:
+        if self.settings.presets.pop(name, None) is not None:
+            self._save_settings()
+            self.page("train").preset.set("")
+            self.refresh()
+
+    # Environment
+
+    def query_environment(self, only_if_unknown: bool = False) -> None:
+        """Ask the scripts' Python what it has, in the background: importing torch there takes seconds."""
+        if only_if_unknown and (self.report is not None or self._asking):
+            return
+        python = find_python(self.settings, self.program)
+        self.report = None
+        self._asking = python is not None
+        self.refresh()
+        if python is None:
+            return
+
+        def work() -> None:
+            report = query_python(python, self.settings.child_environment(), self.program)
+
+            def store() -> None:
+                self.report, self._asking = report, False
+                self.refresh()
+
+            self.inbox.put(store)
+
+        threading.Thread(target=work, daemon=True, name="environment").start()
+
+    def findings(self) -> list[Finding]:
+        candidates = python_candidates(self.settings, self.program)
+        return judge_environment(self.space, self.songs, candidates[0] if candidates else None, self.report)
+
+    def copy_report(self) -> None:
+        self.root.clipboard_clear()
+        self.root.clipboard_append(report_text(self.findings(), self.settings.language))
+        self.say("good", self.ui.t("env.copied"))
+
+    def mend(self, what: str) -> None:
+        """The button beside a problem on the environment page."""
+        page = self.page("environment")
+        if what in page.widgets:
+            page._browse(what, "file" if what == "python" else "folder")
+        elif what == "source":
+            page.widgets["endpoint"].focus_set()
+        elif what in ("tensorboard", "pypinyin"):
+            # pypinyin runs in the window's own process, TensorBoard in the scripts' Python.
+            python = Path(sys.executable) if what == "pypinyin" and not FROZEN else find_python(self.settings, self.program)
+            if python:
+                self.run_command([str(python), "-m", "pip", "install", what], self.ui.t("install.title"))
+        elif what == "install":
+            self._install()
+
+    def _install(self) -> None:
+        python = find_python(self.settings, self.program)
+        if python is None or not (self.program / "start.py").is_file():
+            self.say("warn", self.ui.t("install.by_hand"))
+            return
+        self.run_command([str(python), str(self.program / "start.py"), "setup"], self.ui.t("install.title"))
+
+    # Running
+
+    @property
+    def busy(self) -> bool:
+        return self.state != "idle" or self.importing or bool(self._orphan)
+
+    def can_start(self, key: str) -> bool:
+        state = self.states.get(key)
+        return not self.busy and not self.closing and state is not None and state.status != "locked" and key != "songs"
+
+    def start_shown(self) -> None:
+        if self.page_key == "songs":
+            self.ask_files()
+        elif self.page_key in STEP:
+            self.start_step(self.page_key)
+
+    def start_step(self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None) -> None:
+        """Check everything that can be checked, ask what has to be asked, then run the step's script."""
+        if self.page_key in self._pages:
+            self._pages[self.page_key].left()
+        self.look_at_disk(force=True)
+        if not self.can_start(key):
+            return
+        t, answers = self.ui.t, dict(answers or {})
+        only = list(only)
+
+        def again(**more: str) -> None:
+            self.start_step(key, only, trial, {**answers, **more})
+
+        wrong = self.space.problems(key)
+        if wrong:
+            self.chain.clear()
+            self.show_page(key)
+            self.page(key).show_wrong(wrong)
+            self.say("bad", t("wrong.start", count=len(wrong)))
+            return
+        python, script = find_python(self.settings, self.program), self.space.script(key)
+        if python is None or not script.is_file():
+            self.chain.clear()
+            sentence = t("env.no_python") if python is None else t("env.script", script=script.name, folder=self.program)
+            self.say("bad", sentence, (t("title.environment"), lambda: self.show_page("environment")))
+            return
+        stale = next((step for step in STEPS[: STEP[key].number - 1] if self.states[step.key].status == "stale"), None)
+        if stale and "stale" not in answers and not self.chain and key not in ("prompts", "lyrics"):
+            self._ask_stale(stale, key, again)
+        elif key == "train" and self.space.loras() and not trial and "checkpoints" not in answers:
+            self._ask_checkpoints(again)
+        elif key in ("prep", "train") and "disk" not in answers and self._disk_is_short():
+            self._ask_disk(again)
+        else:
+            self._launch(key, python, script, only, trial, answers)
+
+    def _ask_stale(self, stale: Step, key: str, again: Callable[..., None]) -> None:
+        t = self.ui.t
+
+        def answer(choice: str) -> None:
+            if choice == "first":
+                keys = [step.key for step in STEPS]
+                self.chain = keys[keys.index(stale.key) : keys.index(key) + 1]
+                self._next_in_chain()
+            elif choice == "anyway":
+                again(stale="anyway")
+
+        reason = self._reason(self.states[stale.key])
+        self._ask(
+            t("askstale.title"), t("askstale.message", number=stale.number, title=t(f"title.{stale.key}"), reason=reason),
+            [("first", t("askstale.first"), "Primary.TButton"), ("anyway", t("askstale.anyway"), "TButton"), ("cancel", t("cancel"), "TButton")],
+            answer, icon="stale",
+        )  # fmt: skip
+
+    def _ask_checkpoints(self, again: Callable[..., None]) -> None:
+        t, space = self.ui.t, self.space
+        loras = space.loras()
+        buttons = [("move", t("checkpoints.move"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")]
+        if space.can_resume() and not space.foreign_owner():
+            buttons.insert(1, ("resume", t("checkpoints.resume", lora=loras[-1].name), "TButton"))
+
+        def answer(key: str) -> None:
+            if key == "cancel":
+                self.chain.clear()
+            else:
+                again(checkpoints=key)
+
+        folder = shown_path(space.checkpoints(), self.program)
+        message = t("checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}")
+        if space.foreign_owner():
+            message += "\n\n" + t("train.foreign", owner=space.foreign_owner())
+        self._ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
+
+    def _disk_is_short(self) -> bool:
+        try:
+            return free_bytes(self.space.records) < disk_estimate(self.space, self.songs)
+        except OSError:
+            return False
+
+    def _ask_disk(self, again: Callable[..., None]) -> None:
+        t = self.ui.t
+        fields = {"free": human_bytes(free_bytes(self.space.records)), "need": human_bytes(disk_estimate(self.space, self.songs))}
+
+        def answer(key: str) -> None:
+            if key == "anyway":
+                again(disk="anyway")
+            else:
+                self.chain.clear()
+
+        self._ask(t("disk.title"), t("env.disk_short", **fields),
+                  [("cancel", t("cancel"), "Primary.TButton"), ("anyway", t("disk.anyway"), "TButton")], answer, icon="stale")  # fmt: skip
+
+    def _launch(self, key: str, python: Path, script: Path, only: list[str], trial: bool, answers: dict[str, str]) -> None:
+        space = self.space
+        try:
+            if key == "train" and not trial:
+                if answers.get("checkpoints") == "move":
+                    moved = space.move_checkpoints()
+                    self.log.write([f"— {self.ui.t('checkpoints.moved', folder=shown_path(moved, self.program))}"])
+                space.claim_checkpoints()
+            if key == "prep" and self.project.home:
+                orphans = orphan_records(self.project, self.songs)
+                if remove_to_bin(self.project.home, orphans, "orphans"):
+                    self.log.write([f"— {self.ui.t('orphans.moved', songs=_names([path.stem for path in orphans]))}"])
+            stop_file = space.stop_file(key)
+            if stop_file is not None:
+                stop_file.unlink(missing_ok=True)  # one that was left behind would end the run at its first step
+        except OSError as error:
+            self.chain.clear()
+            self.say("bad", self.ui.t("failed.file", error=error))
+            return
+        self._receipt = {} if trial or only else take_receipt(space, key, self.songs)
+        arguments = space.arguments(key, only=only, resume=answers.get("checkpoints") == "resume", trial=trial)
+        self.running_trial = trial
+        if key == "train":
+            self.curve = Curve()
+        self._run(key, [str(python), str(script.name), *arguments], stop_file)
+
+    def run_command(self, argv: list[str], title: str) -> None:
+        """Run something that is no step, such as an installation, with the same log and stop button."""
+        if self.busy:
+            return
+        self._command_title = title
+
+        def done(_code: int | None) -> None:
+            self._read_flags()
+            self.query_environment()
+
+        self._after_run = done
+        self._run("command", argv, None)
+
+    _command_title = ""
+
+    def _run(self, key: str, argv: list[str], stop_file: Path | None) -> None:
+        self._flush_project()
+        self._hide_banner()
+        self.results.pop(key, None)
+        self._failed_run = None
+        self.running_step, self.state = key, "running"
+        self.progress = self.bar = None
+        self._started_wall = time.time()
+        self._ended = None
+        home = self.project.home if self.project.home and self.project.home.is_dir() else user_config_folder()
+        log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
+        self.log.write([f"$ {subprocess.list2cmdline(argv)}", f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}"])
+        self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file)
+        self.refresh()
+        self._show_progress()
+
+    def run_all(self) -> None:
+        """Start every step that is not done, in order; the first failure ends it."""
+        self.look_at_disk(force=True)
+        if self.busy or not self.songs:
+            return
+        self.chain = [step.key for step in STEPS[1:] if self.states[step.key].status != "done"]
+        first = next((step for step in STEPS[1:] if self.states[step.key].status == "stale"), None)
+        if first:  # what was made from something out of date is made again as well
+            self.chain = [step.key for step in STEPS[1:] if step.number >= first.number or step.key in self.chain]
+        self._chain_answers = {}
+        if not self.chain:
+            self.say("good", self.ui.t("run.nothing"))
+            return
+        if "train" in self.chain and self.space.loras():
+            # Asked now: nobody sits there hours later, when its turn comes.
+            def begin(checkpoints: str) -> None:
+                self._chain_answers = {"checkpoints": checkpoints}
+                self._next_in_chain()
+            self._ask_checkpoints(begin)
+        else:
+            self._next_in_chain()
+
+    def _next_in_chain(self) -> None:
+        if not self.chain:
+            return
+        key = self.chain[0]
+        self.show_page(key)
+        answers = {**(self._chain_answers if key == "train" else {})}
+        self.start_step(key, answers=answers)
+        if self.state != "running" and (self.dialog is None or self.dialog.closed):
+            self.chain.clear()
+
+    def stop_pressed(self) -> None:
+        """First press: ask the script to save and end. Second press: end the whole process tree."""
+        if self.importing:
+            self._cancel_import = True
+        if self.state == "idle":
+            if self._orphan:
+                self._end_left_over_run()
+            return
+        self.chain.clear()
+        if self.state == "running":
+            self.state = "stopping"
+            self._stop_deadline = time.monotonic() + STOP_SECONDS.get(self.running_step, DEFAULT_STOP_SECONDS)
+            self.runner.request_stop()
+            self.log.write([f"— {self.ui.t('run.stopping')}"])
+        else:
+            self.runner.kill()
+        self.refresh()
+
+    _stop_deadline = 0.0
+
+    def _run_ended(self, event: Event) -> None:
+        """One place for every end: done, failed, stopped, never started."""
+        key, stopped = self.running_step, self.state == "stopping"
+        spent = human_seconds(time.monotonic() - self.runner.started_at)
+        errors = list(self.runner.text.errors)
+        if event.code is None:
+            self.log.write([event.error])
+        self.state, self.running_step = "idle", ""
+        if self.project.backend_run:
+            self.project.backend_run = {}
+        trial, self.running_trial = self.running_trial, False
+        succeeded = event.code == 0 and not stopped
+        if event.code == 0 and key in STEP and not trial and self._receipt:
+            self.project.receipts[key] = {**self._receipt, "finished": time.time()}
+        self._receipt = {}
+        if self.curve is not None:
+            self.curve.poll()
+        self._flush_project()
+        self.look_at_disk(force=True)
+        if succeeded and key in STEP and not trial and self.states[key].status not in ("done", "stale"):
+            # Exit status 0 without the result: the fork's scripts report some failures that way.
+            succeeded = False
+            errors = [*errors, ("err.no_result", {"why": self._reason(self.states[key])})]
+        title = self._command_title if key == "command" else self.ui.t(f"title.{key}")
+        if stopped:
+            self.results[key] = "stopped"
+            self.say("info", self.ui.t("run.stopped", title=title, spent=spent))
+        elif succeeded:
+            self.say("good", self.ui.t("run.done", title=title, spent=spent))
+        else:
+            self.results[key] = "failed"
+            self._failed_run = (key, event.code, errors)
+            self._explain_failure(key, event.code, errors)
+        ending = "stopped" if stopped else "good" if succeeded else "bad"
+        self.log.write([f"— {self.ui.t('log.ended', title=title, code='-' if event.code is None else event.code, spent=spent)}"])
+        self._announce(ending, title)
+        if self._after_run:
+            after, self._after_run = self._after_run, None
+            after(event.code)
+        if self.chain and not self.closing:
+            self._advance_chain(key, succeeded)
+        self.refresh()
+        if key in STEP and self.page_key in self._pages and self.page_key == key:
+            self.page(key).shown()
+
+    def _advance_chain(self, key: str, succeeded: bool) -> None:
+        if not succeeded or self.chain[0] != key:
+            self.chain.clear()
+            return
+        self.chain.pop(0)
+        if self.chain:
+            self._next_in_chain()
+
+    def _explain_failure(self, key: str, code: int | None, errors: list[tuple[str, dict[str, str]]]) -> None:
+        t = self.ui.t
+        title = self._command_title if key == "command" else t(f"title.{key}")
+        number = STEP[key].number if key in STEP else "–"
+        lines = [t("run.failed", number=number, title=title, code=t("run.not_started") if code is None else code)]
+        no_result = [item for item in errors if item[0] == "err.no_result"]
+        known = no_result or explain_exit(code, [item for item in errors if item[0] != "err.no_result"])
+        if code is None and not errors:
+            known = [("err.start", {})]
+        lines += [t(name, **fields) for name, fields in known]
+        self.say("bad", "\n".join(lines), (t("menu.logs"), self.open_logs))
+
+    def _announce(self, ending: str, title: str) -> None:
+        """Tell somebody who looks at another window: bell, title, flashing task bar."""
+        mark = {"good": "✓", "bad": "✗", "stopped": "■"}[ending]
+        self._title_mark = f"{mark} {title} – "
+        self.root.bell()
+        if WINDOWS:
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.windll.user32.FlashWindow(int(self.root.wm_frame(), 16), True)
+
+    _title_mark = ""
+
+    # TensorBoard and ComfyUI
+
+    def open_tensorboard(self) -> None:
+        python = find_python(self.settings, self.program)
+        if python is None:
+            self.say("bad", self.ui.t("env.no_python"), (self.ui.t("title.environment"), lambda: self.show_page("environment")))
+            return
+        self.say("info", self.ui.t("tensorboard.starting"))
+        self.tensorboard.open(python, self.space.log_folder(), self.program, self.settings.child_environment())
+
+    def _tensorboard_answered(self, kind: str, detail: str) -> None:
+        if kind == "ready":
+            webbrowser.open(detail)
+            self.say("good", self.ui.t("tensorboard.ready", url=detail))
+        elif kind == "missing":
+            self.say("bad", self.ui.t("tensorboard.missing"), (self.ui.t("mend.tensorboard"), lambda: self.mend("tensorboard")))
+        else:
+            self.say("bad", self.ui.t("tensorboard.failed", detail=detail))
+
+    def copy_to_comfyui(self) -> None:
+        """Copy the finished LoRA into ComfyUI's models/loras, which is asked for once."""
+        output = self.space.lora_output()
+        if output is None or not output.is_file():
+            return
+        folder = Path(self.settings.comfyui) if self.settings.comfyui else None
+        if folder is None or not folder.is_dir():
+            chosen = self.choose_folder(self.ui.t("comfy.choose"))
+            if not chosen:
+                return
+            folder = Path(chosen)
+            inner = folder / "models" / "loras"
+            folder = inner if inner.is_dir() else folder
+            self.settings.comfyui = str(folder)
+            self._save_settings()
+        target = unique_path(folder / output.name)
+
+        def work() -> None:
+            temporary = target.with_name(f".tmp-{target.name}")
+            try:
+                shutil.copy2(output, temporary)
+                os.replace(temporary, target)
+                self.inbox.put(lambda: self.say("good", self.ui.t("comfy.copied", file=target)))
+            except OSError as problem:
+                error = problem
+                temporary.unlink(missing_ok=True)
+                self.inbox.put(lambda: self.say("bad", self.ui.t("failed.file", error=error)))
+
+        threading.Thread(target=work, daemon=True, name="comfyui").start()
+
+    # Heartbeat
+
+    def _tick(self) -> None:
+        try:
+            self._work_off_inbox()
+            self._show_output()
+            self._poll_runner()
+            now = time.monotonic()
+            if now >= self._next_disk:
+                self._next_disk = now + DISK_MS / 1000
+                self.look_at_disk()
+            if self.running_step == "train" and now >= self._next_curve:
+                self._next_curve = now + 1.0
+                self._poll_curve()
+            if self.state == "stopping" and self.runner.stopping == "gentle" and now > self._stop_deadline:
+                self.log.write([f"— {self.ui.t('run.killing')}"])
+                self.runner.kill()
+            while not self.tensorboard.answers.empty():
+                self._tensorboard_answered(*self.tensorboard.answers.get_nowait())
+        finally:
+            # A tick that raised must not be the last one.
+            if not self._destroyed:
+                self._tick_timer = self.root.after(TICK_MS, self._tick)
+
+    _destroyed = False
+
+    def _work_off_inbox(self) -> None:
+        deadline = time.monotonic() + DRAIN_BUDGET_S
+        while time.monotonic() < deadline and not self.inbox.empty():
+            self.inbox.get_nowait()()
+
+    def _show_output(self) -> None:
+        """Move what the child wrote into the pane, for a bounded time."""
+        text, deadline = self.runner.text, time.monotonic() + DRAIN_BUDGET_S
+        while True:
+            skipped, lines, current = text.take(INSERT_LINES)
+            if not lines and not skipped and current == self._last_current:
+                break
+            self._last_current = current
+            self.log.write(lines, current, skipped)
+            self._read_progress([*lines[-50:], current])
+            if time.monotonic() > deadline or not text.waiting:
+                break
+        if self.state != "idle":
+            self._show_progress()
+
+    _last_current = ""
+
+    def _read_progress(self, lines: list[str]) -> None:
+        for line in lines:
+            if line.startswith("metrics: ") and self.curve is not None:
+                self.curve = Curve(self.program / line[9:].strip())
+            found = parse_progress(line)
+            if found is None:
+                continue
+            if found.unit == "bar":
+                self.bar = found
+            else:
+                self.progress = found
+            loss_line = found.loss is not None and self.running_step == "train"
+            if loss_line and self.curve is not None and self.curve.path is None and found.done not in self.curve.steps[-1:]:
+                self.curve.add(found.done, found.loss, None, found.learning_rate)
+
+    def _poll_curve(self) -> None:
+        if self.curve is None:
+            return
+        if self.curve.path is None:
+            # The fork's trainer does not say where its figures go; a file of an earlier run is not this run's.
+            path = find_metrics(self.space.log_folder())
+            if path is not None and path.stat().st_mtime >= self._started_wall - 1:
+                self.curve = Curve(path)
+        if self.curve.poll() or self.curve.path is None:
+            self._show_curve()
+
+    def _show_curve(self) -> None:
+        if "train" in self._pages and self.page_key == "train":
+            self._pages["train"].chart.show(self.curve)
+
+    def _poll_runner(self) -> None:
+        for event in self.runner.poll():
+            if event.kind == "started":
+                if self.project.home and self.runner.pid:
+                    script = STEP[self.running_step].script if self.running_step in STEP else ""
+                    self.project.backend_run = {"pid": self.runner.pid, "script": script}
+                    self._save_soon()
+            else:
+                self._ended = event
+        # The last lines come first: the explanation belongs below them.
+        if self._ended is not None and not self.runner.text.waiting:
+            event, self._ended = self._ended, None
+            self._show_output()
+            self._run_ended(event)
+            if self.closing:
+                self._finish_close()
+
+    def look_at_disk(self, force: bool = False) -> None:
+        """Read the folders; repaint when something differs from what is shown."""
+        if self._orphan and not process_runs(self._orphan, str(self.project.backend_run.get("script") or "?")):
+            self._orphan = 0
+            self.project.backend_run = {}
+            force = True
+        self.songs = scan_library(self.project)
+        self.states = examine(self.space, self.songs)
+        signature = (repr(self.songs), repr(self.states))
+        if force or signature != self._signature:
+            self._signature = signature
+            self.refresh()
+        self._probe_unknown()
+
+    def disk_changed(self) -> None:
+        self._next_disk = 0.0
+
+    # Painting
+
+    def refresh(self) -> None:
+        """Paint everything that depends on state; the only place that enables and disables."""
+        ui = self.ui
+        for step in STEPS:
+            status, _ = self.describe(step.key)
+            button = self.rail[step.key]
+            button.configure(image=ui.icon(status, 22), text=f" {step.number}  {ui.t(f'rail.{step.key}')}\n {ui.t(f'status.{status}')}",
+                             style="RailOn.TButton" if self.page_key == step.key else "Step.Rail.TButton")  # fmt: skip
+        idle = not self.busy and not self.closing
+        self.rail_tools["title.environment"].configure(style="RailOn.TButton" if self.page_key == "environment" else "Rail.TButton")
+        self.rail_tools["run.all"].configure(state="normal" if idle and self.songs else "disabled")
+        self.rail_tools["reset"].configure(state="normal" if idle else "disabled")
+        home = self.project.home
+        self.project_label.configure(text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none"))
+        self.stop_button.configure(
+            text=ui.t("run.force" if self.state == "stopping" else "run.stop"),
+            state="normal" if self.busy else "disabled",
+        )  # fmt: skip
+        if self.state == "idle" and not self.importing:
+            self.run_progress.configure(value=0)
+            self.run_figures.configure(text="")
+        self.run_label.configure(text=self._run_text())
+        if self.page_key in self._pages:
+            self._pages[self.page_key].refresh()
+        self._show_title()
+
+    def _run_text(self) -> str:
+        t = self.ui.t
+        if self.importing:
+            return t("run.importing")
+        if self._orphan and self.state == "idle":
+            return t("run.orphan")
+        if self.state == "idle":
+            return t("run.idle")
+        title = self._command_title if self.running_step == "command" else t(f"title.{self.running_step}")
+        return t("run.stopping_short" if self.state == "stopping" else "run.running", title=title)
+
+    def _show_title(self) -> None:
+        part = ""
+        if self.state != "idle":
+            shown = self.progress or self.bar
+            part = f"{100 * shown.done // max(1, shown.total)} % · " if shown else "… · "
+            part += self.ui.t(f"title.{self.running_step}") if self.running_step in STEP else self._command_title
+            part += " – "
+        self.root.title(f"{part or self._title_mark}{self.project.name + ' – ' if self.project.name else ''}{PROGRAM_NAME}")
+
+    def _show_progress(self) -> None:
+        """Elapsed and left, steps per second, loss: at every tick while something runs."""
+        shown = self.progress or self.bar
+        elapsed = time.monotonic() - self.runner.started_at
+        figures = [self.ui.t("run.elapsed", time=human_seconds(elapsed))]
+        if shown is not None:
+            left = shown.left
+            if left is None and shown.done:
+                left = elapsed / shown.done * (shown.total - shown.done)
+            figures.append(self.ui.t("run.left", time=human_seconds(left)))
+            if shown.rate:
+                unit = self.ui.t("run.rate", rate=f"{shown.rate:.2f}" if shown.rate >= 0.1 else f"{shown.rate:.3f}")
+                figures.append(unit)
+            if shown.loss is not None:
+                figures.append(f"loss {shown.loss:.4f}")
+            figures.insert(0, f"{shown.done}/{shown.total}")
+            self.run_progress.configure(value=1000 * shown.done / max(1, shown.total))
+        text = "    ".join(figures)
+        if text != self._figures:
+            self._figures = text
+            self.run_figures.configure(text=text)
+            self._show_title()
+
+    _figures = ""
+
+    def describe(self, key: str) -> tuple[str, str]:
+        """(status for the icon, sentence) of a step."""
+        state = self.states.get(key, StepState("locked"))
+        if self.running_step == key:
+            return "running", self.ui.t("state.stopping" if self.state == "stopping" else "state.running")
+        sentence = self._reason(state)
+        if state.status == "ready" and self.results.get(key) == "failed":
+            return "failed", self.ui.t("state.failed", reason=sentence)
+        return state.status, sentence
+
+    def _reason(self, state: StepState) -> str:
+        fields = dict(state.fields)
+        if isinstance(fields.get("why"), StepState):
+            fields["why"] = self._reason(fields["why"])
+        sentence = self.ui.t(state.reason, **fields) if state.reason else ""
+        return self.ui.t("state.stale", reason=sentence) if state.status == "stale" else sentence
+
+    def say(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
+        """A sentence above the log until the next one: good, info, warn, bad; with a button when there is one."""
+        style = {"good": "Good", "info": "Info", "warn": "Warn", "bad": "Bad"}[level]
+        icon = {"good": "done", "info": "info", "warn": "stale", "bad": "failed"}[level]
+        self._banner = (level, message, action)
+        self.banner.configure(style=f"{style}.TFrame")
+        self.banner_icon.configure(style=f"{style}.TLabel", image=self.ui.icon(icon, 20))
+        self.banner_text.configure(style=f"{style}.TLabel", text=message)
+        if action:
+            self.banner_action.configure(text=action[0], command=action[1])
+            self.banner_action.grid(row=0, column=2, sticky="n", padx=(self.ui.px(8), 0))
+        else:
+            self.banner_action.grid_remove()
+        self.banner.pack(fill="x", side="top", before=self._bar_frame)
+
+    def _hide_banner(self) -> None:
+        self._banner = None
+        self.banner.pack_forget()
+
+    def _ask(
+        self, title: str, message: str, buttons: list[tuple[str, str, str]], answer: Callable[[str], Any],
+        cancel: str = "cancel", icon: str = "info",
+    ) -> None:  # fmt: skip
+        self.dialog = Question(self.ui, self.root, title, message, buttons, answer, cancel, icon)
+
+    def show_keys(self) -> None:
+        self._ask(self.ui.t("menu.keys"), self.ui.t("keys.message"), [("cancel", self.ui.t("ok"), "Primary.TButton")], lambda _key: None)
+
+    def show_about(self) -> None:
+        self._ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
+                  lambda _key: None, icon="app")  # fmt: skip
+
+    # Ends
+
+    def _callback_failed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        text = "".join(traceback.format_exception(kind, error, trace))
+        print(text, file=sys.stderr)
+        with contextlib.suppress(Exception):  # the pane itself may be what is broken; stderr has it
+            self.log.write(text.rstrip().split("\n"))
+            self.say("bad", self.ui.t("bug", error=error))
+
+    def close(self) -> None:
+        """Ask when something runs, stop it, then go."""
+        if self.dialog and not self.dialog.closed:
+            self.dialog.window.lift()
+            return
+        if self.state == "idle" and not self.importing:
+            self._finish_close()
+            return
+        t = self.ui.t
+        self._ask(t("close.title"), t("close.message"),
+                  [("stop", t("close.stop"), "Primary.TButton"), ("cancel", t("close.stay"), "TButton")],
+                  lambda key: self._stop_and_close() if key == "stop" else None, icon="stale")  # fmt: skip
+
+    def _stop_and_close(self) -> None:
+        self.closing = True
+        self._cancel_import = True
+        if self.state == "running":
+            self.stop_pressed()
+        elif self.state == "idle" and not self.importing:
+            self._finish_close()
+            return
+        self.refresh()
+
+    def _finish_close(self) -> None:
+        if self.state != "idle" or self.importing or self._destroyed:
+            return
+        if self.page_key in self._pages:
+            self._pages[self.page_key].left()
+        self._flush_project()
+        self.settings.geometry = self.root.geometry()
+        with contextlib.suppress(tk.TclError):
+            self.settings.log_height = self.panes.winfo_height() - self.panes.sashpos(0)
+        self._save_settings()
+        self.tensorboard.close()
+        self._destroyed = True
+        if self._tick_timer:
+            self.root.after_cancel(self._tick_timer)
+        self.root.destroy()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path).strip("\n")
+    except OSError:
+        return ""
+
+
+# --- 14. Start ------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A window that leads from a folder of songs to an ACE-Step v1 LoRA.")
+    parser.add_argument("songs", nargs="*", type=Path, help="audio files or folders to add")
+    parser.add_argument("--project", type=Path, help="open the project in this song folder")
+    parser.add_argument("--program", type=Path, help="folder with the step scripts (default: that of this program)")
+    parser.add_argument("--language", choices=tuple(LANGUAGES), help="zh or en (default: as last time, at first zh)")
+    parser.add_argument("--check", action="store_true", help="print the environment report and end; needs no display")
+    return parser.parse_args(argv)
+
+
+def print_check(program: Path, settings: Settings, home: Path | None) -> int:
+    """The environment page as text; exit status 1 when something is missing that a step needs."""
+    project = Project.load(home) if home else Project()
+    space = Workspace(project, settings, program, {script: read_flags(program / script) for script in SCRIPTS})
+    candidates = python_candidates(settings, program)
+    python = candidates[0] if candidates else None
+    report = query_python(python[1], settings.child_environment(), program) if python else None
+    findings = judge_environment(space, scan_library(project), python, report)
+    print(report_text(findings, settings.language))
+    return 1 if any(finding.level == "bad" for finding in findings) else 0
+
+
+def open_root() -> tk.Tk:
+    """The Tk window; raises RuntimeError with a sentence when there is no Tk or no display."""
+    if tk is None:
+        raise RuntimeError(
+            "This Python has no Tk, so the window cannot open. Install it (Debian, Ubuntu: sudo apt install python3-tk; "
+            "Windows: run Python's installer again and tick 'tcl/tk') or use the scripts from the command line."
+        )
+    if WINDOWS:
+        with contextlib.suppress(OSError, AttributeError):  # before the first window, or Windows scales a blurred bitmap
+            ctypes.windll.shcore.SetProcessDpiAwareness(1)
+            ctypes.windll.shell32.SetCurrentProcessExplicitAppUserModelID("ace-step-lora-gui")
+    try:
+        return tk.Tk(className="AceStepLora")
+    except tk.TclError as error:
+        raise RuntimeError(
+            f"The window cannot open: {error}. Start it in a graphical session, or use the scripts from the command line; "
+            "'python ace_gui.py --check' works without a display."
+        ) from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):  # pythonw has no streams
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    own = program_folder()
+    settings = Settings.load(settings_path(own))
+    program = args.program or (Path(settings.program) if settings.program and Path(settings.program).is_dir() else own)
+    program = Path(os.path.abspath(program))
+    settings.language = args.language or settings.language
+    if args.project is not None and not args.project.is_dir():
+        print(f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.", file=sys.stderr)
+        return 2
+    if args.check:
+        return print_check(program, settings, args.project)
+    try:
+        root = open_root()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    App(root, program, settings, args.project, [Path(os.path.abspath(path)) for path in args.songs])
+    root.mainloop()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

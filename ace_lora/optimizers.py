@@ -1,0 +1,150 @@
+"""Optimizers for the adapter, the learning rate's course, and the warnings that go with both."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ace_lora.commands import WrongInput
+
+if TYPE_CHECKING:
+    import torch
+
+# name: (package that it needs beside torch, what pip calls it)
+OPTIMIZERS = {
+    "adamw": None,
+    "adamw8bit": ("bitsandbytes", "bitsandbytes"),
+    "prodigy": ("prodigyopt", "prodigyopt"),
+    "prodigy_schedule_free": ("prodigyplus", "prodigy-plus-schedule-free"),
+}
+PRODIGIES = ("prodigy", "prodigy_schedule_free")
+PRODIGY_D0 = 1e-6
+
+
+def optimizer_problems(name: str) -> list[str]:
+    """What is missing to use the optimizer; empty when nothing is."""
+    package = OPTIMIZERS[name]
+    if package and importlib.util.find_spec(package[0]) is None:
+        return [
+            f"--optimizer {name} needs the package '{package[1]}', which is not installed. "
+            f"Install it with: pip install {package[1]} - or choose --optimizer adamw."
+        ]
+    return []
+
+
+def optimizer_warnings(name: str, *, learning_rate: float, beta2: float, max_steps: int, clip: float) -> list[str]:
+    """Settings that are allowed but known to train badly."""
+    warnings = []
+    if 1 - beta2 < 1 / max_steps:
+        warnings.append(
+            f"1 - beta2 is {1 - beta2:.2g}, below 1 / max_steps = {1 / max_steps:.2g}: the average of the squared "
+            f"gradients does not settle within this run. Use a lower --beta2 (0.99 suits 100 steps and more)."
+        )
+    if name in PRODIGIES and learning_rate != 1.0:
+        warnings.append(
+            f"--optimizer {name} finds the learning rate itself and expects --learning_rate 1, not {learning_rate:g}, "
+            "which is taken as a factor."
+        )
+    if name not in PRODIGIES and learning_rate >= 0.01:
+        warnings.append(f"--learning_rate {learning_rate:g} is very high for {name}; 1e-4 is usual.")
+    if name == "prodigy_schedule_free" and clip > 0:
+        warnings.append(
+            "prodigy_schedule_free scales its steps itself; gradient clipping disturbs its estimate of the step size. "
+            "--gradient_clip_val 0 turns it off."
+        )
+    return warnings
+
+
+def d_warning(d: float, step: int) -> str | None:
+    """What to say when Prodigy's estimate has not left its start after `step` steps."""
+    if d > PRODIGY_D0:
+        return None
+    return (
+        f"Prodigy's d is still {d:.1e} after {step} steps: it has found no step size and the LoRA hardly trains. "
+        "d should rise within the first hundred steps. Check --learning_rate 1 and a smaller --warmup_steps, "
+        "or use --optimizer adamw."
+    )
+
+
+def build_optimizer(
+    name: str,
+    parameters: Iterable[torch.nn.Parameter],
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """The optimizer `name` (a key of OPTIMIZERS) over float32 parameters; moments are float32 (8 bit: adamw8bit)."""
+    parameters = list(parameters)
+    if name == "adamw":
+        from torch.optim import AdamW
+
+        return AdamW(parameters, lr=learning_rate, betas=betas, eps=1e-8, weight_decay=weight_decay)
+    if name == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, lr=learning_rate, betas=betas, eps=1e-8, weight_decay=weight_decay)
+    # Both packages print their choices when they are made; the trainer prints its own settings.
+    with contextlib.redirect_stdout(io.StringIO()):
+        if name == "prodigy":
+            from prodigyopt import Prodigy
+
+            return Prodigy(
+                parameters,
+                lr=learning_rate,
+                betas=betas,
+                weight_decay=weight_decay,
+                use_bias_correction=True,
+                safeguard_warmup=True,
+                slice_p=11,
+            )
+        if name == "prodigy_schedule_free":
+            from prodigyplus import ProdigyPlusScheduleFree
+
+            return ProdigyPlusScheduleFree(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+    raise WrongInput(f"No optimizer '{name}'. Expected one of: {', '.join(OPTIMIZERS)}.")
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state dict with the number formats that it was saved with.
+
+    PyTorch casts what it loads to the parameter's dtype, but some optimizers keep parts of their state in bfloat16.
+    """
+    import torch
+
+    optimizer.load_state_dict(saved)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, values in saved["state"].items():
+        state = optimizer.state[parameters[place]]
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device)
+
+
+def prodigy_d(optimizer: torch.optim.Optimizer) -> float | None:
+    """Prodigy's estimate of the step size, None for other optimizers."""
+    d = optimizer.param_groups[0].get("d")
+    return None if d is None else float(d)
+
+
+def final_multiplier(optimizer: str) -> float:
+    """Where the learning rate ends, as a share of its highest value."""
+    return 0.1 if optimizer == "prodigy" else 0.0
+
+
+def learning_rate_multiplier(step: int, *, optimizer: str, warmup_steps: int, max_steps: int) -> float:
+    """Factor on the learning rate of a step, `step` being the number of finished optimizer steps.
+
+    Linear warm-up, then linear decay to `final_multiplier`. The first step of a warm-up has factor 0, as in the
+    published trainer: it only fills the moments. A schedule-free optimizer keeps its rate after the warm-up.
+    """
+    if step < warmup_steps:
+        return step / max(1, warmup_steps)
+    if optimizer == "prodigy_schedule_free":
+        return 1.0
+    final = final_multiplier(optimizer)
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return max(0.0, 1.0 - progress) * (1.0 - final) + final

@@ -1,0 +1,116 @@
+"""The dataset of step 4 as preprocessing sees it: songs with their prompt, lyrics and the times of the lyrics.
+
+The folder is written by convert2hf_dataset_new.py, or by the script of that name that other ACE-Step trainers bring.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ace_lora.commands import WrongInput
+from ace_lora.files import read_text
+from ace_lora.songs import Song, split_tags
+
+
+@dataclass(frozen=True)
+class DatasetSong:
+    """A row of the dataset, with the timed lyrics that lie beside the audio."""
+
+    keys: str
+    audio: Path
+    prompt: str
+    lyrics: str
+    timed_lyrics: str  # "" where there are none
+    remarks: tuple[str, ...] = ()
+
+
+def read_dataset(name: str) -> list[DatasetSong]:
+    """The songs of a dataset folder, in its order. Raises WrongInput with everything that is wrong with it."""
+    folder = Path(name)
+    next_step = "Run convert2hf_dataset_new.py (step 4) to create it."
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise WrongInput(f"--input_name '{name}' {what}. Expected a dataset folder. {next_step}")
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+        missing = {"keys", "filename", "tags", "norm_lyrics"} - set(dataset.column_names)
+        rows = [] if missing else list(dataset)
+    except Exception as error:  # whatever pyarrow and datasets make of a folder that is not theirs
+        raise WrongInput(
+            f"--input_name '{name}' cannot be read as a dataset ({error}). Expected the folder of step 4. {next_step}"
+        ) from error
+    if missing:
+        raise WrongInput(f"--input_name '{name}' has no column {', '.join(sorted(missing))}. {next_step}")
+    if not rows:
+        raise WrongInput(f"--input_name '{name}' holds no song. Expected one row per song. {next_step}")
+    problems = []
+    by_name: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, 1):
+        wrong = _wrong_cell(row)
+        if wrong:
+            problems.append(f"Row {number} of the dataset '{name}' cannot be used: {wrong}. {next_step}")
+        else:
+            by_name.setdefault(row["keys"].casefold(), []).append(row["filename"])
+    problems += [
+        f"{' and '.join(map(repr, files))} would share one record. Expected one audio file per name. "
+        "Rename or move all but one and run convert2hf_dataset_new.py again."
+        for files in by_name.values()
+        if len(files) > 1
+    ]
+    if problems:
+        raise WrongInput(problems)
+    return [dataset_song(row) for row in rows]
+
+
+def _wrong_cell(row: dict[str, Any]) -> str | None:
+    if not all(isinstance(row[column], str) for column in ("keys", "filename", "norm_lyrics")):
+        return "keys, filename and norm_lyrics have to be texts"
+    if not isinstance(row["tags"], list) or not all(isinstance(tag, str) for tag in row["tags"]):
+        return "tags has to be a list of texts"
+    keys = row["keys"]
+    if not keys or keys.startswith(".") or keys != Path(keys).name or "\\" in keys:
+        return f"keys is '{keys}', which cannot be the name of a record file"
+    return None
+
+
+def dataset_song(row: dict[str, Any]) -> DatasetSong:
+    """One row with what lies beside its audio file; remarks on texts that changed since the dataset was created."""
+    # Other scripts leave the byte-order mark of a text file in.
+    tags = split_tags(",".join(row["tags"]).removeprefix("\ufeff"))
+    lyrics = row["norm_lyrics"].removeprefix("\ufeff")
+    files = Song(Path(row["filename"]))
+    remarks = []
+    for path, recorded in ((files.prompt, tags), (files.lyrics, lyrics)):
+        text = _text_beside(path)
+        if text is not None and (split_tags(text) if path == files.prompt else text) != recorded:
+            remarks.append(f"{path.name} is not what the dataset holds; run convert2hf_dataset_new.py again to use it")
+    timed = _text_beside(files.timed_lyrics)
+    if timed is None and files.timed_lyrics.exists():
+        remarks.append(f"{files.timed_lyrics.name} cannot be read as UTF-8 text; the lyrics are used without times")
+    return DatasetSong(
+        keys=row["keys"],
+        audio=files.audio,
+        prompt=choose_prompt(row["keys"], tags, row.get("recaption")),
+        lyrics=lyrics,
+        timed_lyrics=timed or "",
+        remarks=tuple(remarks),
+    )
+
+
+def _text_beside(path: Path) -> str | None:
+    try:
+        return read_text(path) if path.exists() else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def choose_prompt(keys: str, tags: list[str], recaption: dict[str, Any] | None) -> str:
+    """The tags as one text; where other tools added captions, one of these texts, drawn by the song's name."""
+    captions = [text for _, text in sorted((recaption or {}).items()) if isinstance(text, str) and text]
+    return random.Random(zlib.crc32(keys.encode("utf-8"))).choice([", ".join(tags), *captions])

@@ -1,0 +1,234 @@
+"""Step 4: list the songs of a folder with their tags and lyrics in a Hugging Face dataset.
+
+Reads   DATA_DIR/<song>.mp3 (.aac .flac .m4a .ogg .opus .wav), <song>_prompt.txt, <song>_lyrics.txt; no subfolders
+Writes  OUTPUT_NAME/, a `datasets` folder with one row per song: keys, filename, tags, speaker_emb_path, norm_lyrics,
+        recaption. Audio is not copied: `filename` points to it.
+
+    python convert2hf_dataset_new.py --data_dir Taudio/xxx --output_name Taudio/xxx_filenames
+
+A song without a lyrics file becomes "[instrumental]", one without a prompt file gets --default_tag. Audio that cannot
+be opened, texts that are not UTF-8 and songs that would share one name stop the step before anything is written; empty
+prompts and missing lyrics are reported song by song.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ace_lora.commands import WrongInput, run_script
+from ace_lora.files import read_text
+from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, songs_with_equal_stem, split_tags
+
+COLUMNS = ("keys", "filename", "tags", "speaker_emb_path", "norm_lyrics", "recaption")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, help="folder that holds the songs with their prompts and lyrics")
+    parser.add_argument(
+        "--output_name",
+        required=True,
+        help="dataset folder to write; a dataset that this step wrote before is replaced, anything else is not touched",
+    )
+    parser.add_argument(
+        "--default_tag",
+        default="",
+        help="prompt of songs that have no _prompt.txt, tags separated by commas (default: empty)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    output = Path(args.output_name)
+    songs = find_songs(args.data_dir)
+    print(f"{len(songs)} songs in '{args.data_dir}'")
+    problems = output_problems(output)
+    problems += equal_stem_problems(songs)
+    rows = []
+    for number, song in enumerate(songs, 1):
+        remarks: list[str] = []
+        found = audio_problems(song)
+        try:
+            row, remarks = song_row(song, args.data_dir, args.default_tag)
+            rows.append(row)
+        except WrongInput as error:
+            found += error.problems
+        problems += found
+        print(f"song {number}/{len(songs)} | {song.audio.name} | {'failed: see below' if found else 'done'}")
+        for remark in remarks:
+            print(f"warning: {song.audio.name}: {remark}")
+    if problems:
+        raise WrongInput(problems)
+
+    write_dataset(rows, output)
+    print(f"done {len(rows)}, skipped 0, failed 0")
+    print(f"Written to '{args.output_name}'. Next: preprocess_dataset_new.py --input_name {args.output_name}")
+
+
+def find_songs(data_dir: str) -> list[Song]:
+    """The songs of a folder. Raises WrongInput when there is no folder or no song in it."""
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise WrongInput(f"--data_dir '{data_dir}' {what}. Expected a folder of songs. Choose the folder of step 1.")
+    songs = scan_songs(folder)
+    if not songs:
+        raise WrongInput(
+            f"No audio in '{data_dir}'. Looked for {' '.join(AUDIO_EXTENSIONS)}, not in subfolders. "
+            "Choose the folder that holds the songs."
+        )
+    return songs
+
+
+def equal_stem_problems(songs: list[Song]) -> list[str]:
+    return [
+        f"{' and '.join(repr(song.audio.name) for song in group)} have the same name '{stem}', so they would share one "
+        "prompt, one lyrics file and one record. Expected one audio file per name. Rename or move all but one."
+        for stem, group in songs_with_equal_stem(songs).items()
+    ]
+
+
+def audio_problems(song: Song) -> list[str]:
+    """What the header of the audio file shows to be wrong with it; decoding it is left to the next step."""
+    from ace_lora.audio import AudioError, audio_seconds
+
+    try:
+        audio_seconds(song.audio)
+    except AudioError as error:
+        return [str(error)]
+    return []
+
+
+def read_song_text(path: Path) -> str:
+    """The stripped text of a prompt or lyrics file. Raises WrongInput where it cannot be read."""
+    try:
+        return read_text(path)
+    except UnicodeDecodeError as error:
+        raise WrongInput(
+            f"'{path}' is not UTF-8 text ({error.reason} at byte {error.start}). Prompts and lyrics are read as UTF-8. "
+            "Open it in an editor and save it with the encoding UTF-8."
+        ) from error
+    except OSError as error:
+        raise WrongInput(
+            f"'{path}' cannot be read: {error.strerror}. Expected a text file. "
+            "Check its permissions and whether another program holds it open."
+        ) from error
+
+
+def song_row(song: Song, data_dir: str, default_tag: str) -> tuple[dict[str, Any], list[str]]:
+    """The dataset row of a song, and remarks on what it lacks.
+
+    An existing but empty prompt file wins over the default tag, an existing but empty lyrics file over [instrumental].
+    Raises WrongInput for texts that cannot be read.
+    """
+    remarks = []
+    if song.prompt.exists():
+        prompt = read_song_text(song.prompt)
+        if not split_tags(prompt):
+            remarks.append(f"the prompt is empty ({song.prompt.name} holds no tag); write tags into it")
+    else:
+        prompt = default_tag.strip()
+        if not split_tags(prompt):
+            remarks.append(f"the prompt is empty ({song.prompt.name} is missing and there is no --default_tag)")
+    if song.lyrics.exists():
+        lyrics = read_song_text(song.lyrics)
+        if not lyrics:
+            remarks.append(
+                f"the lyrics are empty ({song.lyrics.name} holds no text); write {INSTRUMENTAL} if it is one"
+            )
+    else:
+        lyrics = INSTRUMENTAL
+        timed = f"; {song.timed_lyrics.name} alone is not used" if song.timed_lyrics.exists() else ""
+        remarks.append(f"{song.lyrics.name} is missing, taken as {INSTRUMENTAL}{timed}")
+    row = {
+        "keys": song.stem,
+        # The folder as it was given: the earlier scripts join it like this, and their users move folders together.
+        "filename": os.path.join(data_dir, song.audio.name),  # noqa: PTH118
+        # The list of an empty prompt holds one empty tag, as in the datasets of the earlier scripts.
+        "tags": split_tags(prompt) or [""],
+        "speaker_emb_path": "",
+        "norm_lyrics": lyrics,
+        "recaption": {},
+    }
+    return row, remarks
+
+
+# --- The dataset folder ---
+
+
+def output_problems(output: Path) -> list[str]:
+    """Why nothing can be written to `output`; a dataset of this step may be replaced, nothing else."""
+    if not output.exists() and not output.is_symlink():
+        return []
+    if is_file_name_dataset(output) or (output.is_dir() and not any(output.iterdir())):
+        return []
+    what = "a folder with other files" if output.is_dir() else "a file"
+    return [
+        f"--output_name '{output}' is {what}. Expected a new name, or a dataset that this step wrote before and that "
+        "would be replaced. Choose another name; nothing of yours is overwritten."
+    ]
+
+
+def is_file_name_dataset(folder: Path) -> bool:
+    """Whether a folder holds a dataset with our columns (ours or of the earlier scripts) and nothing else."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    metadata = {"dataset_info.json", "state.json"}
+    # `datasets` keeps the results of map() beside the data as cache-….arrow.
+    if not metadata <= names or not all(name.endswith(".arrow") for name in names - metadata):
+        return False
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        return set(info["features"]) == set(COLUMNS)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def write_dataset(rows: list[dict[str, Any]], output: Path) -> None:
+    """Save the rows as a `datasets` folder: complete under a temporary name first, then renamed.
+
+    A dataset that stands at `output` is replaced.
+    """
+    import datasets
+
+    text = datasets.Value("string")
+    features = datasets.Features(
+        {
+            "keys": text,
+            "filename": text,
+            "tags": [text],
+            "speaker_emb_path": text,
+            "norm_lyrics": text,
+            "recaption": {},  # an empty struct: the place of captions that other tools add
+        }
+    )
+    datasets.disable_progress_bars()
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".tmp-{output.name}-"
+    for left_behind in output.parent.iterdir():
+        if left_behind.name.startswith(prefix):  # by a run that was killed
+            shutil.rmtree(left_behind)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        dataset.save_to_disk(new)
+        # A folder cannot be renamed over another; the old one steps aside and comes back should the new one not fit.
+        if output.exists():
+            output.rename(old)
+        try:
+            new.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main, parse_args()))

@@ -1,0 +1,783 @@
+"""Step 5: turn the songs of a dataset into training records, one file per song.
+
+Reads   INPUT_NAME/, the dataset of convert2hf_dataset_new.py, the audio that it points to, <song>_lyrics.lrc beside it
+Writes  OUTPUT_DIR/<song>.safetensors (see ace_lora/records.py), at most 0.2 MB per second of audio
+
+    python preprocess_dataset_new.py --input_name Taudio/xxx_filenames --output_dir Taudio/xxx_prep
+
+Without a GPU, on a base model that fits a test (made by `python -m ace_lora.tiny_base tiny`):
+
+    python preprocess_dataset_new.py --input_name xxx_filenames --output_dir xxx_prep --checkpoint_dir tiny
+
+It can be stopped at any moment and run again: finished songs are skipped, and of a song that changed (audio, tags,
+lyrics, base weights) only the parts that depend on the change are made again. Networks are loaded one after another and
+each goes over all songs, so that one at a time is in memory; what they yield waits in OUTPUT_DIR.partial/ until a song
+is complete. A song that cannot be used is listed with its reason and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ace_lora.commands import StepFailed, WrongInput, run_script
+from ace_lora.fingerprints import audio_fingerprint, digest, is_same_audio, weights_identity
+from ace_lora.records import (
+    HDF5_SUFFIX,
+    RECORD_SUFFIX,
+    Record,
+    RecordError,
+    list_records,
+    quantise_rows,
+    read_header,
+    read_metadata,
+    read_record,
+    read_tensors,
+    write_record,
+    write_tensors,
+)
+from ace_lora.song_dataset import DatasetSong, read_dataset
+
+SSL_MODES = ("stored", "none", "at_training")
+
+# Networks in the order in which they run, and the part of the base weights that each is.
+STAGES = {"latents": "dcae", "mert": "mert", "mhubert": "mhubert"}
+# Part of the base weights that each piece of a record depends on.
+WEIGHTS = {**STAGES, "text": "text_encoder", "lyrics": "lyric_vocabulary"}
+# Raised when our computation of a piece changes its result: records made by the old one are then made again.
+VERSIONS = {"latents": 1, "mert": 1, "mhubert": 1, "text": 1, "lyrics": 1}
+
+SAMPLE_RATE = 48_000  # of the decoded songs
+
+# Songs decoded while the network works. A GPU needs more than one decoder to stay busy; each song held in memory takes
+# up to 140 MB.
+DECODE_AHEAD_CPU, DECODE_AHEAD_GPU = 1, 4
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("--input_name", required=True, help="dataset folder written by convert2hf_dataset_new.py")
+    files.add_argument("--output_dir", required=True, help="folder for the records; made if it does not exist")
+    files.add_argument(
+        "--checkpoint_dir",
+        default=None,
+        help="folder of the base weights (default: the download cache ~/.cache/ace-step/checkpoints)",
+    )
+    content = parser.add_argument_group("content")
+    content.add_argument(
+        "--ssl",
+        choices=SSL_MODES,
+        default="stored",
+        help="MERT and mHuBERT features: in the records (0.12 MB per second of audio), left out for training with "
+        "--ssl_coeff 0 (0.006 MB), or computed when a training starts (default: stored)",
+    )
+    content.add_argument(
+        "--lyric_language",
+        default="",
+        help="language code of all lyrics, for example zh (default: empty, told from the text of each song)",
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
+    machine.add_argument(
+        "--shard",
+        default="1/1",
+        metavar="I/N",
+        help="do the I-th of N shares of the songs, I from 1 to N, to divide the step among machines (default: 1/1)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    from ace_lora.base_weights import ensure_base_weights, find_base_weights
+
+    all_songs, (shard, shards) = check(args)
+    songs = all_songs[shard - 1 :: shards]
+    share = f", {len(songs)} of them in share {args.shard}" if shards > 1 else ""
+    print(f"{len(all_songs)} songs in '{args.input_name}'{share}")
+
+    # The transformer's configuration tells which lyric vocabulary is its own; its weights are not used here.
+    found = find_base_weights(checkpoint_dir(args), [*WEIGHTS.values(), "transformer"])
+    run = Run(args, Path(args.output_dir), partial_folder(Path(args.output_dir)), Report(len(songs)))
+    works = plan_all(songs, run, found)
+
+    open_works = [work for work in works if not work.outcome]
+    check_kept_pieces(open_works)
+    needed = needed_weights(open_works)
+    weights = ensure_base_weights(checkpoint_dir(args), needed) if needed else {}
+    complete_fingerprints(open_works, weights)
+    tokenize_texts(open_works, run, weights, found.get("transformer"))
+
+    # Nothing has been written or moved so far; from here on a stop at any moment leaves only complete records.
+    if shard == 1:
+        set_orphans_aside(run.output, all_songs, args.input_name)
+    for work in open_works:
+        if work.damaged_hdf5:
+            folder = set_aside(run.output, [work.damaged_hdf5])
+            print(f"warning: {work.damaged_hdf5.name} was moved to '{folder}', its song is done again")
+    if open_works:
+        run.output.mkdir(parents=True, exist_ok=True)
+        run.partial.mkdir(parents=True, exist_ok=True)
+    for work in open_works:
+        if not work.stages:
+            finish(work, {}, run)
+            run.report.finished(work)
+    if any(work.stages for work in open_works):
+        run_networks(open_works, run, weights)
+    clear_partial(run.partial, works, whole_dataset=shards == 1)
+    run.report.close()
+
+
+# --- What there is to do ---
+
+
+@dataclass
+class Work:
+    """A song on its way to its record.
+
+    A record consists of the pieces latents, mert, mhubert, text and lyrics; `redo` holds those to be made, `stages`
+    the networks that still have to run for them (a piece of an interrupted run may be waiting on disk).
+    """
+
+    song: DatasetSong
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    old: dict[str, Any] | None = None  # metadata of the record that exists
+    old_path: Path | None = None
+    redo: set[str] = field(default_factory=set)
+    stages: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    outcome: str = ""  # "done", "skipped" or "failed: reason"
+    damaged_hdf5: Path | None = None
+    text_ids: list[int] | None = None
+    lyrics: TokenizedLyrics | None = None
+
+    @property
+    def name(self) -> str:
+        return self.song.audio.name
+
+    def fail(self, reason: object) -> None:
+        stays = " The record made before it changed stays where it is." if self.old else ""
+        self.outcome = f"failed: {reason}{stays}"
+
+
+@dataclass(frozen=True)
+class TokenizedLyrics:
+    ids: list[int]
+    language: str | None  # in which most lines were encoded; None without lyrics
+    text: str  # what was tokenised
+    timed_lines: list[list[Any]]  # [seconds or None, line], empty where no times are known
+
+
+@dataclass
+class Run:
+    """What the steps on all songs share."""
+
+    args: argparse.Namespace
+    output: Path
+    partial: Path  # pieces and records on their way
+    report: Report
+    lyric_tokenizer: Any = None
+
+
+def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]:
+    """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
+    from ace_lora.base_weights import check_base_weights
+
+    problems, shard, songs = [], (1, 1), []
+    try:
+        shard = parse_shard(args.shard)
+    except WrongInput as error:
+        problems += error.problems
+    try:
+        songs = read_dataset(args.input_name)
+    except WrongInput as error:
+        problems += error.problems
+    problems += output_problems(Path(args.output_dir), Path(args.input_name), songs)
+    # What is needed of the base weights is known when the songs have been looked at; whether the folder is there, now.
+    problems += check_base_weights(checkpoint_dir(args), [])
+    if problems:
+        raise WrongInput(problems)
+    return songs, shard
+
+
+def checkpoint_dir(args: argparse.Namespace) -> Path | None:
+    return Path(args.checkpoint_dir) if args.checkpoint_dir else None
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("/")
+    if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    raise WrongInput(
+        f"--shard '{text}' cannot be used. Expected I/N with I from 1 to N. For two machines: 1/2 and 2/2."
+    )
+
+
+def output_problems(output: Path, dataset: Path, songs: list[DatasetSong]) -> list[str]:
+    if not output.exists():
+        return []
+    if not output.is_dir():
+        return [f"--output_dir '{output}' is a file. Expected a folder. Choose another name."]
+    sources = {dataset.resolve(), *(folder.resolve() for folder in {song.audio.parent for song in songs})}
+    if output.resolve() in sources:
+        return [
+            f"--output_dir '{output}' holds the songs or their dataset. Expected a folder for the records alone, "
+            "because training takes every file in it for a song. Choose another name."
+        ]
+    return []
+
+
+def partial_folder(output: Path) -> Path:
+    """Where pieces wait until their song is complete: beside the records, because training reads that whole folder."""
+    return folder_beside(output, "partial")
+
+
+def folder_beside(output: Path, purpose: str) -> Path:
+    """`<output>.<purpose>`, on the same file system, so that files can be renamed from one to the other.
+
+    Where the records' folder is a file system of its own (a mounted disk), it is the hidden `.<purpose>` in there.
+    """
+    target = output.resolve()
+    if target.exists() and target.stat().st_dev != target.parent.stat().st_dev:
+        return target / f".{purpose}"
+    return target.with_name(f"{target.name}.{purpose}")
+
+
+def set_orphans_aside(output: Path, songs: list[DatasetSong], dataset: str) -> None:
+    """Move records of songs that are no longer in this dataset out of the training folder, and say so.
+
+    Records that were made from another dataset, or by other scripts, are only named: people gather several datasets
+    in one folder.
+    """
+    if not output.is_dir():
+        return
+    known = {song.keys for song in songs}
+    dataset_path = str(Path(dataset).resolve())
+    gone: list[Path] = []
+    foreign: list[Path] = []
+    for path in list_records(output):
+        if path.stem in known:
+            continue
+        try:
+            ours = path.suffix == RECORD_SUFFIX and read_metadata(path).get("dataset") == dataset_path
+        except RecordError as error:
+            print(f"warning: {error}")
+            continue
+        (gone if ours else foreign).append(path)
+    if gone:
+        folder = set_aside(output, gone)
+        names = ", ".join(path.stem for path in gone)
+        print(f"warning: no longer in the dataset, so their records were moved to '{folder}': {names}")
+    if foreign:
+        names = ", ".join(path.name for path in foreign)
+        print(f"warning: '{output}' holds records of other songs than this dataset's, training uses them too: {names}")
+
+
+def set_aside(output: Path, paths: Iterable[Path]) -> Path:
+    """Move files from the training folder to a dated folder beside it; nothing is deleted."""
+    folder = folder_beside(output, "set_aside") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        names = (f"{path.stem}{number or ''}{path.suffix}" for number in itertools.count())
+        path.rename(next(folder / name for name in names if not (folder / name).exists()))
+    return folder
+
+
+def plan_all(songs: list[DatasetSong], run: Run, found: dict[str, Path]) -> list[Work]:
+    """What has to be done for each song; reports those for which nothing can or need be done."""
+    identities = {part: weights_identity(path) for part, path in found.items() if part in WEIGHTS.values()}
+    works = []
+    for song in songs:
+        work = plan(song, run, identities)
+        for warning in work.warnings:
+            print(f"warning: {work.name}: {warning}")
+        if work.outcome:
+            run.report.finished(work)
+        works.append(work)
+    earlier = sum(work.outcome == "skipped" and not work.old for work in works)
+    if earlier:
+        print(
+            f"{earlier} records in '{run.output}' are HDF5 files of other scripts and are used as they are; they do "
+            "not tell what they were made from. Move them out of the folder to have their songs done again."
+        )
+    return works
+
+
+def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
+    """What has to be done for a song, from the headers of its record and of waiting pieces; nothing is decoded."""
+    work = Work(song, warnings=list(song.remarks))
+    find_record(work, run.output)
+    if work.outcome:
+        return work
+    recorded = work.old.get("fingerprint", {}) if work.old else {}
+    ssl = run.args.ssl
+    try:
+        audio_same = "audio" in recorded and is_same_audio(song.audio, recorded["audio"])
+        audio = recorded["audio"] if audio_same else audio_fingerprint(song.audio)
+    except OSError as error:
+        if "audio" not in recorded or ssl == "at_training" or (ssl == "stored" and "mhubert" not in recorded):
+            work.fail(f"'{song.audio}' cannot be read: {error.strerror}. Is its disk there? Was the file moved?")
+            return work
+        work.warnings.append(f"its audio cannot be read ({error.strerror}); the record that exists is kept")
+        audio_same, audio = True, recorded["audio"]
+
+    inputs = {
+        "text": digest(song.prompt),
+        "lyrics": digest([song.lyrics, song.timed_lyrics, run.args.lyric_language]),
+    }
+    work.fingerprint["audio"] = audio
+    for piece, part in WEIGHTS.items():
+        if piece in ("mert", "mhubert") and ssl != "stored":
+            continue
+        now = {"version": VERSIONS[piece], "weights": identities.get(part), "input": inputs.get(piece)}
+        if is_same(now, recorded.get(piece)) and (audio_same or piece == "text"):
+            work.fingerprint[piece] = recorded[piece]
+        else:
+            work.fingerprint[piece] = now
+            work.redo.add(piece)
+
+    old = work.old or {}
+    moved = old.get("audio") != str(song.audio.resolve())
+    if not work.redo and not moved and old.get("ssl") == ssl:
+        work.outcome = "skipped"
+        return work
+    if recorded:
+        changes = {
+            "audio": not audio_same,
+            "tags": recorded["text"].get("input") != inputs["text"],
+            "lyrics": recorded["lyrics"].get("input") != inputs["lyrics"],
+            "place of the audio": moved,
+            f"--ssl {ssl}": old.get("ssl") != ssl,
+        }
+        names = [name for name, changed in changes.items() if changed] or ["base weights"]
+        work.warnings.append(f"changed since its record was made: {', '.join(names)}")
+    work.stages = [stage for stage in STAGES if stage in work.redo and not find_waiting(work, stage, run.partial)]
+    return work
+
+
+def find_record(work: Work, output: Path) -> None:
+    """Set what is known of the song's record; an HDF5 record of other scripts counts as done."""
+    path = output / f"{work.song.keys}{RECORD_SUFFIX}"
+    hdf5 = path.with_name(f"{work.song.keys}{HDF5_SUFFIX}")
+    try:
+        if path.exists():
+            work.old, work.old_path = read_metadata(path), path
+        elif hdf5.exists():
+            read_metadata(hdf5)
+            work.outcome = "skipped"
+    except RecordError as error:
+        work.warnings.append(f"its record {error.path.name} cannot be used and is made again: {error.reason}")
+        if error.path == hdf5:
+            work.damaged_hdf5 = hdf5
+
+
+def is_same(now: dict[str, Any], recorded: dict[str, Any] | None) -> bool:
+    """Whether a recorded piece is up to date. Base weights that are not on this disk count as unchanged."""
+    if recorded is None:
+        return False
+    return all(recorded.get(key) == value for key, value in now.items() if key != "weights" or value is not None)
+
+
+def find_waiting(work: Work, stage: str, partial: Path) -> bool:
+    """Whether an interrupted run has left this piece, made from the same audio by the same network."""
+    try:
+        _, facts = read_header(piece_path(work, stage, partial))
+    except (RecordError, OSError):
+        return False
+    same_audio = facts.get("audio_sha256") == work.fingerprint["audio"]["sha256"]
+    if not same_audio or not is_same(work.fingerprint[stage], facts.get("made_by")):
+        return False
+    work.fingerprint[stage] = facts["made_by"]
+    return True
+
+
+def complete_fingerprints(works: list[Work], weights: dict[str, Path]) -> None:
+    """Name the base weights that were only downloaded after the songs had been looked at."""
+    identities = {part: weights_identity(path) for part, path in weights.items()}
+    for work in works:
+        for piece in work.redo:
+            work.fingerprint[piece]["weights"] = identities.get(WEIGHTS[piece], work.fingerprint[piece]["weights"])
+
+
+def piece_path(work: Work, stage: str, partial: Path) -> Path:
+    return partial / f"{work.song.keys}.{stage}{RECORD_SUFFIX}"
+
+
+def check_kept_pieces(works: list[Work]) -> None:
+    """Read the records of which something is to be kept; where one is damaged, the whole song is done again."""
+    for work in works:
+        kept = set(work.fingerprint) - {"audio"} - work.redo
+        if not kept:
+            work.old_path = None
+        if not work.old_path:
+            continue
+        try:
+            read_record(work.old_path)
+        except RecordError as error:
+            print(f"warning: {work.name}: its record cannot be used and is made again: {error.reason}")
+            work.old_path = None
+            work.redo |= kept
+            work.stages = [stage for stage in STAGES if stage in work.redo]
+
+
+def needed_weights(works: list[Work]) -> list[str]:
+    pieces = {piece for work in works for piece in (*work.stages, *work.redo & {"text", "lyrics"})}
+    return [part for piece, part in WEIGHTS.items() if piece in pieces]
+
+
+# --- Texts ---
+
+
+def tokenize_texts(works: list[Work], run: Run, weights: dict[str, Path], transformer: Path | None) -> None:
+    """Token ids of the prompts and lyrics that changed. Raises WrongInput where a language needs missing packages."""
+    texts = [work for work in works if "text" in work.redo]
+    if texts:
+        from ace_lora.text_encoder import load_text_tokenizer, tokenize_prompt
+
+        tokenizer = load_text_tokenizer(weights["text_encoder"])
+        for work in texts:
+            work.text_ids = tokenize_prompt(tokenizer, work.song.prompt)
+    lyrics = [work for work in works if "lyrics" in work.redo]
+    if not lyrics:
+        return
+    from ace_lora.lyrics.packages import version_warnings
+    from ace_lora.lyrics.tokenize import LyricTokenizer
+    from ace_lora.lyrics.vocabulary import MissingLyricSupport, load_vocabulary
+
+    for warning in version_warnings():
+        print(f"warning: {warning}")
+    missing = []
+    try:
+        run.lyric_tokenizer = LyricTokenizer(load_vocabulary(weights["lyric_vocabulary"], embedding_rows(transformer)))
+        for work in lyrics:
+            try:
+                tokenize_lyrics(work, run, cropped_at=None)
+            except MissingLyricSupport as error:
+                missing.append(str(error))
+    except MissingLyricSupport as error:
+        missing.append(str(error))
+    if missing:
+        raise WrongInput(missing)
+
+
+def embedding_rows(transformer: Path | None) -> int | None:
+    """Rows of the base model's lyric embedding, to check that the vocabulary is its own; None where it is not here."""
+    if transformer is None or not (transformer / "config.json").is_file():
+        return None
+    return json.loads((transformer / "config.json").read_text(encoding="utf-8")).get("lyric_encoder_vocab_size")
+
+
+def tokenize_lyrics(work: Work, run: Run, cropped_at: float | None) -> None:
+    """Set `work.lyrics`. Of timed lyrics, only the lines before `cropped_at` seconds are used."""
+    from ace_lora.lyrics.timed import attach_times, crop, has_times, parse_timed, strip_times
+
+    song, lines, text = work.song, [], work.song.lyrics
+    if has_times(song.lyrics):
+        lines, text = parse_timed(song.lyrics), strip_times(song.lyrics)
+    elif song.timed_lyrics:
+        lines = attach_times(song.lyrics, song.timed_lyrics)
+    timed_lines = [[line.seconds, line.text] for line in lines]
+    if all(seconds is None for seconds, _ in timed_lines):
+        timed_lines = []
+    if cropped_at is not None:
+        if timed_lines:
+            text = crop(lines, 0.0, cropped_at)
+        else:
+            print(f"warning: {work.name}: its lyrics have no times, so they are kept whole though the audio is cropped")
+    tokens = run.lyric_tokenizer.tokenize(text, run.args.lyric_language or None, work.name)
+    if cropped_at is None:
+        for warning in tokens.warnings:
+            print(f"warning: {work.name}: {warning}")
+    work.lyrics = TokenizedLyrics(list(tokens.ids), tokens.main_language or None, text, timed_lines)
+
+
+# --- Networks ---
+
+
+def run_networks(works: list[Work], run: Run, weights: dict[str, Path]) -> None:
+    """Take one network after the other over all songs that need it, and write each record as soon as it is complete."""
+    from tqdm import tqdm
+
+    from ace_lora.device import choose_device
+
+    device = choose_device(run.args.device)
+    print(f"device: {device.reason}")
+    ahead = DECODE_AHEAD_CPU if device.torch_device.type == "cpu" else DECODE_AHEAD_GPU
+    for stage in STAGES:
+        here = [work for work in works if stage in work.stages and not work.outcome]
+        if not here:
+            continue
+        print(f"{stage}: {len(here)} songs")
+        started, seconds = time.monotonic(), 0.0
+        network = load_network(stage, weights[STAGES[stage]], device)
+        with (
+            tqdm(total=len(here), desc=stage, unit="song", file=sys.stderr) as bar,
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        ):
+            written: Future | None = None  # the song before this one: disk and network work at the same time
+            for work, decoded in decode_ahead(here, ahead):
+                bar.set_postfix_str(work.name)
+                computed = compute(stage, network, work, decoded, device)
+                if written:
+                    written.result()
+                    written = None
+                if computed:
+                    seconds += computed[1]["seconds"]
+                    written = writer.submit(store, stage, *computed, work, run)
+                else:
+                    run.report.finished(work)
+                bar.update()
+            if written:
+                written.result()
+        print(f"{stage}: {seconds:.0f} s of audio in {time.monotonic() - started:.1f} s")
+        # The next network takes this one's place in memory.
+        del network
+        free_memory(device)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one network made of one song, as the record stores it."""
+
+    tensors: dict[str, Any]
+    facts: dict[str, Any]  # seconds, original_seconds, cropped; audio_sha256 and made_by, for a later run
+
+
+def store(stage: str, result: Any, facts: dict[str, Any], work: Work, run: Run) -> None:
+    """Write the record when this was the last piece of the song, else the piece. Runs in a thread of its own."""
+    if stage == "latents":
+        piece = Piece({"target_latents": result}, facts)
+    else:
+        values, scale = quantise_rows(result)
+        piece = Piece({stage: values, f"{stage}_scale": scale}, facts)
+    if stage == work.stages[-1]:
+        finish(work, {stage: piece}, run)
+        run.report.finished(work)
+    else:
+        write_tensors(piece_path(work, stage, run.partial), piece.tensors, piece.facts)
+
+
+def free_memory(device: Any) -> None:
+    import torch
+
+    gc.collect()
+    if device.torch_device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.torch_device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def load_network(stage: str, folder: Path, device: Any) -> Any:
+    from ace_lora import dcae, ssl_features
+
+    load = {"latents": dcae.load_latent_encoder, "mert": ssl_features.load_mert, "mhubert": ssl_features.load_mhubert}
+    return load[stage](folder, device=device.torch_device, dtype=device.dtype)
+
+
+def decode_ahead(works: list[Work], ahead: int) -> Iterator[tuple[Work, Future]]:
+    """Yield the songs in order, each with its decoded audio, while `ahead` threads decode the next ones."""
+    pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
+    waiting: deque[tuple[Work, Future]] = deque()
+    try:
+        for work in works:
+            waiting.append((work, pool.submit(decode, work)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def decode(work: Work) -> tuple[Any, Any]:
+    """The song at 48 kHz, float32 [2, L], and what was done to its length. Raises AudioError and OSError."""
+    from ace_lora.audio import prepare_waveform, read_audio
+
+    return prepare_waveform(read_audio(work.song.audio))
+
+
+def compute(stage: str, network: Any, work: Work, decoded: Future, device: Any) -> tuple[Any, dict[str, Any]] | None:
+    """A network's result on the decoded song and the facts on it; None where that failed, with `work.outcome` set."""
+    from ace_lora.audio import AudioError
+
+    try:
+        wave, info = decoded.result()
+        unchanged = is_same_audio(work.song.audio, work.fingerprint["audio"])
+    except (AudioError, OSError) as error:
+        work.fail(error)
+        return None
+    except Exception as error:  # a decoder's own; one odd file must not stop the others
+        work.fail(f"it cannot be decoded ({type(error).__name__}: {error}). Convert it to .flac or .wav.")
+        return None
+    if not unchanged:
+        work.fail("the audio file changed while it was being read. Run the same command again.")
+        return None
+    if info.warning and stage == work.stages[0]:
+        print(f"warning: {work.name}: {info.warning}")
+    try:
+        result = apply_network(stage, network, wave)
+    except AudioError as error:
+        work.fail(error)
+        return None
+    except (RuntimeError, ValueError) as error:  # out of memory above all; the next song may be shorter
+        free_memory(device)
+        work.fail(f"{stage} cannot be computed ({error}). Close other programs, or use --device cpu.")
+        return None
+    facts = {
+        "original_seconds": info.original_seconds,
+        "seconds": wave.shape[1] / SAMPLE_RATE,
+        "cropped": info.cropped,
+        "audio_sha256": work.fingerprint["audio"]["sha256"],
+        "made_by": work.fingerprint[stage],
+    }
+    return result, facts
+
+
+def apply_network(stage: str, network: Any, wave: Any) -> Any:
+    """Latents float32 [8, 16, T] or features float32 [n, width], on the CPU, from `wave` float32 [2, L] at 48 kHz.
+
+    Raises AudioError for results that are not finite.
+    """
+    from ace_lora import dcae, ssl_features
+
+    if stage == "latents":
+        return dcae.encode_latents(network, wave)
+    branch = {"mert": ssl_features.MERT, "mhubert": ssl_features.MHUBERT}[stage]
+    return ssl_features.extract_features(network, wave, branch)
+
+
+# --- Records ---
+
+
+def finish(work: Work, computed: dict[str, Piece], run: Run) -> None:
+    """Put a song's pieces together, from this run, from waiting files and from its earlier record, and write it."""
+    import torch
+
+    old = read_record(work.old_path) if work.old_path else None
+    facts = work.old if old else {}
+    tensors: dict[str, Any] = {}
+    for stage in STAGES:
+        if stage not in work.fingerprint:
+            continue
+        if stage in computed:
+            tensors |= computed[stage].tensors
+            facts = computed[stage].facts
+        elif stage in work.redo:
+            path = piece_path(work, stage, run.partial)
+            try:
+                waiting, facts = read_tensors(path)
+            except (RecordError, OSError) as error:
+                path.unlink(missing_ok=True)
+                work.fail(f"what an earlier run left of it is damaged ({error}). Run the same command again.")
+                return
+            tensors |= waiting
+        else:
+            names = ("target_latents",) if stage == "latents" else (stage, f"{stage}_scale")
+            tensors |= {name: getattr(old, name) for name in names}
+
+    if facts["cropped"] and work.redo & {"latents", "lyrics"}:
+        print(
+            f"warning: {work.name}: it is {facts['original_seconds']:.0f} s long; "
+            f"only the first {facts['seconds']:.0f} s are used"
+        )
+    if "lyrics" in work.redo:
+        if facts["cropped"]:
+            tokenize_lyrics(work, run, cropped_at=facts["seconds"])
+        lyric_ids = torch.tensor(work.lyrics.ids, dtype=torch.int64)
+        lyric_facts = {
+            "lyrics": work.lyrics.text,
+            "timed_lines": work.lyrics.timed_lines,
+            "lyric_language": work.lyrics.language,
+        }
+    else:
+        lyric_ids = old.lyric_token_ids
+        lyric_facts = {key: old.metadata[key] for key in ("lyrics", "timed_lines", "lyric_language")}
+    record = Record(
+        keys=work.song.keys,
+        text_token_ids=torch.tensor(work.text_ids, dtype=torch.int64) if "text" in work.redo else old.text_token_ids,
+        lyric_token_ids=lyric_ids,
+        metadata={
+            "prompt": work.song.prompt,
+            **lyric_facts,
+            **{key: facts[key] for key in ("seconds", "original_seconds", "cropped")},
+            "audio": str(work.song.audio.resolve()),
+            "dataset": str(Path(run.args.input_name).resolve()),
+            "ssl": run.args.ssl,
+            "fingerprint": work.fingerprint,
+            "software": software_versions(),
+        },
+        **tensors,
+    )
+    # Written beside and renamed: training takes every file of its folder, half-written ones too.
+    name = f"{work.song.keys}{RECORD_SUFFIX}"
+    write_record(run.partial / name, record)
+    os.replace(run.partial / name, run.output / name)
+    for stage in STAGES:
+        piece_path(work, stage, run.partial).unlink(missing_ok=True)
+    work.outcome = "done"
+
+
+def software_versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("torch", "transformers", "diffusers", "soundfile", "av"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def clear_partial(partial: Path, works: list[Work], whole_dataset: bool) -> None:
+    """Remove what no later run can use; pieces of failed songs stay."""
+    if not partial.is_dir():
+        return
+    failed = {work.song.keys for work in works if work.outcome != "done" and work.outcome != "skipped"}
+    own = {work.song.keys for work in works}
+    for path in partial.iterdir():
+        keys, _, stage = path.name.removesuffix(RECORD_SUFFIX).rpartition(".")
+        left_behind = path.name.startswith(".tmp-") and whole_dataset
+        if left_behind or (stage in STAGES and keys not in failed and (whole_dataset or keys in own)):
+            path.unlink()
+    if not any(partial.iterdir()):
+        partial.rmdir()
+
+
+class Report:
+    """One line per song as it is finished, and the counts at the end."""
+
+    def __init__(self, songs: int):
+        self.songs = songs
+        self.outcomes: list[tuple[str, str]] = []
+
+    def finished(self, work: Work) -> None:
+        self.outcomes.append((work.name, work.outcome))
+        print(f"song {len(self.outcomes)}/{self.songs} | {work.name} | {work.outcome}")
+
+    def close(self) -> None:
+        """Print the counts. Raises StepFailed when a song failed."""
+        failed = [(name, outcome) for name, outcome in self.outcomes if outcome.startswith("failed")]
+        done = sum(outcome == "done" for _, outcome in self.outcomes)
+        print(f"done {done}, skipped {len(self.outcomes) - done - len(failed)}, failed {len(failed)}")
+        if failed:
+            lines = "".join(f"\n  {name}: {outcome.removeprefix('failed: ')}" for name, outcome in failed)
+            raise StepFailed(
+                f"{len(failed)} of {self.songs} songs could not be preprocessed; the others are done.{lines}\n"
+                "Mend or remove these songs (then step 4 again), and run the same command again."
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(main, parse_args()))

@@ -1,0 +1,141 @@
+"""Run with: pytest tests/test_add_alpha_in_lora.py - expected alphas: the published tool's (golden add_alpha.json)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import add_alpha_in_lora
+from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME
+from ace_lora.commands import run_script
+
+ROOT = Path(__file__).parent.parent
+CASES = json.loads((ROOT / "tests/golden/transformer/add_alpha.json").read_text(encoding="utf-8"))
+CASES = [case for case in CASES if "r" in case]  # the last one: a configuration without use_rslora, tested below
+KEYS = CASES[0]["input_keys"]
+CONFIG = {"r": 64, "lora_alpha": 1, "use_rslora": True}
+
+
+def make_lora(path, rank=64, dtype=torch.bfloat16, **metadata):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: torch.randn((rank, 12) if ".lora_A." in key else (20, rank)).to(dtype) for key in KEYS}
+    save_file(tensors, path, metadata={"format": "pt", **metadata})
+    return tensors
+
+
+def run(*argv):
+    return run_script(add_alpha_in_lora.main, add_alpha_in_lora.parse_args([str(part) for part in argv]))
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_golden(case, tmp_path, capsys):
+    tensors = make_lora(tmp_path / "in.safetensors", case["r"], getattr(torch, case["lora_dtype"]))
+    (tmp_path / "c.json").write_text(json.dumps({key: case[key] for key in CONFIG}), encoding="utf-8")
+    args = ("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "out.safetensors")
+    assert run(*args, "--lora_config_path", tmp_path / "c.json") == 0
+    assert capsys.readouterr().out.splitlines()[0] == case["info"]["stdout"]
+    written = load_file(tmp_path / "out.safetensors")
+    assert set(written) == set(tensors) | set(case["alphas"])
+    for key, tensor in tensors.items():
+        assert torch.equal(written[key], tensor) and written[key].dtype == tensor.dtype
+    for key, alpha in case["alphas"].items():
+        assert written[key].dtype == getattr(torch, alpha["dtype"])
+        assert list(written[key].shape) == alpha["shape"]
+        assert written[key].item() == alpha["value"]
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert file.metadata() == case["info"]["metadata"]
+
+
+def test_second_run_says_so_and_writes_nothing(tmp_path, config, capsys):
+    make_lora(tmp_path / "in.safetensors")
+    flags = ("--lora_config_path", config)
+    assert run("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "a.safetensors", *flags) == 0
+    capsys.readouterr()
+    assert run("--input_name", tmp_path / "a.safetensors", "--output_name", tmp_path / "b.safetensors", *flags) == 2
+    assert "already has alpha" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_refuses_to_write_over_its_input_and_over_files(tmp_path, config, capsys):
+    make_lora(tmp_path / "in.safetensors")
+    before = (tmp_path / "in.safetensors").read_bytes()
+    roundabout = tmp_path / "x" / ".." / "in.safetensors"
+    (tmp_path / "x").mkdir()
+    for output in (tmp_path / "in.safetensors", roundabout):
+        args = ("--input_name", tmp_path / "in.safetensors", "--output_name", output, "--lora_config_path", config)
+        assert run(*args) == 2
+        assert run(*args, "--overwrite") == 2
+        assert "input file itself" in capsys.readouterr().err
+    assert (tmp_path / "in.safetensors").read_bytes() == before
+    (tmp_path / "out.safetensors").write_bytes(b"mine")
+    args = ("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "out.safetensors")
+    assert run(*args, "--lora_config_path", config) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "out.safetensors").read_bytes() == b"mine"
+    assert run(*args, "--lora_config_path", config, "--overwrite") == 0
+    assert len(load_file(tmp_path / "out.safetensors")) == 6
+
+
+def test_folder_input_with_saved_config(tmp_path, capsys):
+    folder = tmp_path / "epoch=0-step=100_lora"
+    make_lora(folder / WEIGHTS_NAME)
+    out = tmp_path / "neu 新.safetensors"
+    assert run("--input_name", folder, "--output_name", out) == 2
+    assert CONFIG_NAME in capsys.readouterr().err
+    (folder / CONFIG_NAME).write_text(json.dumps(CONFIG), encoding="utf-8")
+    assert run("--input_name", folder, "--output_name", out) == 0
+    assert load_file(out)["transformer_blocks.0.attn.to_q.alpha"].item() == 8.0
+
+
+def test_config_that_contradicts_the_saved_one(tmp_path, config, capsys):
+    folder = tmp_path / "epoch=0-step=100_lora"
+    make_lora(folder / WEIGHTS_NAME)
+    (folder / CONFIG_NAME).write_text(json.dumps({**CONFIG, "lora_alpha": 2}), encoding="utf-8")
+    args = ("--input_name", folder / WEIGHTS_NAME, "--output_name", tmp_path / "o.safetensors")
+    assert run(*args, "--lora_config_path", config) == 2
+    assert "lora_alpha = 1" in capsys.readouterr().err
+
+
+def test_all_problems_at_once(tmp_path, config, capsys):
+    make_lora(tmp_path / "in.safetensors", rank=32)
+    args = ("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "out.txt")
+    assert run(*args, "--lora_config_path", config) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "rank 32" in errors[0] and "out.txt" in errors[1]
+
+
+@pytest.mark.parametrize("missing", ["r", "lora_alpha", "use_rslora"])
+def test_config_without_a_needed_key(tmp_path, config, missing, capsys):
+    make_lora(tmp_path / "in.safetensors")
+    config.write_text(json.dumps({key: value for key, value in CONFIG.items() if key != missing}), encoding="utf-8")
+    args = ("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "o.safetensors")
+    assert run(*args, "--lora_config_path", config) == 2
+    assert f"'{missing}' is missing" in capsys.readouterr().err
+
+
+def test_missing_empty_and_damaged_input(tmp_path, config, capsys):
+    (tmp_path / "bad.safetensors").write_bytes(b"\0" * 40)
+    (tmp_path / "empty_lora").mkdir()
+    for name in ("bad.safetensors", "none.safetensors", "empty_lora"):
+        args = ("--input_name", tmp_path / name, "--output_name", tmp_path / "o.safetensors")
+        assert run(*args, "--lora_config_path", config) == 2
+        assert name in capsys.readouterr().err
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_parse_args_needs_no_torch():
+    code = "import sys, add_alpha_in_lora as s; s.parse_args(['--input_name','a','--output_name','b']); "
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

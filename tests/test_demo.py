@@ -1,0 +1,64 @@
+"""demo.py: the seven steps with their real commands, on a short song."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+from safetensors import safe_open
+
+import demo
+
+
+def test_demo_runs_the_seven_steps_and_names_what_it_made(tmp_path: Path):
+    output = tmp_path / "演示 run"
+    answer = subprocess.run(
+        [sys.executable, demo.__file__, "--output_dir", str(output), "--seconds", "4", "--max_steps", "6"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    for step in (
+        "1. Prepare audio",
+        "2. Generate prompts",
+        "3.",
+        "4.",
+        "5. Preprocess",
+        "6. Train",
+        "7. LoRA strength",
+    ):
+        assert f"== {step}" in answer.stdout
+    lora = output / "demo_lora.safetensors"
+    assert f"LoRA file:  {lora}" in answer.stdout
+    picture = Path(answer.stdout.split("Loss curve: ")[1].strip())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with safe_open(lora, framework="pt") as file:
+        keys = list(file.keys())
+    assert any(key.endswith(".alpha") for key in keys) and any(key.endswith(".lora_A.weight") for key in keys)
+
+
+def test_failed_step_is_named_and_ends_the_demo(tmp_path: Path):
+    # A file where the checkpoints should go.
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "checkpoints").write_text("in the way", encoding="utf-8")
+    answer = subprocess.run(
+        [sys.executable, demo.__file__, "--output_dir", str(output), "--seconds", "4", "--max_steps", "2"],
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert answer.returncode == 1
+    assert "error: The step '6. Train' ended with status" in answer.stderr
+    assert "== 7." not in answer.stdout
+    assert "Traceback" not in answer.stdout + answer.stderr
+
+
+def test_synthesised_song_is_stereo_and_alive(tmp_path: Path):
+    demo.synthesise_song(tmp_path / "song.wav", seconds=1.5)
+    with wave.open(str(tmp_path / "song.wav")) as song:
+        assert (song.getnchannels(), song.getframerate(), song.getnframes()) == (2, 44100, 66150)
+        frames = song.readframes(song.getnframes())
+    assert len(set(frames)) == 256
