@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ace_lora.training_setup import Prepared
 
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
+BASE_PRECISIONS = ("bf16", "int8", "nf4")
 LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 
@@ -164,6 +165,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="where the prompt is encoded (default: auto)",
     )
+    machine.add_argument(
+        "--base_precision",
+        choices=BASE_PRECISIONS,
+        default="bf16",
+        help="of the frozen weights: bf16 (default; as --precision has it), int8 or nf4, which take 53 and 30 per cent",
+    )
+    machine.add_argument(
+        "--checkpointing",
+        default="auto",
+        help="blocks computed again in the backward pass, to save memory: auto (as many as the free memory asks for, "
+        "default), all, none, or a number",
+    )
+    machine.add_argument(
+        "--offload", type=int, default=0, help="blocks kept in main memory and streamed to the card (default: 0)"
+    )
+
+    trial = parser.add_argument_group("trial")
+    trial.add_argument(
+        "--trial",
+        action="store_true",
+        help="run 20 steps on the longest songs and say what the training will cost; when it does not fit, find the "
+        "mildest savings with which it does",
+    )
+    trial.add_argument(
+        "--plan", choices=("none", "auto"), default="none", help="auto: make the trial, then train with what it found"
+    )
+    trial.add_argument(
+        "--memory_limit_gb", type=float, default=0.0, help="memory that the trial may use; 0: all of the card (default)"
+    )
+    # How a trial calls itself for one attempt; its result goes to this file.
+    trial.add_argument("--trial_attempt", default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -174,6 +206,13 @@ def main(args: argparse.Namespace) -> None:
     from ace_lora.training_setup import flag_problems, prepare
 
     silence_libraries()
+    if (args.trial or args.plan == "auto") and not args.trial_attempt:
+        from ace_lora.trial import run_trial
+
+        savings = run_trial(args)
+        if args.trial:
+            return
+        vars(args).update(savings)
     stop = StopRequest(Path(args.output_dir))
     if is_first_process() and not flag_problems(args) and stop.forget_file():
         say(f"Removed '{stop.path}', which an earlier run had left.")
@@ -185,7 +224,12 @@ def main(args: argparse.Namespace) -> None:
             "training is finished. Give a higher --max_steps to go on."
         )
         return
-    run = Run(args, prepared, stop)
+    if args.trial_attempt:
+        from ace_lora.trial import TrialRun
+
+        run: Run = TrialRun(args, prepared, stop)
+    else:
+        run = Run(args, prepared, stop)
     run.load()
     run.train()
 

@@ -25,7 +25,7 @@ SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
 FIT_FLAGS = (
     *("batch_size", "accumulate_grad_batches", "max_seconds", "tag_dropout", "lyrics_dropout", "shift", "ssl_coeff"),
     *("optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "warmup_steps"),
-    *("gradient_clip_val", "gradient_clip_algorithm", "ema_decay", "seed"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "ema_decay", "seed", "base_precision"),
 )
 
 
@@ -58,6 +58,14 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
     need(args.epochs >= 1 or args.epochs == -1, "epochs", "1 or more, or -1", "-1 leaves the length to --max_steps.")
     if args.max_steps == -1 and args.epochs == -1:
         problems.append("--max_steps and --epochs are both -1: the run would never end. Give one of them a number.")
+    need(
+        args.checkpointing in ("auto", "all", "none") or args.checkpointing.isdecimal(),
+        "checkpointing",
+        "auto, all, none or a number of blocks",
+        "auto is usual.",
+    )
+    need(args.offload >= 0, "offload", "0 or more", "0 keeps all blocks on the card.")
+    need(args.memory_limit_gb >= 0, "memory_limit_gb", "0 or more", "0 sets no limit.")
     need(args.val_songs >= -1, "val_songs", "-1 or more", "-1 chooses by itself.")
     need(
         SHORT_PRECISIONS.get(args.precision, args.precision) in PRECISIONS,
@@ -79,6 +87,11 @@ def package_problems(args: argparse.Namespace) -> list[str]:
     from ace_lora.optimizers import optimizer_problems
 
     problems = optimizer_problems(args.optimizer)
+    if args.base_precision == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(
+            "--base_precision nf4 needs the package 'bitsandbytes', which is not installed. "
+            "Install it with: pip install bitsandbytes - or choose --base_precision int8."
+        )
     needed = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(args.logger)
     if needed and importlib.util.find_spec(needed) is None:
         problems.append(
@@ -169,7 +182,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
     chosen = attempt(choose_precision, args) if not any("--precision" in problem for problem in problems) else None
     output_dir = Path(args.output_dir)
-    problems += output_problems(output_dir, args.resume) if is_first_process() else []
+    if is_first_process() and not args.trial_attempt:
+        problems += output_problems(output_dir, args.resume)
     songs = attempt(scan_dataset, Path(args.dataset_path), need_ssl=args.ssl_coeff > 0)
     config = attempt(read_lora_config, Path(args.lora_config_path))
     last_lora = attempt(read_lora_file, Path(args.last_lora_path)) if args.last_lora_path else None
@@ -180,6 +194,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
     if config:
         base = attempt(meta_transformer, found.get("transformer"))
         layers = attempt(target_layers, base, config) if base else None
+        if base and args.offload > base.config.num_layers:
+            problems.append(
+                f"--offload is {args.offload}, but the base model has {base.config.num_layers} blocks. Use fewer."
+            )
         if layers:
             shapes = adapter_shapes(layers, config["r"])
     if shapes and last_lora:
