@@ -122,41 +122,47 @@ def feature_backward(dy: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 # --- Gated depthwise convolution (spec: transformer, 8.4) -------------------------------------------------------------
 
-Taps = tuple[Tensor, Tensor, Tensor, Tensor]  # the weights of the frames before, at and after; the bias; each [2F]
+# The weights of the frames before, at and after, and the bias, one row each.
+Taps = Tensor  # [4,C]
 
 
-def _convolved(u: Tensor, taps: Taps) -> Tensor:
-    before, at, after, bias = taps
+def _convolved(p: Tensor, taps: Taps, mask: Tensor | None) -> Tensor:
+    """depthwise(SiLU(p)·mask)"""
+    before, at, after, bias = taps.unbind()
+    u = F.silu(p)
+    if mask is not None:
+        u = u * mask
     c = torch.addcmul(bias, u, at)
     c[:, 1:].addcmul_(u[:, :-1], before)
     c[:, :-1].addcmul_(u[:, 1:], after)
     return c
 
 
-def _activated(p: Tensor, mask: Tensor | None) -> Tensor:
-    u = F.silu(p)
-    return u if mask is None else u * mask
-
-
-@_stretch
-def gated_convolution(p: Tensor, taps: Taps, mask: Tensor | None) -> Tensor:
-    """c[:F]·SiLU(c[F:]) with c = depthwise(SiLU(p)·mask); p [B,T,2F] → [B,T,F], mask [B,T,1]."""
-    value, gate = _convolved(_activated(p, mask), taps).chunk(2, dim=-1)
-    return value * F.silu(gate)
-
-
-@_stretch
-def gated_convolution_backward(dm: Tensor, p: Tensor, taps: Taps, mask: Tensor | None) -> Tensor:
-    """dm [B,T,F] → dp [B,T,2F]; everything between is computed again from p."""
-    before, at, after, _ = taps
-    value, gate = _convolved(_activated(p, mask), taps).chunk(2, dim=-1)
-    sigmoid = gate.sigmoid()
-    activated = gate * sigmoid
-    dgate = dm * value * (sigmoid + activated * (1 - sigmoid))
-    dc = torch.cat([dm * activated, dgate], dim=-1)
+def _convolved_backward(dc: Tensor, p: Tensor, taps: Taps, mask: Tensor | None) -> Tensor:
+    before, at, after, _ = taps.unbind()
     du = dc * at
     du[:, :-1].addcmul_(dc[:, 1:], before)
     du[:, 1:].addcmul_(dc[:, :-1], after)
     if mask is not None:
         du = du * mask
     return torch.ops.aten.silu_backward(du, p)
+
+
+@_stretch
+def gated_convolution(p: Tensor, p_gate: Tensor, taps: Taps, taps_gate: Taps, mask: Tensor | None) -> Tensor:
+    """c·SiLU(c_gate) with c = depthwise(SiLU(p)·mask), for C channels and the C channels that gate them.
+
+    p, p_gate and the result [B,T,C], taps [4,C], mask [B,T,1].
+    """
+    return _convolved(p, taps, mask).mul_(F.silu(_convolved(p_gate, taps_gate, mask)))
+
+
+@_stretch
+def gated_convolution_backward(
+    dm: Tensor, p: Tensor, p_gate: Tensor, taps: Taps, taps_gate: Taps, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """dm [B,T,C] → dp and dp_gate; everything between is computed again from p."""
+    gate = _convolved(p_gate, taps_gate, mask)
+    dp = _convolved_backward(dm * F.silu(gate), p, taps, mask)
+    dgate = torch.ops.aten.silu_backward(_convolved(p, taps, mask).mul_(dm), gate)
+    return dp, _convolved_backward(dgate, p_gate, taps_gate, mask)

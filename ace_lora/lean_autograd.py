@@ -18,7 +18,7 @@ multiplied, norms, key sums and gradients of factors are float32. So autocast ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ace_lora import elementwise
+
+# Bytes of one temporary tensor of the feed-forward branch; about six exist at once.
+PIECE_BYTES = 2**24
 
 # --- LoRA layers ------------------------------------------------------------------------------------------------------
 
@@ -365,7 +368,12 @@ class _FeedForward(torch.autograd.Function):
         inverted, depthwise, point = layers
         ctx.layers, ctx.eps, ctx.keeps_product = layers, eps, keeps_product
         p = _inverted(inverted, x, shift, scale, eps)  # [B,T,2F]
-        m = elementwise.gated_convolution(p, _taps(depthwise, x.dtype), mask)  # [B,T,F]
+        taps, hidden = _taps(depthwise, x.dtype), p.shape[-1] // 2
+        m = p.new_empty(*p.shape[:-1], hidden)  # [B,T,F]
+        for own, gating in _pieces(p):
+            m[..., own] = elementwise.gated_convolution(
+                p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask
+            )
         y = F.linear(m, frozen_weight(point, x.dtype))
         ctx.save_for_backward(x, shift, scale, gate, mask, p if keeps_product else None)
         return elementwise.add_gated(x, y, gate)
@@ -378,8 +386,14 @@ class _FeedForward(torch.autograd.Function):
         if not ctx.keeps_product:
             p = _inverted(inverted, x, shift, scale, ctx.eps)
         dm = (dout * gate) @ frozen_weight(point, x.dtype)  # [B,T,F]
-        dp = elementwise.gated_convolution_backward(dm, p, _taps(depthwise, x.dtype), mask)
-        dh = dp @ frozen_weight(inverted, x.dtype)
+        taps = _taps(depthwise, x.dtype)
+        for own, gating in _pieces(p):
+            # Nothing needs p after this: its gradient takes its place.
+            p[..., own], p[..., gating] = elementwise.gated_convolution_backward(
+                dm[..., own], p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask
+            )
+        del dm
+        dh = p @ frozen_weight(inverted, x.dtype)
         dx = elementwise.modulated_norm_backward(dh, x, scale, ctx.eps).add_(dout)
         return None, None, None, dx, None, None, None, None
 
@@ -390,8 +404,17 @@ def _inverted(inverted: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps:
 
 
 def _taps(depthwise: nn.Module, dtype: torch.dtype) -> elementwise.Taps:
-    before, at, after = depthwise.weight[:, 0].to(dtype).T.contiguous()
-    return before, at, after, depthwise.bias.to(dtype)
+    return torch.cat([depthwise.weight[:, 0].T, depthwise.bias[None]]).to(dtype)
+
+
+def _pieces(p: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Ranges of channels and of the channels that gate them, so many that temporary tensors stay small."""
+    hidden = p.shape[-1] // 2
+    count = max(1, -(-p.numel() // 2 * p.element_size() // PIECE_BYTES))
+    size = -(-hidden // count)
+    for first in range(0, hidden, size):
+        last = min(first + size, hidden)
+        yield slice(first, last), slice(hidden + first, hidden + last)
 
 
 def feed_forward(
