@@ -1976,6 +1976,8 @@ class Workspace:
             known = None if script_is_other else (self.flags.get(STEP[step].script) or {}).get(row.flag)
             if row.flag in ("backend", "model", "quantization") and (script_is_other or not self.knows(step, row.flag)):
                 continue
+            if resume and row.flag == "last_lora_path":  # the resumed training brings its own weights
+                continue
             text = self.value(step, row).strip()
             if row.kind == "bool":
                 if text == "true":
@@ -5616,13 +5618,13 @@ class App:
 
     def _disk_is_short(self) -> bool:
         try:
-            return free_bytes(self.space.records) < disk_estimate(self.space, self.songs)
+            return free_bytes(self.project.records) < disk_estimate(self.space, self.songs)
         except OSError:
             return False
 
     def _ask_disk(self, again: Callable[..., None]) -> None:
         t = self.ui.t
-        fields = {"free": human_bytes(free_bytes(self.space.records)), "need": human_bytes(disk_estimate(self.space, self.songs))}
+        fields = {"free": human_bytes(free_bytes(self.project.records)), "need": human_bytes(disk_estimate(self.space, self.songs))}
 
         def answer(key: str) -> None:
             if key == "anyway":
@@ -5645,6 +5647,9 @@ class App:
                 orphans = orphan_records(self.project, self.songs)
                 if remove_to_bin(self.project.home, orphans, "orphans"):
                     self.log.write([f"— {self.ui.t('orphans.moved', songs=_names([path.stem for path in orphans]))}"])
+            output = space.lora_output() if key == "strength" else None
+            if output is not None and output.is_file():
+                os.replace(output, unique_path(output.with_name(f"{output.stem}_{stamp()}{output.suffix}")))
             stop_file = space.stop_file(key)
             if stop_file is not None:
                 stop_file.unlink(missing_ok=True)  # one that was left behind would end the run at its first step
