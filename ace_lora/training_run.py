@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 import signal
 import uuid
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed
 from ace_lora.processes import is_first_process, process_number, say
-from ace_lora.training_setup import Prepared, crops_lyrics, max_frames, meta_transformer
+from ace_lora.training_setup import Prepared, crops_lyrics, last_lora_file, max_frames, meta_transformer
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +42,15 @@ class StopRequest:
     def requested(self) -> bool:
         return self.signalled or self.path.exists()
 
-    def forget_file(self) -> bool:
-        """Remove the STOP file; whether there was one."""
-        there = self.path.exists()
-        self.path.unlink(missing_ok=True)
-        return there
+    def forget_file(self, older_than: float = math.inf) -> bool:
+        """Remove the STOP file, if it is older than a time in seconds since the epoch; whether it was removed."""
+        try:
+            if self.path.stat().st_mtime >= older_than:
+                return False
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def install(self) -> None:
         """From now on the first signal asks to stop after the step; a second one interrupts at once."""
@@ -124,7 +129,7 @@ class Run:
                 for key, parameter in self.adapter.items():
                     parameter.copy_(prepared.state.tensors[f"adapter/{key}"])
         elif args.last_lora_path:
-            adapter.load_lora(self.model, Path(args.last_lora_path))
+            adapter.load_lora(self.model, last_lora_file(args))
             say(f"starting from the weights of '{args.last_lora_path}'")
         if args.ssl_coeff == 0:
             # The heads do not run, so adapters in them stay as they are.
