@@ -52,7 +52,8 @@ def main(args: argparse.Namespace) -> None:
     problems += equal_stem_problems(songs)
     rows = []
     for number, song in enumerate(songs, 1):
-        found, remarks = audio_problems(song), []
+        remarks: list[str] = []
+        found = audio_problems(song)
         try:
             row, remarks = song_row(song, args.data_dir, args.default_tag)
             rows.append(row)

@@ -64,9 +64,9 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
     captions.add_argument(
         "--backend",
         choices=("auto", "qwen", "llamacpp", "analysis"),
-        default=backend,
+        default="auto",
         help="qwen: a Qwen2.5-Omni model on this computer; llamacpp: a running llama-server; analysis: tags measured "
-        "from the signal, no model; auto: qwen with a CUDA card, else analysis (default: %(default)s)",
+        f"from the signal, no model; auto: qwen with a CUDA card, else analysis (default: {backend})",
     )
     captions.add_argument("--bpm", action="store_true", help="add the measured tempo as a tag, such as '120 bpm'")
     captions.add_argument("--language", help="language of the lyrics, such as en or zh (default: the model finds out)")
@@ -97,9 +97,9 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
         "--quantization",
         choices=("auto", "nf4", "int8", "none"),
         default="auto",
-        help="auto: as the checkpoint is quantised, else nf4 on a CUDA card and none elsewhere (default: %(default)s)",
+        help="auto: the checkpoint's own, else none where the model fits and nf4 elsewhere (default: %(default)s)",
     )
-    qwen.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="(default: %(default)s)")
+    qwen.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: %(default)s)")
 
     server = parser.add_argument_group("llamacpp backend")
     server.add_argument("--host", default="127.0.0.1", help="where llama-server listens (default: %(default)s)")
@@ -110,6 +110,7 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
         default=600.0,
         help="seconds for one answer of the server (default: %(default)s)",
     )
+    parser.set_defaults(backend=backend)
     return parser.parse_args(argv)
 
 
@@ -244,14 +245,20 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
     Raises SongFailed when one of the texts cannot be had, AudioError when the song cannot be read: then nothing is
     to be written for it.
     """
-    from ace_lora.audio import read_audio
+    from ace_lora.audio import MAX_SECONDS, read_audio
 
     found = find_lyrics(task.song, args, say) if task.lyrics else None
     ask_lyrics = task.lyrics and found is None and "model" in lyric_sources(args)
     captioner = load_captioner() if task.prompt or ask_lyrics else None
 
-    # All of it: what lies beyond the length that a captioner hears is heard in further parts.
-    waveform = read_audio(task.song.audio, max_seconds=LONGEST_SONG_SECONDS) if task.prompt or captioner else None
+    waveform = None
+    if task.prompt or (task.lyrics and found is None):
+        # All of it: what lies beyond the length that a captioner hears at once is heard in further parts.
+        waveform = read_audio(task.song.audio, max_seconds=LONGEST_SONG_SECONDS)
+        if waveform.warning:
+            say(waveform.warning.rstrip("."))
+        if waveform.original_seconds > LONGEST_SONG_SECONDS:
+            say(f"lasts {waveform.original_seconds:.0f} s; only the first {LONGEST_SONG_SECONDS} s are heard")
     caption = None
     if captioner is not None and ((task.prompt and captioner.gives_tags) or ask_lyrics):
         caption = caption_waveform(
@@ -266,8 +273,13 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
     if caption is not None and caption.has_vocal is False:
         return Texts(tags, INSTRUMENTAL)
     if caption is not None and caption.lyrics:
+        if waveform.original_seconds > MAX_SECONDS:
+            say(
+                f"lasts {waveform.original_seconds:.0f} s, of which training uses the first {MAX_SECONDS} s: "
+                f"remove what is sung later from '{task.song.lyrics.name}'"
+            )
         return Texts(tags, structured("\n".join(caption.lyrics), args))
-    if captioner is None and args.backend == "analysis":
+    if args.backend == "analysis":
         say(
             "no lyrics found, and nobody listened for a voice: assumed to be instrumental. If it is sung, correct "
             f"'{task.song.lyrics.name}', or put the lyrics beside it as '{task.song.stem}.lrc' and use --overwrite"
@@ -326,6 +338,8 @@ def tags_of(
         tags = list(caption.tags)
         bpm = measure_bpm(waveform.samples, waveform.rate) if args.bpm else None
     else:
+        if args.backend != "analysis":
+            say("this model gives no tags: measured ones are taken")
         try:
             measured = measure(waveform.samples, waveform.rate)
         except TooLittleSound as error:
@@ -351,7 +365,13 @@ def caption_waveform(
     import torch
 
     from ace_lora.audio import resample
+    from ace_lora.signal_analysis import TooLittleSound, require_sound
 
+    try:
+        # A model describes silence as well.
+        require_sound(waveform.samples, waveform.rate)
+    except TooLittleSound as error:
+        raise SongFailed(str(error)) from error
     mono = torch.from_numpy(waveform.samples).mean(dim=0, keepdim=True)
     heard = resample(mono, waveform.rate, CAPTION_RATE)[0].clamp(-1, 1).numpy()
     bounds = part_bounds(len(heard), int(captioner.longest_seconds * CAPTION_RATE))
@@ -416,23 +436,21 @@ def captioner_loader(args: argparse.Namespace) -> LoadCaptioner:
 # --- 5. Files ---
 
 
-def write_texts(task: Task, texts: Texts) -> None:
+def write_texts(task: Task, texts: Texts, *, overwrite: bool) -> None:
     """Write what is not None, each file whole; what it replaces is kept as a dated backup."""
+    song = task.song
     if texts.tags is not None:
-        _write(task.song.prompt, ", ".join(texts.tags))
-    if texts.lyrics is not None:
-        # Old times do not belong to the new lyrics, and would be used to crop them. A file that somebody put there
-        # without --overwrite being given is where the lyrics came from.
-        _write_timed(task.song, texts)
-        _write(task.song.lyrics, texts.lyrics)
-
-
-def _write_timed(song: Song, texts: Texts) -> None:
-    if texts.timed_lyrics is not None:
-        _write(song.timed_lyrics, texts.timed_lyrics)
-    elif song.timed_lyrics.exists():
+        _write(song.prompt, ", ".join(texts.tags))
+    if texts.lyrics is None:
+        return
+    if overwrite and song.timed_lyrics.exists():
+        # Old times do not belong to the new lyrics, and would be used to crop them.
         back_up(song.timed_lyrics)
         song.timed_lyrics.unlink()
+    # One that stands without lyrics is the user's own, and where the lyrics came from.
+    if texts.timed_lyrics is not None and not song.timed_lyrics.exists():
+        write_text(song.timed_lyrics, texts.timed_lyrics)
+    _write(song.lyrics, texts.lyrics)
 
 
 def _write(path: Path, text: str) -> None:
@@ -463,6 +481,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ace_lora.audio import AudioError
+    from ace_lora.lyrics.packages import MissingLyricSupport
 
     # Settled before the first song, and only if there is anything to do for it.
     if any(task.prompt or task.lyrics for task in tasks):
@@ -488,11 +507,13 @@ def main(args: argparse.Namespace) -> None:
                 continue
             try:
                 texts = describe(task, args, load_captioner, say)
+            except MissingLyricSupport as error:
+                raise StepFailed(str(error)) from error
             except (SongFailed, AudioError) as error:
-                report(f"failed: {error}")
+                report(f"failed: {' '.join(str(error).split())}")
                 failed.append(name)
                 continue
-            write_texts(task, texts)
+            write_texts(task, texts, overwrite=args.overwrite)
             report("done" if texts.tags is None else f"done: {', '.join(texts.tags)}")
             done += 1
     print(f"done {done}, skipped {skipped}, failed {len(failed)}")

@@ -58,10 +58,6 @@ WEIGHTS = {**STAGES, "text": "text_encoder", "lyrics": "lyric_vocabulary"}
 # Raised when our computation of a piece changes its result: records made by the old one are then made again.
 VERSIONS = {"latents": 1, "mert": 1, "mhubert": 1, "text": 1, "lyrics": 1}
 
-# Chunks (MERT 5 s, mHuBERT 30 s) that go through a network at once. The first convolution takes most memory, about
-# 0.2 GB per layer output for these in float32; larger batches are not faster on a CPU.
-CPU_CHUNKS = {"mert": 4, "mhubert": 1}
-GPU_CHUNKS = {"mert": 24, "mhubert": 4}
 SAMPLE_RATE = 48_000  # of the decoded songs
 
 # Songs decoded while the network works. A GPU needs more than one decoder to stay busy; each song held in memory takes
@@ -120,6 +116,7 @@ def main(args: argparse.Namespace) -> None:
     check_kept_pieces(open_works)
     needed = needed_weights(open_works)
     weights = ensure_base_weights(checkpoint_dir(args), needed) if needed else {}
+    complete_fingerprints(open_works, weights)
     tokenize_texts(open_works, run, weights, found.get("transformer"))
 
     # Nothing has been written or moved so far; from here on a stop at any moment leaves only complete records.
@@ -170,13 +167,14 @@ class Work:
         return self.song.audio.name
 
     def fail(self, reason: object) -> None:
-        self.outcome = f"failed: {reason}"
+        stays = " The record made before it changed stays where it is." if self.old else ""
+        self.outcome = f"failed: {reason}{stays}"
 
 
 @dataclass(frozen=True)
 class TokenizedLyrics:
     ids: list[int]
-    language: str
+    language: str | None  # in which most lines were encoded; None without lyrics
     text: str  # what was tokenised
     timed_lines: list[list[Any]]  # [seconds or None, line], empty where no times are known
 
@@ -266,7 +264,8 @@ def set_orphans_aside(output: Path, songs: list[DatasetSong], dataset: str) -> N
         return
     known = {song.keys for song in songs}
     dataset_path = str(Path(dataset).resolve())
-    gone, foreign = [], []
+    gone: list[Path] = []
+    foreign: list[Path] = []
     for path in list_records(output):
         if path.stem in known:
             continue
@@ -363,7 +362,7 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
         }
         names = [name for name, changed in changes.items() if changed] or ["base weights"]
         work.warnings.append(f"changed since its record was made: {', '.join(names)}")
-    work.stages = [stage for stage in STAGES if stage in work.redo and not is_waiting(work, stage, run.partial)]
+    work.stages = [stage for stage in STAGES if stage in work.redo and not find_waiting(work, stage, run.partial)]
     return work
 
 
@@ -390,14 +389,25 @@ def is_same(now: dict[str, Any], recorded: dict[str, Any] | None) -> bool:
     return all(recorded.get(key) == value for key, value in now.items() if key != "weights" or value is not None)
 
 
-def is_waiting(work: Work, stage: str, partial: Path) -> bool:
+def find_waiting(work: Work, stage: str, partial: Path) -> bool:
     """Whether an interrupted run has left this piece, made from the same audio by the same network."""
     try:
         _, facts = read_header(piece_path(work, stage, partial))
     except (RecordError, OSError):
         return False
-    same_audio = facts["audio_sha256"] == work.fingerprint["audio"]["sha256"]
-    return same_audio and is_same(work.fingerprint[stage], facts["made_by"])
+    same_audio = facts.get("audio_sha256") == work.fingerprint["audio"]["sha256"]
+    if not same_audio or not is_same(work.fingerprint[stage], facts.get("made_by")):
+        return False
+    work.fingerprint[stage] = facts["made_by"]
+    return True
+
+
+def complete_fingerprints(works: list[Work], weights: dict[str, Path]) -> None:
+    """Name the base weights that were only downloaded after the songs had been looked at."""
+    identities = {part: weights_identity(path) for part, path in weights.items()}
+    for work in works:
+        for piece in work.redo:
+            work.fingerprint[piece]["weights"] = identities.get(WEIGHTS[piece], work.fingerprint[piece]["weights"])
 
 
 def piece_path(work: Work, stage: str, partial: Path) -> Path:
@@ -489,7 +499,7 @@ def tokenize_lyrics(work: Work, run: Run, cropped_at: float | None) -> None:
     if cropped_at is None:
         for warning in tokens.warnings:
             print(f"warning: {work.name}: {warning}")
-    work.lyrics = TokenizedLyrics(list(tokens.ids), tokens.main_language, text, timed_lines)
+    work.lyrics = TokenizedLyrics(list(tokens.ids), tokens.main_language or None, text, timed_lines)
 
 
 # --- Networks ---
@@ -511,23 +521,51 @@ def run_networks(works: list[Work], run: Run, weights: dict[str, Path]) -> None:
         print(f"{stage}: {len(here)} songs")
         started, seconds = time.monotonic(), 0.0
         network = load_network(stage, weights[STAGES[stage]], device)
-        with tqdm(total=len(here), desc=stage, unit="song", file=sys.stderr) as bar:
+        with (
+            tqdm(total=len(here), desc=stage, unit="song", file=sys.stderr) as bar,
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        ):
+            written: Future | None = None  # the song before this one: disk and network work at the same time
             for work, decoded in decode_ahead(here, ahead):
                 bar.set_postfix_str(work.name)
-                piece = compute_piece(stage, network, work, decoded, device)
-                if piece:
-                    seconds += piece.facts["seconds"]
-                    if stage == work.stages[-1]:
-                        finish(work, {stage: piece}, run)
-                    else:
-                        write_tensors(piece_path(work, stage, run.partial), piece.tensors, piece.facts)
-                bar.update()
-                if work.outcome:
+                computed = compute(stage, network, work, decoded, device)
+                if written:
+                    written.result()
+                    written = None
+                if computed:
+                    seconds += computed[1]["seconds"]
+                    written = writer.submit(store, stage, *computed, work, run)
+                else:
                     run.report.finished(work)
+                bar.update()
+            if written:
+                written.result()
         print(f"{stage}: {seconds:.0f} s of audio in {time.monotonic() - started:.1f} s")
         # The next network takes this one's place in memory.
         del network
         free_memory(device)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one network made of one song, as the record stores it."""
+
+    tensors: dict[str, Any]
+    facts: dict[str, Any]  # seconds, original_seconds, cropped; audio_sha256 and made_by, for a later run
+
+
+def store(stage: str, result: Any, facts: dict[str, Any], work: Work, run: Run) -> None:
+    """Write the record when this was the last piece of the song, else the piece. Runs in a thread of its own."""
+    if stage == "latents":
+        piece = Piece({"target_latents": result}, facts)
+    else:
+        values, scale = quantise_rows(result)
+        piece = Piece({stage: values, f"{stage}_scale": scale}, facts)
+    if stage == work.stages[-1]:
+        finish(work, {stage: piece}, run)
+        run.report.finished(work)
+    else:
+        write_tensors(piece_path(work, stage, run.partial), piece.tensors, piece.facts)
 
 
 def free_memory(device: Any) -> None:
@@ -569,32 +607,33 @@ def decode(work: Work) -> tuple[Any, Any]:
     return prepare_waveform(read_audio(work.song.audio))
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What one network made of one song."""
-
-    tensors: dict[str, Any]  # as the record stores them, on the CPU
-    facts: dict[str, Any]  # seconds, original_seconds, cropped; audio_sha256 and made_by, for a later run
-
-
-def compute_piece(stage: str, network: Any, work: Work, decoded: Future, device: Any) -> Piece | None:
-    """Apply a network to the decoded song; None where that failed, with the reason in `work.outcome`."""
+def compute(stage: str, network: Any, work: Work, decoded: Future, device: Any) -> tuple[Any, dict[str, Any]] | None:
+    """A network's result on the decoded song and the facts on it; None where that failed, with `work.outcome` set."""
     from ace_lora.audio import AudioError
 
     try:
         wave, info = decoded.result()
-        if not is_same_audio(work.song.audio, work.fingerprint["audio"]):
-            work.fail("the audio file changed while it was being read. Run the same command again.")
-            return None
-        tensors = apply_network(stage, network, wave.to(device.torch_device))
+        unchanged = is_same_audio(work.song.audio, work.fingerprint["audio"])
     except (AudioError, OSError) as error:
         work.fail(error)
         return None
-    except (RuntimeError, ValueError) as error:  # out of memory above all; the next song may be shorter
-        work.fail(f"{stage} cannot be computed: {error}")
+    except Exception as error:  # a decoder's own; one odd file must not stop the others
+        work.fail(f"it cannot be decoded ({type(error).__name__}: {error}). Convert it to .flac or .wav.")
         return None
-    if info.warning and stage == next(iter(work.stages)):
+    if not unchanged:
+        work.fail("the audio file changed while it was being read. Run the same command again.")
+        return None
+    if info.warning and stage == work.stages[0]:
         print(f"warning: {work.name}: {info.warning}")
+    try:
+        result = apply_network(stage, network, wave)
+    except AudioError as error:
+        work.fail(error)
+        return None
+    except (RuntimeError, ValueError) as error:  # out of memory above all; the next song may be shorter
+        free_memory(device)
+        work.fail(f"{stage} cannot be computed ({error}). Close other programs, or use --device cpu.")
+        return None
     facts = {
         "original_seconds": info.original_seconds,
         "seconds": wave.shape[1] / SAMPLE_RATE,
@@ -602,22 +641,20 @@ def compute_piece(stage: str, network: Any, work: Work, decoded: Future, device:
         "audio_sha256": work.fingerprint["audio"]["sha256"],
         "made_by": work.fingerprint[stage],
     }
-    return Piece(tensors, facts)
+    return result, facts
 
 
-def apply_network(stage: str, network: Any, wave: Any) -> dict[str, Any]:
-    """The tensors of one piece from `wave`, float32 [2, L] at 48 kHz.
+def apply_network(stage: str, network: Any, wave: Any) -> Any:
+    """Latents float32 [8, 16, T] or features float32 [n, width], on the CPU, from `wave` float32 [2, L] at 48 kHz.
 
-    Raises AudioError and ValueError for results that are not finite.
+    Raises AudioError for results that are not finite.
     """
     from ace_lora import dcae, ssl_features
 
     if stage == "latents":
-        return {"target_latents": dcae.encode_latents(network, wave).cpu()}  # [8, 16, T]
+        return dcae.encode_latents(network, wave)
     branch = {"mert": ssl_features.MERT, "mhubert": ssl_features.MHUBERT}[stage]
-    chunks = (CPU_CHUNKS if wave.device.type == "cpu" else GPU_CHUNKS)[stage]
-    values, scale = quantise_rows(ssl_features.extract_features(network, wave, branch, chunks))  # [n, width], [n]
-    return {stage: values.cpu(), f"{stage}_scale": scale.cpu()}
+    return ssl_features.extract_features(network, wave, branch)
 
 
 # --- Records ---

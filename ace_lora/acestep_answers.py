@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from ace_lora.captions import Caption, UnusableAnswer, check_lyrics, check_tags, clean_lines, clean_tags, sung_lines
+from ace_lora.captions import (
+    Caption,
+    UnusableAnswer,
+    check_lyrics,
+    check_tags,
+    clean_lines,
+    clean_tags,
+    known_structure,
+    sung_lines,
+)
 
 QUESTIONS = {
     "captioner": "*Task* Describe this audio in detail",
@@ -117,7 +126,7 @@ def parse_transcription(answer: str) -> Caption:
     if heading is None:
         raise UnusableAnswer("the answer has no '# Lyrics' section")
     body = re.split(r"^#+\s", answer[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0]
-    lines = [_known_structure(line) for line in clean_lines(body)]
+    lines = [known_structure(line) for line in clean_lines(body)]
     sung = [line for line in sung_lines(lines) if not re.fullmatch(r"\W*(?:instrumental|none|n/?a)\W*", line, re.I)]
     if not sung:
         return Caption((), has_vocal=False)
@@ -136,24 +145,3 @@ def _named_in(text: str, names: str) -> list[str]:
         + r")(?![\w&-])"
     )
     return [match.group().lower() for match in re.finditer(pattern, text, re.IGNORECASE)]
-
-
-# The tags that the lyric vocabulary has a token for, and what transcribers call them otherwise.
-_STRUCTURE = {
-    "refrain": "chorus",
-    "prechorus": "pre-chorus",
-    "instrumental": "inst",
-    "interlude": "inst",
-    "guitar solo": "solo",
-}
-_STRUCTURE_TOKENS = ("intro", "verse", "pre-chorus", "chorus", "bridge", "outro", "inst", "solo", "hook", "break")
-
-
-def _known_structure(line: str) -> str:
-    """`[Verse 1]` and `[Verse - soft]` as `[verse]`; other lines as they are."""
-    match = re.fullmatch(r"\[([^\[\]]+)\]\s*", line)
-    if match is None:
-        return line
-    name = re.split(r"\s*[-:–,(]\s+|\s+\d+$|\s*:\s*", match.group(1).strip().lower())[0].strip()
-    name = _STRUCTURE.get(name, name)
-    return f"[{name}]" if name in _STRUCTURE_TOKENS else line

@@ -399,6 +399,22 @@ def save_lora(
     }
     with replace_atomically(path) as temporary:
         save_file(content, temporary, metadata=header)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's metadata in order, so that equal LoRAs are equal files; safetensors writes it in any order.
+
+    The file is 8 bytes little-endian length, a JSON header of that length, the tensors.
+    """
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def peft_config_dict(config: Mapping[str, Any]) -> dict[str, Any]:

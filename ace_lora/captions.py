@@ -168,7 +168,7 @@ def parse_caption(answer: str, *, tags: bool, lyrics: bool) -> Caption:
         check_tags(found)
     lines: tuple[str, ...] = ()
     if lyrics and has_vocal:
-        lines = tuple(clean_lines("\n".join(_strings(said, "lyrics"))))
+        lines = tuple(map(known_structure, clean_lines("\n".join(_strings(said, "lyrics")))))
         check_lyrics(lines)
     return Caption(found, has_vocal, lines)
 
@@ -199,8 +199,13 @@ def _mend(text: str) -> Any:
     if end < start:
         # json-repair would close the open strings and lists and hide that the rest is missing.
         raise UnusableAnswer(f"the answer is cut short: …{text[-60:]}")
-    import json_repair
-
+    try:
+        import json_repair
+    except ImportError:
+        raise UnusableAnswer(
+            "the answer is not valid JSON, and the package json-repair, which might mend it, is not installed "
+            "(python start.py install captioning)"
+        ) from None
     return json_repair.loads(body[start : end + 1])
 
 
@@ -284,6 +289,27 @@ def sung_lines(lines: Sequence[str]) -> list[str]:
 def _is_structure(line: str) -> bool:
     match = STRUCTURE_TAG.match(line)
     return bool(match and not line[match.end() :].strip(" :：")) or bool(_HEADING.match(line))
+
+
+# The tags that the lyric vocabulary has a token for, and what transcribers call them otherwise.
+_STRUCTURE = {
+    "refrain": "chorus",
+    "prechorus": "pre-chorus",
+    "instrumental": "inst",
+    "interlude": "inst",
+    "guitar solo": "solo",
+}
+_STRUCTURE_TOKENS = ("intro", "verse", "pre-chorus", "chorus", "bridge", "outro", "inst", "solo", "hook", "break")
+
+
+def known_structure(line: str) -> str:
+    """`[Verse 1]` and `[Verse - soft]` as `[verse]`; other lines as they are."""
+    match = re.fullmatch(r"\[([^\[\]]+)\]\s*", line)
+    if match is None:
+        return line
+    name = re.split(r"\s*(?:[-–,]\s|[(:]|\s\d)", match.group(1).strip().lower())[0].strip()
+    name = _STRUCTURE.get(name, name)
+    return f"[{name}]" if name in _STRUCTURE_TOKENS else line
 
 
 def check_lyrics(lines: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """The pieces of a transformer block as functions that keep little for the backward pass (spec: transformer, 10 and 13).
 
 All base weights are frozen; only LoRA factors are trained. So a product with a frozen weight has to keep nothing, and
-the input of a LoRA factor is rebuilt from what is kept anyway. At full size (T = 2584, L = 1057, bfloat16) a block built
-from PyTorch's own operations keeps 627 MB, this one 183 MB:
+the input of a LoRA factor is rebuilt from what is kept anyway. At full size (T = 2584, L = 1057, bfloat16, rank 64) a
+block of PyTorch's own operations keeps 627 MB, this one 185 MB:
 
     modulated_projections   x                      the norm and the LoRA products' input are rebuilt
     linear_attention        q, k, v                rotation, ReLU, both small products are rebuilt
@@ -18,7 +18,7 @@ multiplied, norms, key sums and gradients of factors are float32. So autocast ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from ace_lora import elementwise
+
+# Bytes of one temporary tensor of the feed-forward branch; about six exist at once.
+PIECE_BYTES = 2**24
 
 # --- LoRA layers ------------------------------------------------------------------------------------------------------
 
@@ -130,32 +135,12 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)` for a frozen, possibly quantised linear layer with or without LoRA; x [..., in] in the compute dtype."""
+    """`layer(x)` for a frozen, possibly quantised linear layer, with LoRA or without; x [..., in], compute dtype."""
     taken = adapted(layer)
     return _Linear.apply(taken, x, *taken.factors)
 
 
-# --- RMS norm with modulation (spec: transformer, 8.1) ----------------------------------------------------------------
-
-
-def _rms_scale(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x²) + eps), float32 [..., 1]; the squares are summed in float32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """RMS(x)·scale + shift in the dtype of x; shift and scale are [B,1,D], scale is the published 1 + scale."""
-    normed = (x * _rms_scale(x, eps)).to(x.dtype)
-    return torch.addcmul(shift, normed, scale)
-
-
-def _modulated_norm_backward(da: Tensor, x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    rms_scale = _rms_scale(x, eps)
-    normed = x * rms_scale  # float32
-    dn = da * scale
-    along = (dn * normed).mean(-1, keepdim=True, dtype=torch.float32)
-    return (dn - normed.mul_(along)).mul_(rms_scale).to(x.dtype)
+# --- Norm and the projections that follow it (spec: transformer, 8.1) -------------------------------------------------
 
 
 class _ModulatedProjections(torch.autograd.Function):
@@ -163,7 +148,7 @@ class _ModulatedProjections(torch.autograd.Function):
     def forward(
         ctx: Any, layers: Sequence[Adapted], eps: float, x: Tensor, shift: Tensor, scale: Tensor, *factors: Tensor
     ) -> tuple[Tensor, ...]:
-        a = _modulated_norm(x, shift, scale, eps)
+        a = elementwise.modulated_norm(x, shift, scale, eps)
         flat = a.view(-1, a.shape[-1])
         outputs, all_narrow, used = [], [], 0
         for layer in layers:
@@ -183,7 +168,7 @@ class _ModulatedProjections(torch.autograd.Function):
         pairs = sum(len(layer.strengths) for layer in ctx.layers)
         factors, narrow = rest[: 2 * pairs], rest[2 * pairs :]
         wants_dx = ctx.needs_input_grad[2]
-        a = _modulated_norm(x, shift, scale, ctx.eps).view(-1, x.shape[-1]) if pairs else None
+        a = elementwise.modulated_norm(x, shift, scale, ctx.eps).view(-1, x.shape[-1]) if pairs else None
         da, gradients, used = None, [], 0
         for layer, dy in zip(ctx.layers, dys, strict=True):
             count = len(layer.strengths)
@@ -199,7 +184,7 @@ class _ModulatedProjections(torch.autograd.Function):
             gradients += own
             da = dx if da is None or dx is None else da.add_(dx)
         del a
-        dx = _modulated_norm_backward(da.view_as(x), x, scale, ctx.eps) if wants_dx else None
+        dx = elementwise.modulated_norm_backward(da.view_as(x), x, scale, ctx.eps) if wants_dx else None
         return None, None, dx, None, None, *gradients
 
 
@@ -218,8 +203,8 @@ def modulated_projections(
 def rotation_table(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and signed sin [..., n, 1, width] for integer `positions` [..., n], computed in float32, rounded to `dtype`.
 
-    Channels c and c + width/2 have the same frequency, yet neighbours (2j, 2j+1) are rotated together, so a pair has two
-    frequencies and the rotation is not orthogonal. The published weights were trained with it. The sine of even
+    Channels c and c + width/2 have the same frequency, yet neighbours (2j, 2j+1) are rotated together, so a pair has
+    two frequencies and the rotation is not orthogonal. The published weights were trained with it. The sine of even
     channels is negated: y = x·cos + swap(x)·sin, where swap exchanges neighbours.
     """
     channels = torch.arange(width, device=positions.device)
@@ -230,32 +215,17 @@ def rotation_table(positions: Tensor, width: int, theta: float, dtype: torch.dty
     return angles.cos().to(dtype), (angles.sin() * signs).to(dtype)
 
 
-def _swap(x: Tensor) -> Tensor:
-    """Exchange the members of each pair (2j, 2j+1) of the last dimension."""
-    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Float32 [B,T,H,d]."""
-    return (x * cos.float()).addcmul_(_swap(x), sin.float())
-
-
-def _rotate_backward(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Float32 [B,T,H,d]: the transposed rotation."""
-    return (dy * cos.float()).add_(_swap(dy * sin.float()))
-
-
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin).to(x.dtype)
+        return elementwise.rotate(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple:
         cos, sin = ctx.saved_tensors
-        return _rotate_backward(dy, cos, sin).to(dy.dtype), None, None
+        return elementwise.rotate_backward(dy, cos, sin), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -266,19 +236,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # --- ReLU linear attention (spec: transformer, 8.2) -------------------------------------------------------------------
 
 
-def _feature(x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-    """relu(rope(x)·mask) as [B,H,T,d] in the dtype of x."""
-    y = _rotate(x, cos, sin).relu_().to(x.dtype)
-    if mask is not None:
-        y.mul_(mask)
-    return y.transpose(1, 2)
-
-
 class _LinearAttention(torch.autograd.Function):
     """residual + gate·to_out(attention(q, k, v))
 
-    With q and k after rotation and ReLU: S = Σ_t v_t k_tᵀ, z = Σ_t k_t, o_t = S q_t / (z·q_t + eps). Sums are taken as
-    means over the frames (which cancels in the quotient), so that float16 holds them.
+    With q and k after rotation and ReLU: S = Σ_t v_t k_tᵀ, z = Σ_t k_t, o_t = S q_t / (z·q_t + eps).
     """
 
     @staticmethod
@@ -298,10 +259,11 @@ class _LinearAttention(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         ctx.layer, ctx.heads, ctx.eps = layer, heads, eps
-        o = _linear_attention(*_features(q, k, v, cos, sin, mask, heads), eps)[0]
-        y, narrow = _product(layer, _joined(o).view(-1, q.shape[-1]), factors)
+        features = _features(q, k, v, cos, sin, mask, heads)
+        o = _attended(*features, *_sums(*features[1:]), eps)[0]
+        y, narrow = _product(layer, _joined(o, q.dtype).view(-1, q.shape[-1]), factors)
         ctx.save_for_backward(q, k, v, cos, sin, mask, gate, *factors, *narrow)
-        return torch.addcmul(residual, y.view_as(residual), gate)
+        return elementwise.add_gated(residual, y.view_as(residual), gate)
 
     @staticmethod
     @once_differentiable
@@ -309,51 +271,61 @@ class _LinearAttention(torch.autograd.Function):
         q, k, v, cos, sin, mask, gate, *rest = ctx.saved_tensors
         count = 2 * len(ctx.layer.strengths)
         fq, fk, fv = _features(q, k, v, cos, sin, mask, ctx.heads)
-        o, s, z, denominator = _linear_attention(fq, fk, fv, ctx.eps)
+        s, z = _sums(fk, fv)
+        o, w, denominator = _attended(fq, fk, fv, s, z, ctx.eps)
         dy = (dout * gate).view(-1, dout.shape[-1])
         do, gradients = _product_backward(
-            ctx.layer, dy, _joined(o).view(-1, q.shape[-1]), rest[:count], rest[count:], wants_dx=True
+            ctx.layer, dy, _joined(o, q.dtype).view(-1, q.shape[-1]), rest[:count], rest[count:], wants_dx=True
         )
-        frames = q.shape[1]
-        do = do.view(*q.shape[:2], ctx.heads, -1).transpose(1, 2)  # [B,H,T,d]
-        dnumerator = (do / denominator).to(q.dtype)
-        ddenominator = -(dnumerator * o).sum(-1, keepdim=True, dtype=torch.float32)  # [B,H,T,1]
-        dq = torch.addcmul((dnumerator @ s).float(), ddenominator, z)
-        ds = (dnumerator.transpose(2, 3) @ fq) / frames  # [B,H,f,c]
-        dz = (ddenominator * fq).sum(2, keepdim=True, dtype=torch.float32) / frames
-        dk = (fv @ ds).float().add_(dz)
+        do = do.view(*q.shape[:2], ctx.heads, -1).transpose(1, 2).to(fq.dtype)  # [B,H,T,d]
+        # o = S w with w = q / (z·q + eps), so the quotient's derivative is that of w along q:
+        along = (do * o).sum(-1, keepdim=True, dtype=torch.float32)  # [B,H,T,1]
+        dq = torch.addcmul((do @ s).float(), along, z, value=-1) / denominator
+        ds = do.transpose(2, 3) @ w  # [B,H,d of v,d of k]
+        dz = -(along * w).sum(2, keepdim=True, dtype=torch.float32)  # [B,H,1,d]
+        dk = (fv @ ds).float() + dz
         dv = fk @ ds.transpose(2, 3)
+        dq, dk = (
+            elementwise.feature_backward(dx.transpose(1, 2), x.transpose(1, 2), cos, sin).to(q.dtype).reshape(q.shape)
+            for dx, x in ((dq, fq), (dk, fk))
+        )
+        dv = _joined(dv, q.dtype)
         if mask is not None:
-            dv = dv * mask.transpose(1, 2)
-        # A feature is positive exactly where neither the ReLU nor the mask cut it off.
-        dq = _rotate_backward(dq.masked_fill_(fq <= 0, 0).transpose(1, 2), cos, sin)
-        dk = _rotate_backward(dk.masked_fill_(fk <= 0, 0).transpose(1, 2), cos, sin)
-        dq, dk = (grad.to(q.dtype).reshape(q.shape) for grad in (dq, dk))
-        return None, None, None, dq, dk, _joined(dv), None, None, None, None, dout, *gradients
+            dv = dv * mask[:, :, 0]
+        return None, None, None, dq, dk, dv, None, None, None, None, dout, *gradients
 
 
 def _features(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k after rotation and ReLU, and v; [B,H,T,d].
+
+    In float32 where the model computes in float16: sums over all frames would leave its range.
+    """
+    if q.dtype == torch.float16:
+        q, k, v = q.float(), k.float(), v.float()
     q, k, v = (x.view(*x.shape[:2], heads, -1) for x in (q, k, v))
     if mask is not None:
         v = v * mask
-    return _feature(q, cos, sin, mask), _feature(k, cos, sin, mask), v.transpose(1, 2)
+    q, k = elementwise.feature(q, cos, sin, mask), elementwise.feature(k, cos, sin, mask)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
-def _linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """o, and for the backward pass S, z and the denominator; q, k, v [B,H,T,d] after rotation and ReLU."""
-    frames = q.shape[2]
-    s = v.transpose(2, 3) @ (k / frames)  # [B,H,f,c]
-    z = k.mean(2, keepdim=True, dtype=torch.float32)  # [B,H,1,d]
-    denominator = (q * z).sum(-1, keepdim=True).add_(eps / frames)  # [B,H,T,1] float32
-    o = (q @ s.transpose(2, 3)).div_(denominator)
-    return o, s, z, denominator
+def _sums(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """S [B,H,d of v,d of k] and z [B,H,1,d], the latter float32."""
+    return v.transpose(2, 3) @ k, k.sum(2, keepdim=True, dtype=torch.float32)
 
 
-def _joined(x: Tensor) -> Tensor:
+def _attended(q: Tensor, k: Tensor, v: Tensor, s: Tensor, z: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """o = S w, w = q / (z·q + eps), and that denominator (float32 [B,H,T,1])."""
+    denominator = (q * z).sum(-1, keepdim=True).add_(eps)
+    w = (q / denominator).to(q.dtype)
+    return w @ s.transpose(2, 3), w, denominator
+
+
+def _joined(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[B,H,T,d] → [B,T,H·d]"""
-    return x.transpose(1, 2).flatten(2)
+    return x.transpose(1, 2).flatten(2).to(dtype)
 
 
 def linear_attention(
@@ -368,7 +340,7 @@ def linear_attention(
     heads: int,
     eps: float,
 ) -> Tensor:
-    """residual + gate·to_out(ReLU linear attention of q, k, v); all [B,T,D], mask [B,T] of ones and zeros, gate [B,1,D]."""
+    """residual + gate·to_out(ReLU linear attention of q, k, v); all [B,T,D], mask [B,T] or None, gate [B,1,D]."""
     taken = adapted(to_out)
     if mask is not None:
         mask = mask.to(q.dtype)[:, :, None, None]
@@ -396,9 +368,15 @@ class _FeedForward(torch.autograd.Function):
         inverted, depthwise, point = layers
         ctx.layers, ctx.eps, ctx.keeps_product = layers, eps, keeps_product
         p = _inverted(inverted, x, shift, scale, eps)  # [B,T,2F]
-        y = F.linear(_gated_convolution(p, depthwise, mask), frozen_weight(point, x.dtype))
+        taps, hidden = _taps(depthwise, x.dtype), p.shape[-1] // 2
+        m = p.new_empty(*p.shape[:-1], hidden)  # [B,T,F]
+        for own, gating in _pieces(p):
+            m[..., own] = elementwise.gated_convolution(
+                p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask
+            )
+        y = F.linear(m, frozen_weight(point, x.dtype))
         ctx.save_for_backward(x, shift, scale, gate, mask, p if keeps_product else None)
-        return torch.addcmul(x, y, gate)
+        return elementwise.add_gated(x, y, gate)
 
     @staticmethod
     @once_differentiable
@@ -408,53 +386,35 @@ class _FeedForward(torch.autograd.Function):
         if not ctx.keeps_product:
             p = _inverted(inverted, x, shift, scale, ctx.eps)
         dm = (dout * gate) @ frozen_weight(point, x.dtype)  # [B,T,F]
-        dp = _gated_convolution_backward(dm, p, depthwise, mask)
-        dh = dp @ frozen_weight(inverted, x.dtype)
-        dx = _modulated_norm_backward(dh, x, scale, ctx.eps).add_(dout)
+        taps = _taps(depthwise, x.dtype)
+        for own, gating in _pieces(p):
+            # Nothing needs p after this: its gradient takes its place.
+            p[..., own], p[..., gating] = elementwise.gated_convolution_backward(
+                dm[..., own], p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask
+            )
+        del dm
+        dh = p @ frozen_weight(inverted, x.dtype)
+        dx = elementwise.modulated_norm_backward(dh, x, scale, ctx.eps).add_(dout)
         return None, None, None, dx, None, None, None, None
 
 
 def _inverted(inverted: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    h = _modulated_norm(x, shift, scale, eps)
+    h = elementwise.modulated_norm(x, shift, scale, eps)
     return F.linear(h, frozen_weight(inverted, x.dtype), frozen_bias(inverted, x.dtype))
 
 
-def _depthwise_weights(depthwise: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The three taps and the bias, each [2F]; tap 0 meets the frame before, tap 2 the frame after."""
-    before, at, after = depthwise.weight[:, 0].to(dtype).unbind(-1)
-    return before.contiguous(), at.contiguous(), after.contiguous(), depthwise.bias.to(dtype)
+def _taps(depthwise: nn.Module, dtype: torch.dtype) -> elementwise.Taps:
+    return torch.cat([depthwise.weight[:, 0].T, depthwise.bias[None]]).to(dtype)
 
 
-def _convolved(u: Tensor, before: Tensor, at: Tensor, after: Tensor, bias: Tensor) -> Tensor:
-    c = torch.addcmul(bias, u, at)
-    c[:, 1:].addcmul_(u[:, :-1], before)
-    c[:, :-1].addcmul_(u[:, 1:], after)
-    return c
-
-
-def _activated(p: Tensor, mask: Tensor | None) -> Tensor:
-    u = F.silu(p)
-    return u if mask is None else u.mul_(mask)
-
-
-def _gated_convolution(p: Tensor, depthwise: nn.Module, mask: Tensor | None) -> Tensor:
-    """[B,T,2F] → [B,T,F]"""
-    value, gate = _convolved(_activated(p, mask), *_depthwise_weights(depthwise, p.dtype)).chunk(2, dim=-1)
-    return value * F.silu(gate)
-
-
-def _gated_convolution_backward(dm: Tensor, p: Tensor, depthwise: nn.Module, mask: Tensor | None) -> Tensor:
-    before, at, after, bias = _depthwise_weights(depthwise, p.dtype)
-    value, gate = _convolved(_activated(p, mask), before, at, after, bias).chunk(2, dim=-1)
-    dc = torch.empty_like(p)
-    torch.mul(dm, F.silu(gate), out=dc[..., : dm.shape[-1]])
-    dc[..., dm.shape[-1] :] = torch.ops.aten.silu_backward(dm * value, gate)
-    du = dc * at
-    du[:, :-1].addcmul_(dc[:, 1:], before)
-    du[:, 1:].addcmul_(dc[:, :-1], after)
-    if mask is not None:
-        du.mul_(mask)
-    return torch.ops.aten.silu_backward(du, p)
+def _pieces(p: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Ranges of channels and of the channels that gate them, so many that temporary tensors stay small."""
+    hidden = p.shape[-1] // 2
+    count = max(1, -(-p.numel() // 2 * p.element_size() // PIECE_BYTES))
+    size = -(-hidden // count)
+    for first in range(0, hidden, size):
+        last = min(first + size, hidden)
+        yield slice(first, last), slice(hidden + first, hidden + last)
 
 
 def feed_forward(

@@ -1,7 +1,7 @@
 """What makes the training fit a small card: a quantised base, recomputed blocks, blocks streamed from main memory.
 
-Each is independent of the others and of LoRA. Order: `load_transformer` (maps the file), `quantise_base` (layer by layer
-onto the device), LoRA injection, `offload_blocks`, `set_checkpointing`.
+Each is independent of the others and of LoRA. Order: `load_transformer` (maps the file), `quantise_base` (layer by
+layer onto the device), LoRA injection, `offload_blocks`, `set_checkpointing`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class BlockMemory:
     recomputed: int  # the whole block is recomputed
 
 
-def block_memory(config: TransformerConfig, frames: int, context: int, item_bytes: int = 2, rank: int = 64) -> BlockMemory:
+def block_memory(
+    config: TransformerConfig, frames: int, context: int, item_bytes: int = 2, rank: int = 64
+) -> BlockMemory:
     """For one item of `frames` latent frames and `context` tokens, with LoRA of `rank` on all attention projections.
 
     Counted in the tests against what autograd keeps.
@@ -103,7 +105,7 @@ class QuantisedLinear(nn.Linear):
 
 
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric, one scale per output row, [out,1]. Scales are bfloat16 numbers, so that no compute dtype rounds them."""
+    """Symmetric, one scale per output row, [out,1]. Scales are bfloat16 numbers, so that computing in it is exact."""
     scales = weight.abs().amax(1, keepdim=True).float() / 127
     # Half a bfloat16 step up, so that rounding the scale never makes the largest weight exceed 127.
     scales = (scales * (1 + 2**-8)).to(torch.bfloat16).float().clamp(min=1e-30)
@@ -152,7 +154,7 @@ def _large_layers(model: ACEStepTransformer) -> Iterator[tuple[nn.Module, str, n
 
 
 def offload_blocks(model: ACEStepTransformer, number_of_blocks: int, device: torch.device | str) -> None:
-    """Keep the large frozen weights of `number_of_blocks` blocks in main memory and stream them to `device` when needed.
+    """Keep the large frozen weights of `number_of_blocks` blocks in main memory, streamed to `device` when needed.
 
     Two sets of buffers on the device take turns: while one block computes, the next one's weights arrive. On CUDA the
     copies come from pinned memory on a stream of their own. The offloaded blocks are spread evenly, which gives each

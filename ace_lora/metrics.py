@@ -86,9 +86,9 @@ class MetricsLog:
             self._writer.writerow(row)
         self._file.flush()
         if kind == "tensorboard":
-            self.loggers = [_tensorboard(self.folder, settings)]
+            self.loggers = [_TensorBoard(self.folder, settings)]
         elif kind == "wandb":
-            self.loggers = [_wandb(self.folder, exp_name, settings)]
+            self.loggers = [_WeightsAndBiases(self.folder, exp_name, settings)]
 
     @property
     def csv_path(self) -> Path | None:
@@ -105,12 +105,12 @@ class MetricsLog:
         if "val_loss" in known:
             scalars["val/loss"] = float(known["val_loss"])
         for logger in self.loggers:
-            logger.log_metrics(scalars, step)
+            logger.write(scalars, step)
 
     def close(self) -> None:
         """Close the files and draw the curve of what was logged."""
         for logger in self.loggers:
-            logger.finalize("success")
+            logger.close()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -149,20 +149,33 @@ def _text(value: float) -> str:
     return str(value) if isinstance(value, int) else repr(float(value))
 
 
-def _tensorboard(folder: Path, settings: Mapping[str, Any]) -> Any:
-    from lightning.pytorch.loggers import TensorBoardLogger
+class _TensorBoard:
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        from torch.utils.tensorboard import SummaryWriter
 
-    logger = TensorBoardLogger(save_dir=folder, name="", version="")
-    logger.experiment.add_text("settings", "\n".join(f"    {name} = {value}" for name, value in settings.items()))
-    return logger
+        self._writer = SummaryWriter(str(folder))
+        self._writer.add_text("settings", "\n".join(f"    {name} = {value}" for name, value in settings.items()))
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
-def _wandb(folder: Path, exp_name: str, settings: Mapping[str, Any]) -> Any:
-    from lightning.pytorch.loggers import WandbLogger
+class _WeightsAndBiases:
+    def __init__(self, folder: Path, exp_name: str, settings: Mapping[str, Any]):
+        import wandb
 
-    logger = WandbLogger(project=exp_name, name=folder.name, save_dir=folder)
-    logger.log_hyperparams(dict(settings))
-    return logger
+        self._run = wandb.init(project=exp_name, name=folder.name, dir=str(folder), config=dict(settings))
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def draw_losses(metrics: Path, image: Path) -> None:
@@ -224,9 +237,16 @@ class StepLines:
         )
 
 
-def silence_lightning() -> None:
-    """Lightning's tips, its device table and its warnings about missing pieces are no use to this trainer's users."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning"):
+def silence_libraries() -> None:
+    """Keep tips, device tables and remarks on optional speed-ups of Lightning and others out of the user's log.
+
+    Call it before the libraries are imported: some speak while they are.
+    """
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import lightning.pytorch  # noqa: F401  sets its loggers' levels when it is imported
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", module=r"torch\.jit.*")

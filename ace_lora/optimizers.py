@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
 
@@ -106,6 +106,22 @@ def build_optimizer(
 
             return ProdigyPlusScheduleFree(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
     raise WrongInput(f"No optimizer '{name}'. Expected one of: {', '.join(OPTIMIZERS)}.")
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state dict with the number formats that it was saved with.
+
+    PyTorch casts what it loads to the parameter's dtype, but some optimizers keep parts of their state in bfloat16.
+    """
+    import torch
+
+    optimizer.load_state_dict(saved)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, values in saved["state"].items():
+        state = optimizer.state[parameters[place]]
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device)
 
 
 def prodigy_d(optimizer: torch.optim.Optimizer) -> float | None:

@@ -292,7 +292,8 @@ def _read_header(path: Path) -> _Header:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, as bytes."""
-    return memoryview(tensor.numpy()).cast("B") if tensor.numel() else memoryview(bytearray())
+    # .data: a memoryview already; without elements there is none that could be cast.
+    return tensor.numpy().data.cast("B") if tensor.numel() else memoryview(bytearray())
 
 
 def _branch_names(branch: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ class WrongWeights(Exception):
 def check_tensors(
     source: Path | str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]
 ) -> None:
-    """Raise WrongWeights unless `found` and `expected` (name to shape) are equal; the message names every kind of fault.
+    """Raise WrongWeights unless `found` and `expected` (name to shape) are equal; the message names every fault.
 
     `source` is the file (or folder) quoted in the message.
     """

@@ -4,8 +4,8 @@ Parameter names are those of the published weights. Base weights are frozen from
 layers by its LoRA layers. Inside, everything is computed in one dtype, the model's own or that of an active autocast,
 and autocast itself is switched off: `ace_lora.lean_autograd` says where float32 is needed.
 
-B batch, T latent frames (44100 / 512 / 8 per second), L context tokens = 1 speaker + Lt text + Ll lyric, D = heads · head
-width, F feed-forward width, S width of self-supervised features.
+B batch, T latent frames (44100 / 512 / 8 per second), L context tokens = 1 speaker + Lt text + Ll lyric,
+D = heads · head width, F feed-forward width, S width of self-supervised features.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class ACEStepTransformer(nn.Module):
         self.projectors = None
 
     def encode_lyrics(self, lyric_token_ids: Tensor, lyric_mask: Tensor | None = None) -> Tensor:
-        """Ids [B,Ll] int64 and mask [B,Ll] (0 on padding) to [B,Ll,D]; constant unless an adapter touches this branch."""
+        """Ids [B,Ll] int64, mask [B,Ll] (0 on padding) to [B,Ll,D]; constant unless an adapter touches this branch."""
         dtype = self.compute_dtype(lyric_token_ids.device)
         with torch.autocast(lyric_token_ids.device.type, enabled=False):
             embedded = self.lyric_embs(lyric_token_ids).to(dtype)
@@ -218,7 +218,7 @@ class ACEStepTransformer(nn.Module):
         ssl_taps: bool = False,
         padding: Padding = "exact",
     ) -> TransformerOutput:
-        """Latents [B,8,16,T], timestep [B] float32 in (0, 1000], frame mask [B,T] (1 song, 0 padding, None: no padding).
+        """Latents [B,8,16,T], timestep [B] float32 in (0, 1000], frame mask [B,T] (1 song, 0 padding; None: none).
 
         `padding="exact"` makes every item of a padded batch what it is alone: group norm, depthwise convolution and
         lyric positions follow the masks. "reference" is the published behaviour, where padding leaks.

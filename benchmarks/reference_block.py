@@ -98,7 +98,7 @@ def reference_block(
     frame_tables: tuple[Tensor, Tensor],
     context_tables: tuple[Tensor, Tensor],
 ) -> Tensor:
-    batch, frames, width = x.shape
+    batch, _, width = x.shape
     rows = block.scale_shift_table[None] + modulation.reshape(batch, 6, width)
     shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = rows.chunk(6, dim=1)
     x = x + gate_a * self_attention(block.attn, rms_norm(x) * (1 + scale_a) + shift_a, mask, frame_tables)

@@ -2,10 +2,10 @@
 
     python benchmarks/training_step.py --config mid --seconds 60
 
-runs on the CPU in a few minutes; `--config full --seconds 240 --device cuda` is the published model. Weights are random.
-All variants run in alternation in one process. Printed are medians, ratios to the yardstick (the straightforward block
-with every block recomputed), the memory of the step without weights, TFLOP/s and their share of the machine's own
-matrix-product peak, measured in the same run. Losses and gradients of all variants are compared first.
+runs on the CPU in a few minutes; `--config full --seconds 240 --device cuda` is the published model. Weights are
+random. All variants run in alternation in one process. Printed are medians, ratios to the yardstick (the
+straightforward block with every block recomputed), the memory of the step without weights, TFLOP/s and their share of
+the machine's own matrix-product peak, measured in the same run. Losses and gradients are compared first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16", help="of weights and products")
     parser.add_argument("--rank", type=int, default=64, help="of the LoRA on all attention projections")
-    parser.add_argument("--base_precision", choices=["bf16", "int8", "nf4"], default="bf16", help="of the frozen weights")
+    parser.add_argument(
+        "--base_precision", choices=["bf16", "int8", "nf4"], default="bf16", help="of the frozen weights"
+    )
     parser.add_argument("--offload", type=int, default=0, help="blocks streamed from main memory")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
     parser.add_argument("--variants", nargs="*", help="only those whose name contains one of these words")
@@ -137,8 +139,11 @@ def main(args: argparse.Namespace) -> None:
         profile(next(v for v in VARIANTS if v.name == args.profile), step)
         return
 
-    print(f"{args.config}: {config.num_layers} layers x ({config.num_attention_heads} x {config.attention_head_dim}), ")
-    print(f"{args.seconds:g} s = {frames} frames, {args.lyric_tokens} lyric tokens, {args.dtype}, {device}, rank {args.rank}")
+    print(
+        f"{args.config}: {config.num_layers} layers x ({config.num_attention_heads} x {config.attention_head_dim}), "
+        f"{args.seconds:g} s = {frames} frames, {args.lyric_tokens} lyric tokens, {args.dtype}, {device}, "
+        f"rank {args.rank}"
+    )
     first: tuple[float, torch.Tensor] | None = None
     memory = {}
     for variant in variants:
@@ -221,7 +226,11 @@ def profile(variant: Variant, step: Callable) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as record:
         step(variant)
     averages = record.key_averages(group_by_input_shape=True)
-    print(averages.table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=40, max_shapes_column_width=70))
+    print(
+        averages.table(
+            sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=40, max_shapes_column_width=70
+        )
+    )
 
 
 def matrix_peak(device: object, dtype: object) -> float:

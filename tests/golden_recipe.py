@@ -47,7 +47,7 @@ def rnd(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape))
 
 
-@functools.lru_cache(maxsize=None)  # the lyric encoder is full size in every case: 83 million numbers
+@functools.cache  # the lyric encoder is full size in every case: 83 million numbers
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     values = rnd(name, shape)
     if len(shape) >= 2:
@@ -84,4 +84,5 @@ def prefix_mask(lengths: list[int], size: int) -> Tensor:
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found.detach().double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))

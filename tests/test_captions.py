@@ -17,6 +17,7 @@ from ace_lora.captions import (
     check_lyrics,
     clean_lines,
     clean_tags,
+    known_structure,
     mark_structure,
     merge_captions,
     parse_caption,
@@ -316,3 +317,23 @@ def test_giving_up():
     with pytest.raises(SongFailed, match=f"in {ATTEMPTS} attempts; the last one: reason {ATTEMPTS - 1}"):
         ask_until_usable(ask, said.append)
     assert len(said) == ATTEMPTS - 1
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        ("[Verse 1]", "[verse]"),
+        ("[CHORUS]", "[chorus]"),
+        ("[Chorus - loud]", "[chorus]"),
+        ("[Pre-Chorus]", "[pre-chorus]"),
+        ("[Interlude]", "[inst]"),
+        ("[Verse 2: Anna]", "[verse]"),
+        ("[Drop]", "[Drop]"),
+        ("[Verse] sung", "[Verse] sung"),
+        ("Chorus", "Chorus"),
+    ],
+)
+def test_structure_tags_of_models_become_those_of_the_vocabulary(line, known):
+    assert known_structure(line) == known
+    if line == "[Verse 1]":
+        assert parse(answer(lyrics=[line, "Hello"])).lyrics == (known, "Hello")

@@ -34,7 +34,7 @@ def test_the_golden_file_is_whole():
     [
         ("en", '"ST." St.Co. & Fr.', "saint saintco. and fr."),
         ("en", "9" * 400 + " dr. x", "9" * 400 + " doctor x"),  # what cannot be said changes nothing else
-        ("zh", "1" * 100_000 + "个", "1" * 100_000 + "ge4"),
+        ("zh", "1" * 60_000 + "个", "1" * 60_000 + "ge4"),
         ("zh", "旅行", "lv3xing2"),
         ("zh", "我\u3000\t爱", "wo3 ai4"),
         ("cs", "1 500.000 50%", "1 500.000 50 procento"),
@@ -57,5 +57,5 @@ def test_the_korean_hyphen_rule_gives_the_list_of_the_spec():
     listed |= {("l", initial) for initial in ("tt", "pp", "ss")} | {("s", "s"), ("s", "ss"), ("k", "k"), ("k", "kk")}
     listed |= {("g", "ss"), ("gs", "s"), ("n", "jj"), ("nj", "j"), ("ls", "s"), ("lt", "t"), ("lp", "p"), ("b", "ss")}
     listed |= {("bs", "s"), ("ss", "s"), ("j", "j"), ("kk", "k"), ("t", "t"), ("p", "p")}
-    assert _HYPHENATED == listed | {(final, "") for final in _FINALS}
+    assert listed | {(final, "") for final in _FINALS} == _HYPHENATED
     assert (len(_INITIALS), len(_FINALS)) == (19, 28)

@@ -76,7 +76,7 @@ def test_rules(text, normalized):
 
 def test_an_integer_too_long_to_read_raises():
     with pytest.raises(RecursionError):
-        read_cardinal("1" * 100_000)
+        read_cardinal("1" * 60_000)
 
 
 def test_linear_patterns_find_what_the_literal_ones_find():
@@ -93,7 +93,9 @@ def test_linear_patterns_find_what_the_literal_ones_find():
     ]
     source = random.Random(4)
     for _ in range(3000):
-        text = "^" + "".join(source.choice("0011223899..//%%年月日号元块万多个a二b我１-") for _ in range(source.randrange(18)))
+        text = "^" + "".join(
+            source.choice("0011223899..//%%年月日号元块万多个a二b我１-") for _ in range(source.randrange(18))
+        )
         assert zh_numbers._DATE.findall(text) == [match for match in date.findall(text) if match], text
         for ours, pattern in literal:
             assert ours.findall(text) == pattern.findall(text), text

@@ -66,8 +66,12 @@ def factors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 FORWARD = {
     "f1": dict(cfg=C1, T=37, frames=[37], text=[7], lyric=[11], tidx=[250], mert=[55], mhubert=[31]),
-    "f2": dict(cfg=C1, T=40, frames=[40, 40], text=[9, 5], lyric=[13, 6], tidx=[10, 777], mert=[55, 47], mhubert=[31, 90]),
-    "f3": dict(cfg=C2, T=33, frames=[33, 23], text=[4, 6], lyric=[8, 0], tidx=[999, 500], mert=[70, 44], mhubert=[33, 20]),
+    "f2": dict(
+        cfg=C1, T=40, frames=[40, 40], text=[9, 5], lyric=[13, 6], tidx=[10, 777], mert=[55, 47], mhubert=[31, 90]
+    ),
+    "f3": dict(
+        cfg=C2, T=33, frames=[33, 23], text=[4, 6], lyric=[8, 0], tidx=[999, 500], mert=[70, 44], mhubert=[33, 20]
+    ),
     "f4": dict(cfg=C1, T=5, frames=[5], text=[1], lyric=[1], tidx=[0], mert=[4], mhubert=[1]),
 }
 
@@ -125,7 +129,16 @@ def test_forward_golden(name: str, implementation: type[ACEStepTransformer]) -> 
             [block.attn.to_q, block.attn.to_k, block.attn.to_v], x, shift_a, 1 + scale_a, 1e-6
         )
         found["block0.attn_out"] = lean.linear_attention(
-            block.attn.to_out[0], q, k, v, inputs.frame_rotation, mask, torch.ones_like(gate_a), nothing, block.attn.heads, 1e-15
+            block.attn.to_out[0],
+            q,
+            k,
+            v,
+            inputs.frame_rotation,
+            mask,
+            torch.ones_like(gate_a),
+            nothing,
+            block.attn.heads,
+            1e-15,
         )
         after = x + gate_a * found["block0.attn_out"]
         found["block0.cross_attn_out"] = block.cross_attn(after, inputs) - after
@@ -178,9 +191,7 @@ def test_training_step_golden(name: str, implementation: type[ACEStepTransformer
     output = model(noised, case.timestep, case.context(model), case.frame_mask, coefficient > 0, "reference")
     assert relative_error(output.velocity, tensors["model_output"]) < CLOSE
     losses = {
-        "denoising_loss": denoising_loss(
-            output.velocity, noise, case.latents, case.sigma, case.frame_mask, "reference"
-        )
+        "denoising_loss": denoising_loss(output.velocity, noise, case.latents, case.sigma, case.frame_mask, "reference")
     }
     losses["loss"] = losses["denoising_loss"]
     if coefficient:
@@ -224,7 +235,13 @@ def test_trajectory_golden(run: str) -> None:
         from prodigyopt import Prodigy
 
         optimizer = Prodigy(
-            trained.values(), lr=rate, betas=betas, weight_decay=decay, use_bias_correction=True, safeguard_warmup=True, slice_p=11
+            trained.values(),
+            lr=rate,
+            betas=betas,
+            weight_decay=decay,
+            use_bias_correction=True,
+            safeguard_warmup=True,
+            slice_p=11,
         )
         final = 0.1
     warmup, steps = settings["warmup_steps"], settings["max_steps"]
@@ -265,7 +282,9 @@ def test_trajectory_golden(run: str) -> None:
 
 def published_tensors() -> dict[str, list[int]]:
     listing = json.loads((GOLDEN / "transformer_params.json").read_text(encoding="utf-8"))
-    (tensors,) = [value for value in listing.values() if isinstance(value, dict) and len(value) == listing["num_tensors"]]
+    (tensors,) = [
+        value for value in listing.values() if isinstance(value, dict) and len(value) == listing["num_tensors"]
+    ]
     return {name: shape["shape"] if isinstance(shape, dict) else shape for name, shape in tensors.items()}
 
 
@@ -376,9 +395,14 @@ def _loss(model: ACEStepTransformer, items: list[dict], masks_on: str = "cpu") -
             filled.append(torch.cat([tensor, torch.full(shape, 3, dtype=tensor.dtype)], axis))
         return torch.stack(filled)
 
-    frames, text, lyric = ([len_(item) for item in items] for len_ in (
-        lambda item: item["latents"].shape[2], lambda item: len(item["text"]), lambda item: len(item["lyrics"])
-    ))
+    frames, text, lyric = (
+        [len_(item) for item in items]
+        for len_ in (
+            lambda item: item["latents"].shape[2],
+            lambda item: len(item["text"]),
+            lambda item: len(item["lyrics"]),
+        )
+    )
     frame_mask, text_mask, lyric_mask = (prefix_mask(lengths, max(lengths)) for lengths in (frames, text, lyric))
     latents, noise = padded([i["latents"] for i in items], 2), padded([i["noise"] for i in items], 2)
     indices = [item["index"] for item in items]
@@ -399,7 +423,9 @@ def _gradients(model: ACEStepTransformer, loss: Tensor) -> Tensor:
 
 
 def test_gradients_of_a_padded_batch_are_the_mean_of_the_singles() -> None:
-    model = fill(adapt(ACEStepTransformer(TransformerConfig.from_dict(SMALL)), [*TARGETS, "linear_q", "linear_k", "linear_v"]))
+    model = fill(
+        adapt(ACEStepTransformer(TransformerConfig.from_dict(SMALL)), [*TARGETS, "linear_q", "linear_k", "linear_v"])
+    )
     items = _items(model, [(37, 7, 11, 90), (20, 3, 17, 50), (9, 12, 1, 31)])
     single_losses = [_loss(model, [item]) for item in items]
     singles = torch.stack([_gradients(model, loss) for loss in single_losses])
@@ -480,7 +506,9 @@ def test_float16_survives_large_activations() -> None:
 
 def test_strength_zero_is_the_base_bit_for_bit() -> None:
     model = fill(ACEStepTransformer(TransformerConfig.from_dict(SMALL))).to(torch.bfloat16)
-    context = model.encode_context(float_input("text", (1, 4, 48)), None, model.encode_lyrics(torch.arange(1, 7)[None]), None)
+    context = model.encode_context(
+        float_input("text", (1, 4, 48)), None, model.encode_lyrics(torch.arange(1, 7)[None]), None
+    )
     latents, timestep = float_input("latents", (1, 8, 16, 12)), torch.tensor([600.0])
     with torch.no_grad():
         base = model(latents, timestep, context).velocity

@@ -70,9 +70,9 @@ def test_tiny_vocoder_has_exactly_the_golden_tensors(vocoder):
     assert shapes == golden
 
 
-@pytest.mark.parametrize("frames_per_piece", [31, 64, 200])
+@pytest.mark.parametrize("frames_per_piece", [40, 100])
 def test_pieces_equal_one_pass(vocoder, frames_per_piece):
-    mel = torch.from_numpy(normal("long mel", (1, 128, 203)))
+    mel = torch.from_numpy(normal("long mel", (1, 128, 130)))
     whole = vocoder(mel, frames_per_piece=10_000)
     torch.testing.assert_close(vocoder(mel, frames_per_piece), whole, rtol=0, atol=1e-6)
 

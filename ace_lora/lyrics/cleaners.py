@@ -9,6 +9,7 @@ Spec: prepare, abbreviations and symbols, transliteration.
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Callable
 
@@ -178,16 +179,12 @@ _FINALS = (
 )
 
 
-def needs_hyphen(final: str, initial: str) -> bool:
-    """Whether a hyphen separates two syllables: without it, the letters could be cut in more than one way.
-
-    `"gg"` (각각) has one reading as final and initial, `"kk"` (바까) two.
-    """
-    joined = final + initial
-    return not initial or sum(other + rest == joined for other in _FINALS for rest in _INITIALS if rest) > 1
-
-
-_HYPHENATED = {(final, initial) for final in _FINALS for initial in _INITIALS if needs_hyphen(final, initial)}
+# A hyphen separates two syllables whose letters could be cut into final and initial in more than one way: "gg" (각각)
+# has one reading, "kk" (바까) has two.
+_READINGS = collections.Counter(final + initial for final in _FINALS for initial in _INITIALS if initial)
+_HYPHENATED = {
+    (final, initial) for final in _FINALS for initial in _INITIALS if not initial or _READINGS[final + initial] > 1
+}
 
 
 def romanise_korean(text: str) -> str:

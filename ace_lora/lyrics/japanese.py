@@ -14,15 +14,15 @@ from pathlib import Path
 from ace_lora.lyrics.packages import MissingLyricSupport, japanese_install_command
 
 
-def require_japanese(song: str = "", line: str = "") -> None:
-    """Raise MissingLyricSupport, naming the song and the line, unless cutlet, fugashi and unidic-lite are usable."""
+def require_japanese(song: str = "") -> None:
+    """Raise MissingLyricSupport, naming the song, unless cutlet, fugashi and unidic-lite are usable."""
     whose = f"The lyrics of '{song}'" if song else "The lyrics"
     try:
         _load_cutlet()
     except ImportError as error:
         raise MissingLyricSupport(
             f"{whose} contain Japanese. "
-            f"Install the Japanese support (about 250 MB on disk): {japanese_install_command()}" + (f" (The line that needs it: '{line}')" if line else "")
+            f"Install the Japanese support (about 250 MB on disk): {japanese_install_command()}"
         ) from error
     except RuntimeError as error:
         raise MissingLyricSupport(

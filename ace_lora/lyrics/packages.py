@@ -63,11 +63,13 @@ def version_warnings() -> list[str]:
 
 
 def japanese_install_command() -> str:
-    """The command that installs what Japanese lyrics need, on this system."""
+    """The command that installs what Japanese lyrics need: ours, and plain pip for scripts copied elsewhere."""
     if sys.platform == "win32" and sys.version_info >= (3, 13):
         # cutlet asks for mojimoji, which has no wheels here and would need a C++ compiler; japanese.py does without.
-        return "pip install jaconv fugashi unidic-lite==1.0.8 && pip install --no-deps cutlet==0.5.2"
-    return "pip install cutlet==0.5.2 fugashi unidic-lite==1.0.8"
+        by_hand = "pip install --no-deps cutlet==0.5.2 fugashi jaconv unidic-lite==1.0.8"
+    else:
+        by_hand = "pip install cutlet==0.5.2 fugashi unidic-lite==1.0.8"
+    return f"python start.py install japanese (or: {by_hand})"
 
 
 def _installed_version(package: str) -> str | None:

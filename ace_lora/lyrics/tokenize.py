@@ -80,6 +80,7 @@ class LyricTokenizer:
         Raises WrongInput for an unknown `language`, and MissingLyricSupport when the song needs the Japanese
         packages and they are not usable; tokenise all songs before writing anything.
         """
+        language = language or None  # LyricTokens.main_language of empty lyrics is "", and may come back here
         if language is not None and language not in SUPPORTED_LANGUAGES:
             raise WrongInput(
                 f"The lyric language '{language}' is not one that the model knows. "
@@ -107,8 +108,7 @@ class LyricTokenizer:
             key = (line, line_language)
             if key not in encoded:
                 if line_language == "ja":
-                    # Short Chinese lines are often taken for Japanese, so a single line can ask for it.
-                    require_japanese(song, line="" if main == "ja" else _shorten(line))
+                    require_japanese(song)
                 encoded[key] = self._encode(line, line_language)
             return encoded[key]
 
@@ -127,8 +127,11 @@ class LyricTokenizer:
                         line_ids, unknown = encode(line, main)
                         if _UNKNOWN in line_ids:
                             line_ids, unknown = encode(line, part_language)
-                except MissingLyricSupport:
-                    raise
+                except MissingLyricSupport as error:
+                    if main == "ja":
+                        raise
+                    # Short Chinese lines are often taken for Japanese, so that a single one can ask for it.
+                    raise MissingLyricSupport(f"{error} (The line that needs it: '{_shorten(typed)}')") from error
                 except Exception as error:
                     # The published code drops such a line too, so the ids must; but it is said.
                     report.dropped(typed, error)
@@ -300,11 +303,16 @@ class _Report:
             f"This line cannot be encoded and is left out ({reason}): '{_shorten(line)}'. Write it differently."
             for line, reason in self._dropped.items()
         ]
-        known = " ".join(STRUCTURE_TAGS)
-        for tag, number in self._unknown_tags.items():
+        tags_by_advice: dict[str, list[str]] = {}
+        for tag in self._unknown_tags:
             suggestion = suggest_structure_tag(tag[1:-1])
-            advice = f"write {suggestion}" if suggestion else f"write one of {known}, or remove it"
-            sentences.append(f"The model does not know the structure tag '{tag}' ({_lines(number)}); {advice}.")
+            advice = f"write {suggestion}" if suggestion else f"write one of {' '.join(STRUCTURE_TAGS)}, or remove it"
+            tags_by_advice.setdefault(advice, []).append(tag)
+        for advice, tags in tags_by_advice.items():
+            number = sum(self._unknown_tags[tag] for tag in tags)
+            quoted = _shorten(" ".join(f"'{tag}'" for tag in tags))
+            kind = "tag" if len(tags) == 1 else "tags"
+            sentences.append(f"The model does not know the structure {kind} {quoted} ({_lines(number)}); {advice}.")
         if self._lines_behind_tags:
             first = next(iter(self._lines_behind_tags))
             sentences.append(

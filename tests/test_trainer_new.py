@@ -1,0 +1,646 @@
+"""Run with: pytest tests/test_trainer_new.py
+
+Real trainings of the tiny base model on records of noise, a few steps each. What is compared bit for bit is compared
+on a CPU. What is killed or signalled runs as a process of its own.
+"""
+
+import csv
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import trainer_new
+from ace_lora import training_run
+from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME
+from ace_lora.checkpoints import STATE_JSON, STATE_TENSORS
+from ace_lora.commands import run_script
+from ace_lora.metrics import COLUMNS
+from ace_lora.tiny_base import make_tiny_base
+from tests.training_data import make_record, make_records
+
+ROOT = Path(__file__).parent.parent
+LORA = {"r": 4, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Tiny base model, records of three songs and a LoRA configuration; tests only read them."""
+    folder = tmp_path_factory.mktemp("base")
+    make_tiny_base(folder / "tiny")
+    make_records(folder / "prep", folder / "tiny")
+    write_config(folder / "lora.json")
+    return folder
+
+
+def write_config(path, **changes):
+    path.write_text(json.dumps({**LORA, **changes}), encoding="utf-8")
+    return path
+
+
+def arguments(base, folder, **flags):
+    """Command-line arguments of a short training into `folder`; a flag set to None is left out, True has no value."""
+    values = {
+        "dataset_path": base / "prep",
+        "checkpoint_dir": base / "tiny",
+        "lora_config_path": base / "lora.json",
+        "output_dir": folder / "checkpoints",
+        "log_dir": folder / "logs",
+        "precision": "32-true",
+        "device": "cpu",
+        "max_steps": 4,
+        "warmup_steps": 0,
+        "learning_rate": 0.01,
+        "logger": "csv",
+        **flags,
+    }
+    argv = []
+    for name, value in values.items():
+        if value is True:
+            argv.append(f"--{name}")
+        elif value is not None:
+            argv += [f"--{name}", str(value)]
+    return argv
+
+
+def train(base, folder, **flags):
+    """Run a training in this process; its exit status."""
+    return run_script(trainer_new.main, trainer_new.parse_args(arguments(base, folder, **flags)))
+
+
+def train_interrupted(base, folder, **flags):
+    with pytest.raises(SystemExit) as caught:
+        train(base, folder, **flags)
+    return caught.value.code
+
+
+def folders(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def state_tensors(folder, name):
+    return load_file(folder / "checkpoints" / name / STATE_TENSORS)
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        assert tensor.dtype == other[key].dtype and torch.equal(tensor, other[key]), key
+
+
+def rows(folder):
+    (path,) = folder.glob("logs/*/*/metrics.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- The command line ---
+
+
+def test_defaults_are_the_published_ones():
+    args = vars(trainer_new.parse_args(["--dataset_path", "x"]))
+    expected = {
+        "checkpoint_dir": None,
+        "shift": 3.0,
+        "lora_config_path": "./config/lora_config_transformer_only.json",
+        "last_lora_path": None,
+        "batch_size": 1,
+        "num_workers": 0,
+        "tag_dropout": 0.5,
+        "speaker_dropout": 0.0,
+        "lyrics_dropout": 0.0,
+        "ssl_coeff": 1.0,
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "weight_decay": 1e-2,
+        "epochs": -1,
+        "max_steps": 2000,
+        "warmup_steps": 10,
+        "accumulate_grad_batches": 1,
+        "gradient_clip_val": 1.0,
+        "gradient_clip_algorithm": "norm",
+        "exp_name": "ace_step_lora",
+        "precision": "bf16-mixed",
+        "save_every_n_train_steps": 100,
+        "save_last": 5,
+        "logger": "tensorboard",
+        "output_dir": "checkpoints",
+        "log_dir": "logs",
+        "resume": None,
+    }
+    assert {name: args[name] for name in expected} == expected
+
+
+def test_parse_args_needs_no_torch():
+    code = "import sys, trainer_new as t; t.parse_args(['--dataset_path', 'a']); "
+    code += "assert not {'torch', 'numpy', 'lightning'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_all_problems_are_reported_at_once(base, tmp_path, capsys):
+    write_config(tmp_path / "bad.json", r=0, target_modules=["to_q"])
+    flags = {
+        "batch_size": 0,
+        "learning_rate": -1,
+        "tag_dropout": 1.5,
+        "precision": "16-true",
+        "max_steps": -1,
+        "dataset_path": tmp_path / "nothing",
+        "lora_config_path": tmp_path / "bad.json",
+        "last_lora_path": tmp_path / "none.safetensors",
+    }
+    assert train(base, tmp_path, **flags) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 8
+    for part in (
+        "--batch_size",
+        "--learning_rate",
+        "--tag_dropout",
+        "--precision",
+        "both -1",
+        "nothing",
+        "'r'",
+        "none.s",
+    ):
+        assert sum(part in error for error in errors) == 1, part
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("ssl_coeff", "nan"),
+        ("shift", 0),
+        ("beta2", 1),
+        ("warmup_steps", -1),
+        ("save_every_n_train_steps", 0),
+        ("gradient_clip_val", -1),
+        ("exp_name", "a/b"),
+        ("ema_decay", 1),
+        ("epochs", 0),
+        ("max_seconds", 0.5),
+        ("devices", 0),
+        ("lyrics_dropout", -0.1),
+    ],
+)
+def test_wrong_values_are_named(base, tmp_path, capsys, flag, value):
+    assert train(base, tmp_path, **{flag: value}) == 2
+    error = capsys.readouterr().err
+    assert f"--{flag} is" in error and "Traceback" not in error
+
+
+def test_data_set_without_records_and_with_damaged_ones(base, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert train(base, tmp_path, dataset_path=tmp_path / "empty") == 2
+    assert "holds no records" in capsys.readouterr().err
+    make_records(tmp_path / "prep", base / "tiny")
+    for name in ("song 0", "song 2"):
+        path = tmp_path / "prep" / f"{name}.safetensors"
+        path.write_bytes(path.read_bytes()[:-40])
+    assert train(base, tmp_path, dataset_path=tmp_path / "prep") == 2
+    error = capsys.readouterr().err
+    assert "song 0.safetensors" in error and "song 2.safetensors" in error and "song 1" not in error
+
+
+def test_targets_that_match_nothing(base, tmp_path, capsys):
+    config = write_config(tmp_path / "l.json", target_modules=["to_q", "to_qq"])
+    assert train(base, tmp_path, lora_config_path=config) == 2
+    assert "'to_qq'" in capsys.readouterr().err
+
+
+def test_missing_base_weights_are_listed_with_the_other_problems(base, tmp_path, capsys):
+    shutil.copytree(base / "tiny", tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "umt5-base")
+    # With another problem, so that nothing is downloaded.
+    assert train(base, tmp_path, checkpoint_dir=tmp_path / "tiny", batch_size=0) == 2
+    error = capsys.readouterr().err
+    assert "umt5-base" in error and "--batch_size" in error
+
+
+def test_wandb_that_is_not_installed(base, tmp_path, capsys):
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    assert train(base, tmp_path, logger="wandb") == 2
+    assert "pip install wandb" in capsys.readouterr().err
+
+
+def test_disk_that_is_too_small_is_reported_beforehand(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ace_lora.checkpoints.free_bytes", lambda path: 1000)
+    assert train(base, tmp_path) == 2
+    assert "are free" in capsys.readouterr().err
+
+
+# --- One run ---
+
+
+def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
+    assert train(base, tmp_path, max_steps=5, save_every_n_train_steps=2, logger="tensorboard", save_comfyui=True) == 0
+    out = capsys.readouterr().out
+    assert folders(tmp_path) == ["epoch=0-step=2_lora", "epoch=1-step=4_lora", "epoch=1-step=5_lora"]
+    last = tmp_path / "checkpoints" / "epoch=1-step=5_lora"
+    names = {WEIGHTS_NAME, "pytorch_lora_weights_comfyui.safetensors", CONFIG_NAME, STATE_JSON, STATE_TENSORS}
+    assert {path.name for path in last.iterdir()} == names
+
+    steps = re.findall(
+        r"^step (\d+)/5 \| loss \d+\.\d{4} \| lr 1\.00e-02 \| [\d.]+ it/s \| left \d:\d\d:\d\d$", out, re.M
+    )
+    assert steps == ["1"] or len(re.findall(r"^step \d/5 \| loss ", out, re.M)) == 5
+    assert f"saved: {last}" in out and f"done: 5 steps, {last}" in out
+    (log,) = (tmp_path / "logs" / "ace_step_lora").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", log.name)
+    assert f"metrics: {log / 'metrics.csv'}" in out
+    kinds = sorted(path.name.split(".")[0] for path in log.iterdir())
+    assert kinds == ["events", "loss", "metrics", "settings"]
+    assert json.loads((log / "settings.json").read_text(encoding="utf-8"))["max_steps"] == 5
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "logs"}
+
+    table = rows(tmp_path)
+    assert [row["step"] for row in table] == ["1", "2", "3", "4", "5"]
+    assert list(table[0]) == list(COLUMNS)
+    for row in table:
+        assert all(row[name] for name in COLUMNS if name not in ("peak_memory_gb", "prodigy_d", "val_loss"))
+        parts = [float(row[name]) for name in ("denoising_loss", "mert_loss", "m-hubert_loss", "loss")]
+        assert parts[0] + (parts[1] + parts[2]) / 2 == pytest.approx(parts[3], rel=1e-5)
+
+    tensors = load_file(last / WEIGHTS_NAME)
+    expected = {
+        f"transformer_blocks.{block}.{part}.{layer}.lora_{which}.weight"
+        for block in range(3)
+        for part in ("attn", "cross_attn")
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+        for which in "AB"
+    }
+    assert set(tensors) == expected
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    state = load_file(last / STATE_TENSORS)
+    for key, tensor in tensors.items():
+        assert torch.equal(state[f"adapter/{key}"].bfloat16(), tensor)
+        assert state[f"adapter/{key}"].dtype == torch.float32
+    assert any(tensor.any() for key, tensor in tensors.items() if "lora_B" in key)
+    with safe_open(last / WEIGHTS_NAME, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt" and metadata["rank"] == "4" and metadata["alpha"] == "1"
+    assert metadata["use_rslora"] == "true" and metadata["steps"] == "5" and metadata["songs"] == "3"
+    assert json.loads(metadata["tags"])["female vocals"] == 3
+    assert "torch" in json.loads(metadata["versions"]) and metadata["base_model"].startswith("ACE-Step v1")
+    assert json.loads(metadata["lora_adapter_metadata"])["r"] == 4
+    assert json.loads((last / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"] == "LORA"
+    comfy = load_file(last / "pytorch_lora_weights_comfyui.safetensors")
+    assert comfy["transformer_blocks.0.attn.to_q.alpha"].item() == 2.0  # 4 / sqrt(4)
+
+
+def test_logger_none_writes_no_logs_and_csv_no_tensorboard(base, tmp_path):
+    assert train(base, tmp_path / "none", logger="none", max_steps=1) == 0
+    assert not (tmp_path / "none" / "logs").exists()
+    assert train(base, tmp_path / "csv", logger="csv", max_steps=1) == 0
+    names = {path.name for path in tmp_path.glob("csv/logs/*/*/*")}
+    assert names == {"metrics.csv", "settings.json", "loss.png"}
+
+
+def test_output_folder_with_loras_is_refused(base, tmp_path, capsys):
+    assert train(base, tmp_path, max_steps=1) == 0
+    before = state_tensors(tmp_path, "epoch=0-step=1_lora")
+    assert train(base, tmp_path, max_steps=1) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error and "--output_dir" in error and "move" in error
+    assert_same_state(before, state_tensors(tmp_path, "epoch=0-step=1_lora"))
+
+
+def test_save_last_keeps_this_runs_newest_and_touches_nothing_else(base, tmp_path, capsys):
+    assert train(base, tmp_path, max_steps=6, save_every_n_train_steps=1, save_last=2) == 0
+    assert folders(tmp_path) == ["epoch=1-step=5_lora", "epoch=1-step=6_lora"]
+    # A folder that came from elsewhere, with more steps and fewer: neither is counted nor removed.
+    for name in ("epoch=9-step=99_lora", "epoch=0-step=0_lora"):
+        shutil.copytree(tmp_path / "checkpoints" / "epoch=1-step=6_lora", tmp_path / "checkpoints" / name)
+        (tmp_path / "checkpoints" / name / STATE_JSON).unlink()
+    resume = tmp_path / "checkpoints" / "epoch=1-step=6_lora"
+    assert train(base, tmp_path, max_steps=9, save_every_n_train_steps=1, save_last=2, resume=resume) == 2
+    assert "another training" in capsys.readouterr().err
+    assert train(base, tmp_path, max_steps=9, save_every_n_train_steps=1, save_last=2, resume=True) == 0
+    assert folders(tmp_path) == [
+        "epoch=0-step=0_lora",
+        "epoch=2-step=8_lora",
+        "epoch=2-step=9_lora",
+        "epoch=9-step=99_lora",
+    ]
+
+
+def test_epochs_end_the_run_too(base, tmp_path):
+    assert train(base, tmp_path, epochs=2, max_steps=100) == 0
+    assert folders(tmp_path) == ["epoch=1-step=6_lora"]
+
+
+def test_two_equal_commands_give_equal_files_and_another_seed_others(base, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert train(base, tmp_path / name, seed=seed) == 0
+    a, b, c = (state_tensors(tmp_path / name, "epoch=1-step=4_lora") for name in "abc")
+    assert_same_state(a, b)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16", "32"])
+def test_precisions(base, tmp_path, precision):
+    assert train(base, tmp_path, precision=precision) == 0
+    tensors = state_tensors(tmp_path, "epoch=1-step=4_lora")
+    assert {tensors[key].dtype for key in tensors if key.startswith("adapter/")} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    values = json.loads((tmp_path / "checkpoints/epoch=1-step=4_lora" / STATE_JSON).read_text(encoding="utf-8"))
+    assert (values["scaler"] is not None) == (precision == "16-mixed")
+
+
+def test_half_precisions_stay_near_float32(base, tmp_path):
+    losses = {}
+    for precision in ("32-true", "bf16-mixed", "16-mixed"):
+        assert train(base, tmp_path / precision, precision=precision) == 0
+        losses[precision] = [float(row["loss"]) for row in rows(tmp_path / precision)]
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2e-2)
+    assert losses["16-mixed"] == pytest.approx(losses["32-true"], rel=2e-2)
+
+
+@pytest.mark.parametrize("targets", ["lora_config.json", "lora_config_with_projectors.json"])
+def test_other_shipped_configurations(base, tmp_path, targets):
+    config = write_config(
+        tmp_path / "l.json",
+        target_modules=json.loads((ROOT / "config" / targets).read_text(encoding="utf-8"))["target_modules"],
+    )
+    assert train(base, tmp_path, lora_config_path=config) == 0
+    tensors = load_file(tmp_path / "checkpoints" / "epoch=1-step=4_lora" / WEIGHTS_NAME)
+    key = "lyric_encoder.encoders.1.self_attn.linear_q.lora_B.weight"
+    assert tensors[key].any()
+    assert ("projectors.1.4.lora_B.weight" in tensors) == ("projectors" in targets)
+
+
+def test_without_ssl_no_features_are_needed(base, tmp_path, capsys):
+    make_records(tmp_path / "prep", base / "tiny", ssl="none")
+    assert train(base, tmp_path, dataset_path=tmp_path / "prep") == 2
+    assert "--ssl_coeff 0" in capsys.readouterr().err
+    config = write_config(tmp_path / "l.json", target_modules=["to_q", "projectors.0.0"])
+    assert train(base, tmp_path, dataset_path=tmp_path / "prep", ssl_coeff=0, lora_config_path=config) == 0
+    assert all(row["mert_loss"] == "" and row["loss"] == row["denoising_loss"] for row in rows(tmp_path))
+    tensors = state_tensors(tmp_path, "epoch=1-step=4_lora")
+    assert not tensors["adapter/projectors.0.0.lora_B.weight"].any()  # has no gradient
+
+
+def test_features_at_training_start_need_the_audio(base, tmp_path, capsys):
+    make_records(tmp_path / "prep", base / "tiny", ssl="at_training")
+    assert train(base, tmp_path, dataset_path=tmp_path / "prep") == 2
+    error = capsys.readouterr().err
+    assert "audio is gone" in error and "song 0.mp3" in error and "song 2.mp3" in error
+
+
+def test_warm_start(base, tmp_path, capsys):
+    assert train(base, tmp_path / "first", save_comfyui=True) == 0
+    folder = tmp_path / "first" / "checkpoints" / "epoch=1-step=4_lora"
+    for name, note in ((WEIGHTS_NAME, False), ("pytorch_lora_weights_comfyui.safetensors", True)):
+        target = tmp_path / name
+        assert train(base, target, last_lora_path=folder / name, max_steps=1, learning_rate=1e-30) == 0
+        assert ("alpha values" in capsys.readouterr().out) == note
+        assert folders(target) == ["epoch=0-step=1_lora"]
+        start, now = (
+            load_file(folder / WEIGHTS_NAME),
+            load_file(target / "checkpoints/epoch=0-step=1_lora" / WEIGHTS_NAME),
+        )
+        assert all(torch.equal(start[key], now[key]) for key in start)
+    config = write_config(tmp_path / "l.json", r=8)
+    assert train(base, tmp_path / "x", last_lora_path=folder / WEIGHTS_NAME, lora_config_path=config) == 2
+    assert "rank 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", trainer_new.OPTIMIZERS)
+def test_optimizers(base, tmp_path, capsys, optimizer):
+    prodigy = optimizer.startswith("prodigy")
+    assert train(base, tmp_path, optimizer=optimizer, learning_rate=1 if prodigy else 0.01) == 0
+    table = rows(tmp_path)
+    assert all(bool(row["prodigy_d"]) == prodigy for row in table)
+
+
+def test_song_with_no_number_stops_the_run_and_is_named(base, tmp_path, capsys):
+    make_records(tmp_path / "prep", base / "tiny", (24, 17))
+    # Finite in the record, infinite once squared.
+    make_record(tmp_path / "prep", "坏歌", 20, tiny=base / "tiny", scale=1e30)
+    assert train(base, tmp_path, dataset_path=tmp_path / "prep", max_steps=20, save_every_n_train_steps=1) == 1
+    error = capsys.readouterr().err
+    assert "'坏歌'" in error and "song 0" not in error and "Traceback" not in error
+    for folder in (tmp_path / "checkpoints").iterdir():
+        assert all(tensor.isfinite().all() for tensor in load_file(folder / WEIGHTS_NAME).values())
+    if folders(tmp_path):
+        assert "last good checkpoint" in error
+
+
+# --- Batches ---
+
+
+def test_accumulation_equals_the_larger_batch(base, tmp_path):
+    make_records(tmp_path / "prep", base / "tiny", (24, 17, 30, 12, 21))
+    for name, flags in (("batch", {"batch_size": 5}), ("steps", {"accumulate_grad_batches": 5})):
+        assert train(base, tmp_path / name, dataset_path=tmp_path / "prep", **flags) == 0
+    one, other = (state_tensors(tmp_path / name, "epoch=3-step=4_lora") for name in ("batch", "steps"))
+    for key, tensor in one.items():
+        if key.startswith("adapter/"):
+            torch.testing.assert_close(tensor, other[key], rtol=1e-3, atol=1e-5)
+
+
+def test_worker_processes_give_the_same_training(base, tmp_path):
+    for workers in (0, 2):
+        assert train(base, tmp_path / str(workers), num_workers=workers, max_steps=3) == 0
+    one, other = (state_tensors(tmp_path / name, "epoch=0-step=3_lora") for name in "02")
+    assert_same_state(one, other)
+
+
+def test_random_pieces(base, tmp_path):
+    assert train(base, tmp_path, max_seconds=1.0) == 0
+    assert len(rows(tmp_path)) == 4
+
+
+# --- Stop and resume ---
+
+
+RUNS = {
+    "adamw": {},
+    "accumulated": {"accumulate_grad_batches": 2, "batch_size": 2},
+    "average": {"ema_decay": 0.9},
+    "fp16": {"precision": "16-mixed"},
+    "dropout": {"lyrics_dropout": 0.5, "max_seconds": 1.5},
+    "adamw8bit": {"optimizer": "adamw8bit"},
+    "prodigy": {"optimizer": "prodigy", "learning_rate": 1},
+    "prodigy_schedule_free": {"optimizer": "prodigy_schedule_free", "learning_rate": 1},
+}
+
+
+@pytest.mark.parametrize("flags", RUNS.values(), ids=RUNS.keys())
+def test_resumed_run_equals_one_that_was_never_stopped(base, tmp_path, capsys, flags):
+    flags = {"max_steps": 7, "warmup_steps": 2, "val_every": 3, **flags}
+    assert train(base, tmp_path / "whole", **flags) == 0
+    assert train(base, tmp_path / "parts", save_every_n_train_steps=3, **flags) == 0
+    last = folders(tmp_path / "whole")[0]
+    # Saving in between changed nothing.
+    assert_same_state(state_tensors(tmp_path / "whole", last), state_tensors(tmp_path / "parts", last))
+    for folder in folders(tmp_path / "parts"):
+        if "step=3_" not in folder:
+            shutil.rmtree(tmp_path / "parts" / "checkpoints" / folder)
+    capsys.readouterr()
+    shutil.move(tmp_path / "parts" / "logs", tmp_path / "earlier_logs")
+    assert train(base, tmp_path / "parts", resume=True, **flags) == 0
+    out = capsys.readouterr().out
+    assert "resuming at step 3/7" in out and re.search(r"loss \d+\.\d+", out)
+    assert_same_state(state_tensors(tmp_path / "whole", last), state_tensors(tmp_path / "parts", last))
+    files = [(tmp_path / run / "checkpoints" / last / WEIGHTS_NAME).read_bytes() for run in ("whole", "parts")]
+    assert files[0] == files[1]
+    whole, parts = rows(tmp_path / "whole"), rows(tmp_path / "parts")
+    for row in (*whole, *parts):
+        row.pop("seconds_per_step")
+    assert whole[-4:] == parts[-4:]
+
+
+def test_curve_of_a_resumed_run_begins_where_the_run_began(base, tmp_path):
+    assert train(base, tmp_path, max_steps=3) == 0
+    (earlier,) = (tmp_path / "logs").glob("*/*")
+    assert train(base, tmp_path, max_steps=5, resume=True) == 0
+    (later,) = {path for path in (tmp_path / "logs").glob("*/*")} - {earlier}
+    steps = [row["step"] for row in csv.DictReader((later / "metrics.csv").open(encoding="utf-8", newline=""))]
+    assert steps == ["1", "2", "3", "4", "5"]
+
+
+def test_stop_file(base, tmp_path, capsys):
+    args = trainer_new.parse_args(arguments(base, tmp_path, max_steps=50))
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "STOP").touch()  # of an earlier run: does not stop this one
+    original = training_run.Run.on_start
+
+    def on_start(run):
+        original(run)
+        (folder / "STOP").touch()
+
+    training_run.Run.on_start = on_start
+    try:
+        assert run_script(trainer_new.main, args) == 0
+    finally:
+        training_run.Run.on_start = original
+    out = capsys.readouterr().out
+    assert "stopped at step 1/50" in out
+    assert folders(tmp_path) == ["epoch=0-step=1_lora"]
+    assert train(base, tmp_path, max_steps=50, resume=True, epochs=1) == 0
+    assert "epoch=0-step=3_lora" in folders(tmp_path)
+
+
+def start(base, folder, **flags):
+    argv = [sys.executable, "-u", str(ROOT / "trainer_new.py"), *arguments(base, folder, **flags)]
+    return subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+
+
+def wait_for_step(process, step):
+    for line in process.stdout:
+        if line.startswith(f"step {step}/"):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process can handle")
+def test_signal_saves_and_killed_run_resumes_to_equal_weights(base, tmp_path, capsys):
+    steps = 40
+    assert train(base, tmp_path / "whole", max_steps=steps) == 0
+    process = start(base, tmp_path, max_steps=steps, save_every_n_train_steps=4)
+    wait_for_step(process, 7)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate()
+    assert process.returncode == 130, error
+    assert "Stopping after this step" in out and "stopped at step" in out and "Traceback" not in error
+    process = start(base, tmp_path, max_steps=steps, save_every_n_train_steps=4, resume=True)
+    wait_for_step(process, 22)
+    process.kill()
+    process.communicate()
+    for folder in (tmp_path / "checkpoints").glob("epoch*"):
+        assert len(list(folder.iterdir())) == 4
+    assert train(base, tmp_path, max_steps=steps, resume=True) == 0
+    last = folders(tmp_path / "whole")[-1]
+    assert_same_state(state_tensors(tmp_path / "whole", last), state_tensors(tmp_path, last))
+
+
+def test_resume_says_what_does_not_fit(base, tmp_path, capsys):
+    assert train(base, tmp_path, max_steps=2) == 0
+    capsys.readouterr()
+    make_records(tmp_path / "prep", base / "tiny")
+    make_record(tmp_path / "prep", "song 1", 18, tiny=base / "tiny")
+    make_record(tmp_path / "prep", "new", 18, tiny=base / "tiny")
+    shutil.copytree(base / "tiny", tmp_path / "tiny")
+    weights = tmp_path / "tiny" / "ace_step_transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    config = write_config(tmp_path / "l.json", lora_alpha=2)
+    flags = {
+        "dataset_path": tmp_path / "prep",
+        "checkpoint_dir": tmp_path / "tiny",
+        "lora_config_path": config,
+        "learning_rate": 0.5,
+        "seed": 3,
+    }
+    assert train(base, tmp_path, resume=True, max_steps=9, **flags) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 5
+    for part in ("2 songs were added", "base model", "LoRA configuration", "--learning_rate was 0.01", "--seed was 0"):
+        assert sum(part in error for error in errors) == 1, part
+
+
+def test_resume_with_nothing_there_finished_or_damaged(base, tmp_path, capsys):
+    assert train(base, tmp_path, max_steps=4, save_every_n_train_steps=2, resume=True) == 0
+    assert "starts at step 0" in capsys.readouterr().out
+    assert train(base, tmp_path, max_steps=4, resume=True) == 0
+    assert "finished" in capsys.readouterr().out
+    assert train(base, tmp_path, max_steps=4, resume=tmp_path / "none") == 2
+    damaged = tmp_path / "checkpoints" / "epoch=1-step=4_lora"
+    state = damaged / STATE_TENSORS
+    state.write_bytes(state.read_bytes()[:-1] + b"\x55")
+    assert train(base, tmp_path, max_steps=6, resume=damaged) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert train(base, tmp_path, max_steps=6, resume=True) == 0
+    out = capsys.readouterr().out
+    assert "Passed over" in out and "resuming at step 2/6" in out
+    (tmp_path / "other" / "checkpoints" / "epoch=0-step=1_lora").mkdir(parents=True)
+    assert train(base, tmp_path / "other", resume=True) == 2
+    assert "--last_lora_path" in capsys.readouterr().err
+
+
+def test_longer_run_after_the_end(base, tmp_path, capsys):
+    assert train(base, tmp_path, max_steps=2) == 0
+    assert train(base, tmp_path, max_steps=4, resume=True) == 0
+    assert folders(tmp_path) == ["epoch=0-step=2_lora", "epoch=1-step=4_lora"]
+
+
+# --- Validation loss ---
+
+
+def test_validation_loss_is_comparable_between_runs(base, tmp_path):
+    for name, flags in (("a", {}), ("b", {"seed": 5, "tag_dropout": 0.0, "batch_size": 2})):
+        assert train(base, tmp_path / name, val_every=2, max_steps=4, **flags) == 0
+    tables = [rows(tmp_path / name) for name in "ab"]
+    assert [row["step"] for row in tables[0] if row["val_loss"]] == ["0", "2", "4"]
+    assert tables[0][0]["val_loss"] == tables[1][0]["val_loss"]  # before training, whatever the settings
+    assert len({row["val_loss"] for row in tables[0] if row["val_loss"]}) == 3
+
+
+def test_single_song_overfit_is_seen(base, tmp_path):
+    make_records(tmp_path / "prep", base / "tiny", (24,))
+    flags = {"max_steps": 60, "val_every": 60, "learning_rate": 0.02, "warmup_steps": 5, "ssl_coeff": 0}
+    assert train(base, tmp_path, dataset_path=tmp_path / "prep", **flags) == 0
+    losses = [float(row["val_loss"]) for row in rows(tmp_path) if row["val_loss"]]
+    assert losses[1] < 0.97 * losses[0]
+
+
+def test_held_out_songs_are_not_trained_on(base, tmp_path, capsys):
+    assert train(base, tmp_path, val_every=2, val_songs=1, epochs=1) == 0
+    assert "held-out songs 'song" in capsys.readouterr().out
+    assert folders(tmp_path) == ["epoch=0-step=2_lora"]
+    assert train(base, tmp_path / "x", val_every=2, val_songs=3) == 2
