@@ -29,6 +29,9 @@ Sections (each uses only those above it; 1 to 9 need no display)
     14 Start                   command line
 """
 
+# The texts stand one to a line, so that both languages can be compared; some are long.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import argparse
@@ -54,12 +57,11 @@ import threading
 import time
 import traceback
 import unicodedata
-import urllib.request
 import webbrowser
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -744,12 +746,18 @@ def say(language: str, key: str, fields: dict[str, Any] | None = None) -> str:
 def text_or(language: str, key: str, fallback: str) -> str:
     return say(language, key) if key in TEXTS else fallback
 
+
 # --- 3. Files and names ---------------------------------------------------------------------------------------------
 
 
 def program_folder() -> Path:
     """The folder that holds the scripts: that of this file, or of the exe (its bundle is unpacked elsewhere)."""
     return Path(sys.executable if FROZEN else __file__).resolve().parent
+
+
+def absolute(path: Path) -> Path:
+    """Without `..` and the current folder, but with symbolic links as the user wrote them."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -1302,7 +1310,11 @@ for line in sys.stdin:
 
 
 def probe_songs(
-    paths: list[Path], python: Path | None, program: Path, environment: dict[str, str], tell: Callable[[Path, list], None]
+    paths: list[Path],
+    python: Path | None,
+    program: Path,
+    environment: dict[str, str],
+    tell: Callable[[Path, list], None],
 ) -> None:
     """Find length and faults of audio files; `tell(path, probe)` for each. Runs in a worker thread."""
     left = []
@@ -1655,6 +1667,7 @@ class Field:
     high: float | None = None
     basic: bool = False  # shown without opening "advanced", and always on the command line
     script_help: str = ""  # of a flag that only the script explains
+    script_default: str | None = None  # what the script takes when the flag is not given; None: not known
 
     def problem(self, text: str, program: Path) -> tuple[str, dict[str, str]] | None:
         """Why `text` cannot be used, as (text key, fields); None when it can."""
@@ -1857,19 +1870,19 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
         if known.choices and row.kind in ("choice", "combo"):
             changes["choices"] = known.choices
             changes["default"] = row.default if row.default in known.choices else known.default or known.choices[0]
-        elif not row.basic and known.default is not None and "{" not in row.default and row.kind != "bool":
+        elif not row.basic and known.default and "{" not in row.default and row.kind != "bool":
             # What the script does when the flag is not given is what the form has to say.
             same = known.default == row.default or _as_number(known.default) == _as_number(row.default) is not None
             changes["default"] = row.default if same else known.default
-        if row.kind == "choice" and not known.choices and not (known.kind == "bool"):
-            changes["kind"] = "combo"
-        shown.append(Field(**{**row.__dict__, **changes, "script_help": known.help}))
+        shown.append(replace(row, **changes, script_help=known.help, script_default=known.default))
     table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
     for flag in flags.values():
         if flag.name not in table:
             default = flag.default or ("false" if flag.kind == "bool" else "")
             kind = "combo" if flag.kind == "choice" and not default else flag.kind
-            shown.append(Field(flag.name, kind, default, flag.choices, script_help=flag.help))
+            shown.append(
+                Field(flag.name, kind, default, flag.choices, script_help=flag.help, script_default=flag.default)
+            )
     return shown
 
 
@@ -1966,9 +1979,7 @@ class Workspace:
                 name = LLAMACPP_SCRIPT
         return self.program / name
 
-    def arguments(
-        self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False
-    ) -> list[str]:
+    def arguments(self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False) -> list[str]:
         """The command line of a step, after the script's name."""
         filled = self._filled_flags(step)
         script_is_other = self.script(step).name != STEP[step].script
@@ -1984,7 +1995,7 @@ class Workspace:
                     filled.append(f"--{row.flag}")
                 elif known and known.action == "BooleanOptionalAction" and known.default == "true":
                     filled.append(f"--no-{row.flag}")
-            elif row.basic or "{" in row.default or (text and not self._same(text, row.default)):
+            elif row.basic or "{" in row.default or (text and not self._same(text, row)):
                 filled += [f"--{row.flag}", text]
         if self.settings.checkpoint_dir and self.knows(step, "checkpoint_dir") and step not in ("songs", "strength"):
             flags = self.flags.get(STEP[step].script)
@@ -2015,7 +2026,9 @@ class Workspace:
         return shown_path(path, self.program)
 
     @staticmethod
-    def _same(text: str, default: str) -> bool:
+    def _same(text: str, row: Field) -> bool:
+        """Whether the script would take `text` anyway."""
+        default = row.default if row.script_default is None else row.script_default
         return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
 
     def checkpoints(self) -> Path:
@@ -2419,7 +2432,9 @@ def judge_environment(
         findings += _judge_report(space, report)
     missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
     if missing:
-        findings.append(Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program"))
+        findings.append(
+            Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program")
+        )
     else:
         findings.append(Finding("ok", "env.scripts", {"folder": space.program}))
     findings += _judge_disk(space, songs)
@@ -2821,7 +2836,9 @@ class Curve:
 def find_metrics(folder: Path) -> Path | None:
     """The newest metrics.csv under the trainer's log folder."""
     try:
-        files = [path for pattern in ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv") for path in folder.glob(pattern)]
+        files = [
+            path for pattern in ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv") for path in folder.glob(pattern)
+        ]
         return max(files, key=lambda path: path.stat().st_mtime, default=None)
     except OSError:
         return None
@@ -2884,7 +2901,12 @@ class Runner:
         self._lock = threading.Lock()
 
     def start(
-        self, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None, stop_file: Path | None = None
+        self,
+        argv: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        log_path: Path | None,
+        stop_file: Path | None = None,
     ) -> int:
         if self.active:
             raise RuntimeError("a run is active already")
@@ -3103,7 +3125,17 @@ class TensorBoard:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         folder.mkdir(parents=True, exist_ok=True)
-        argv = [str(python), "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+        argv = [
+            str(python),
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            str(folder),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         threading.Thread(target=self._wait, args=(argv, port, program, environment), daemon=True).start()
 
     def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str]) -> None:
@@ -3117,6 +3149,8 @@ class TensorBoard:
         threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
         url = f"http://127.0.0.1:{port}/"
         deadline = time.monotonic() + 120
+        import urllib.request  # 40 ms that the start of the window does not have to wait for
+
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
         while process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError), opener.open(url, timeout=5) as page:
@@ -3213,7 +3247,9 @@ class Ui:
                                  ("Bad", c["bad_soft"]), ("Info", c["accent_soft"])):  # fmt: skip
             style.configure(f"{name}.TFrame", background=background)
             style.configure(f"{name}.TLabel", background=background)
-            style.configure(f"{name}Muted.TLabel", background=background, foreground=c["muted"], font=self.fonts["small"])
+            style.configure(
+                f"{name}Muted.TLabel", background=background, foreground=c["muted"], font=self.fonts["small"]
+            )
         style.configure("Title.TLabel", font=self.fonts["title"])
         style.configure("Head.TLabel", font=self.fonts["head"])
         style.configure("RailTitle.TLabel", font=self.fonts["head"], background=c["rail"])
@@ -3229,7 +3265,9 @@ class Ui:
             style.map(name, bordercolor=focus, lightcolor=focus, fieldbackground=[("disabled", c["rail"]), ("readonly", c["surface"])],
                       foreground=[("disabled", c["disabled"]), ("readonly", c["text"])],
                       selectbackground=[("readonly", c["surface"])], selectforeground=[("readonly", c["text"])])  # fmt: skip
-            style.configure(f"Wrong.{name}", **{**field_colours, "fieldbackground": c["bad_soft"]}, bordercolor=c["bad"])
+            style.configure(
+                f"Wrong.{name}", **{**field_colours, "fieldbackground": c["bad_soft"]}, bordercolor=c["bad"]
+            )
             style.map(f"Wrong.{name}", bordercolor=[("", c["bad"])], lightcolor=[("", c["bad"])],
                       fieldbackground=[("", c["bad_soft"])])  # fmt: skip
         style.configure("TCheckbutton", focuscolor=c["accent"], indicatorsize=px(14), indicatormargin=px(4),
@@ -3241,7 +3279,9 @@ class Ui:
                         bordercolor=c["line"])  # fmt: skip
         style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
                   bordercolor=[("focus", c["accent"])], lightcolor=[("focus", c["accent"])])  # fmt: skip
-        style.configure("Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"])
+        style.configure(
+            "Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"]
+        )
         style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
         style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
                         lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
@@ -3346,7 +3386,12 @@ def draw_icon(kind: str, size: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(rows), 1)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(rows), 1))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _distance(x: float, y: float, x1: float, y1: float, x2: float, y2: float) -> float:
@@ -3364,8 +3409,10 @@ def wrapped(label: ttk.Label) -> ttk.Label:
     """Make a label wrap at its own width, so that no sentence is ever cut."""
 
     def fit(event: tk.Event) -> None:
-        if abs(int(str(label.cget("wraplength") or 0)) - event.width) > 1:
-            label.configure(wraplength=max(40, event.width))
+        # A little less than the width: Tk counts the blank at a line's end.
+        room = max(40, event.width - 8)
+        if abs(int(str(label.cget("wraplength") or 0)) - room) > 1:
+            label.configure(wraplength=room)
 
     label.configure(wraplength=200)
     label.bind("<Configure>", fit)
@@ -3463,7 +3510,9 @@ class ScrollFrame:
             self._canvas.yview_moveto((bottom - (last - first)) / height)
 
     def _wheel(self, event: tk.Event) -> None:
-        if not self.inner.winfo_exists() or not (self._inside(event.widget) or event.widget in (self._canvas, self.inner)):
+        if not self.inner.winfo_exists() or not (
+            self._inside(event.widget) or event.widget in (self._canvas, self.inner)
+        ):
             return
         if isinstance(event.widget, (tk.Text, ttk.Treeview)) or self._canvas.yview() == (0.0, 1.0):
             return
@@ -3492,26 +3541,18 @@ class LogPane:
             self.text.tag_configure(tag, foreground=COLOURS[colour])
         self.text.mark_set("live", "end-1c")
         self.text.mark_gravity("live", "left")
-        self.text.bind("<Key>", self._key)
-        for event in ("<<Paste>>", "<<PasteSelection>>", "<<Cut>>", "<<Clear>>", "<Button-2>"):
-            self.text.bind(event, lambda _event: "break")
+        self._make_read_only()
         self._current = ""
         self._lines = 0
 
-    @staticmethod
-    def _key(event: tk.Event) -> str | None:
-        # Read-only, but to be walked through and copied; a disabled Text cannot be focused on every system.
-        moves = {"Up", "Down", "Left", "Right", "Prior", "Next", "Home", "End", "Tab", "ISO_Left_Tab"}
-        if event.keysym == "Tab":
-            event.widget.tk_focusNext().focus()
-            return "break"
-        if event.keysym == "ISO_Left_Tab":
-            event.widget.tk_focusPrev().focus()
-            return "break"
-        if event.keysym in moves or (event.state & 0x4 and event.keysym.lower() in ("c", "a", "insert")):
-            return None
-        # Accelerators of the window still have to work.
-        return None if event.state & 0xC or event.keysym.startswith(("F", "Alt", "Control", "Shift")) else "break"
+    def _make_read_only(self) -> None:
+        """Keep what walks, selects and copies; a disabled Text could not have the focus on every system."""
+        editing = re.compile(r"<(Key|(Control-|Shift-)*Key-(Tab|d|h|i|k|o|t|Insert|Delete|BackSpace|Return|KP_Enter)"
+                             r"|Meta-.*|<(Cut|Paste|PasteSelection|Clear|Undo|Redo)>)>")  # fmt: skip
+        for sequence in self.text.bind_class("Text"):
+            if not editing.fullmatch(sequence):
+                self.text.bind_class("ReadOnlyText", sequence, self.text.tk.call("bind", "Text", sequence))
+        self.text.bindtags((str(self.text), "ReadOnlyText", str(self.text.winfo_toplevel()), "all"))
 
     def write(self, lines: list[str], current: str = "", skipped: int = 0) -> None:
         """Append finished lines and show `current` as the last, unfinished one."""
@@ -3580,7 +3621,9 @@ class LossChart:
         canvas, px, c = self.canvas, self._ui.px, COLOURS
         canvas.delete("all")
         width, height = canvas.winfo_width(), canvas.winfo_height()
-        canvas.create_text(px(12), px(9), text=self._ui.t("chart.title"), anchor="nw", font=self._ui.fonts["bold"], fill=c["text"])
+        canvas.create_text(
+            px(12), px(9), text=self._ui.t("chart.title"), anchor="nw", font=self._ui.fonts["bold"], fill=c["text"]
+        )
         curve = self._curve
         if curve is None or not curve.steps:
             canvas.create_text(width / 2, height / 2, text=self._ui.t("chart.empty"), fill=c["muted"], justify="center",
@@ -3608,25 +3651,36 @@ class LossChart:
         for tick in nice_ticks(low, high):
             y = bottom - (tick - low) / (high - low) * (bottom - top)
             canvas.create_line(left, y, right, y, fill=c["rail"])
-            canvas.create_text(left - px(6), y, text=f"{tick:.4g}", anchor="e", font=self._ui.fonts["small"], fill=c["muted"])
+            canvas.create_text(
+                left - px(6), y, text=f"{tick:.4g}", anchor="e", font=self._ui.fonts["small"], fill=c["muted"]
+            )
         for tick in nice_ticks(first, last):
             if tick == int(tick):
                 x = left + (tick - first) / (last - first) * (right - left)
-                canvas.create_text(x, bottom + px(6), text=f"{int(tick)}", anchor="n", font=self._ui.fonts["small"], fill=c["muted"])
+                canvas.create_text(
+                    x, bottom + px(6), text=f"{int(tick)}", anchor="n", font=self._ui.fonts["small"], fill=c["muted"]
+                )
         columns = max(50, int(right - left))
         rates = [rate for rate in curve.rate if rate == rate]
         if rates and max(rates) > 0:
             line = place(thin_out(curve.steps, curve.rate, columns), 0.0, max(rates) * 1.02)
             canvas.create_line(*line, fill=c["disabled"], dash=(3, 3))
         canvas.create_line(*place(thin_out(curve.steps, curve.loss, columns), low, high), fill=c["curve_soft"])
-        canvas.create_line(*place(thin_out(curve.steps, curve.smooth, columns), low, high), fill=c["accent"], width=px(2))
+        canvas.create_line(
+            *place(thin_out(curve.steps, curve.smooth, columns), low, high), fill=c["accent"], width=px(2)
+        )
         if curve.validation:
-            canvas.create_line(*place(((float(x), y) for x, y in curve.validation), low, high), fill=c["good"], width=px(2))
+            canvas.create_line(
+                *place(((float(x), y) for x, y in curve.validation), low, high), fill=c["good"], width=px(2)
+            )
         self._legend(curve, rates)
 
     def _legend(self, curve: Curve, rates: list[float]) -> None:
         ui, x, y = self._ui, self._ui.px(12), self._ui.px(38)
-        entries = [("chart.smooth", "accent", f"{curve.smooth[-1]:.4f}"), ("chart.raw", "curve_soft", f"{curve.loss[-1]:.4f}")]
+        entries = [
+            ("chart.smooth", "accent", f"{curve.smooth[-1]:.4f}"),
+            ("chart.raw", "curve_soft", f"{curve.loss[-1]:.4f}"),
+        ]
         if curve.validation:
             entries.append(("chart.validation", "good", f"{curve.validation[-1][1]:.4f}"))
         if rates:
@@ -3663,7 +3717,9 @@ class FieldRow:
     def _make_widget(self, parent: tk.Widget) -> ttk.Widget:
         row = self.row
         if row.kind == "bool":
-            return ttk.Checkbutton(parent, variable=self.variable, onvalue="true", offvalue="false", text=self._ui.t("field.on"))
+            return ttk.Checkbutton(
+                parent, variable=self.variable, onvalue="true", offvalue="false", text=self._ui.t("field.on")
+            )
         if row.kind == "choice":
             return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, state="readonly", width=16)
         if row.kind == "combo":
@@ -3692,7 +3748,14 @@ class FieldRow:
 class FieldForm:
     """A step's settings as rows; values come from and go to the project through two functions."""
 
-    def __init__(self, ui: Ui, parent: tk.Widget, fields: list[Field], get: Callable[[Field], str], put: Callable[[Field, str], None]):
+    def __init__(
+        self,
+        ui: Ui,
+        parent: tk.Widget,
+        fields: list[Field],
+        get: Callable[[Field], str],
+        put: Callable[[Field, str], None],
+    ):
         self.frame = ttk.Frame(parent)
         self.frame.columnconfigure(0, minsize=ui.px(120))
         self.frame.columnconfigure(1, weight=2, minsize=ui.px(130))
@@ -3731,6 +3794,8 @@ class Editor:
         self.text.grid(row=0, column=0, sticky="nsew")
         side_bar(self.text)
         self.text.bind("<<Modified>>", self._modified)
+        # The window's shortcuts before those of Tk's Text, where Ctrl+O, for one, opens a line.
+        self.text.bindtags((str(self.text), str(self.text.winfo_toplevel()), "Text", "all"))
         # Tab leads on to the next widget: the keyboard alone must be able to leave the text.
         self.text.bind("<Tab>", lambda event: self._go(event.widget.tk_focusNext()))
         for back in ("<Shift-Tab>", "<ISO_Left_Tab>"):
@@ -3757,7 +3822,9 @@ class Editor:
         self.text.edit_modified(False)
         self.text.update_idletasks()
         self._filling = False
-        self.text.configure(state="normal" if enabled else "disabled", background=COLOURS["surface" if enabled else "rail"])
+        self.text.configure(
+            state="normal" if enabled else "disabled", background=COLOURS["surface" if enabled else "rail"]
+        )
 
     def get(self) -> str:
         return self.text.get("1.0", "end-1c")
@@ -3841,7 +3908,9 @@ class Question(Dialog):
         super().__init__(ui, parent, title, buttons, answer, cancel)
         self.message = message
         ttk.Label(self.body, image=ui.icon(icon, 28)).pack(side="left", anchor="n", padx=(0, ui.px(14)))
-        ttk.Label(self.body, text=message, wraplength=ui.px(460), justify="left").pack(side="left", fill="x", expand=True)
+        ttk.Label(self.body, text=message, wraplength=ui.px(460), justify="left").pack(
+            side="left", fill="x", expand=True
+        )
         self.show()
 
 
@@ -3863,7 +3932,9 @@ class EntryDialog(Dialog):
         body = self.body
         body.columnconfigure(1, weight=1)
         if message:
-            ttk.Label(body, text=message, wraplength=ui.px(520), justify="left").grid(row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12)))
+            ttk.Label(body, text=message, wraplength=ui.px(520), justify="left").grid(
+                row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12))
+            )
         self.entries: list[ttk.Entry] = []
         for number, (label, text) in enumerate(entries):
             ttk.Label(body, text=label).grid(row=number + 1, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(4))
@@ -3873,11 +3944,13 @@ class EntryDialog(Dialog):
             entry.bind("<Return>", lambda _event: self.press("ok"))
             self.entries.append(entry)
         if browse is not None:
+
             def fill() -> None:
                 chosen = browse()
                 if chosen:
                     self.entries[-1].delete(0, "end")
                     self.entries[-1].insert(0, chosen)
+
             ttk.Button(body, text=browse_label, command=fill).grid(row=len(entries), column=2, padx=(ui.px(8), 0))
         self._note = ttk.Label(body, style="SmallBad.TLabel", wraplength=ui.px(520), justify="left")
         self._note.grid(row=len(entries) + 1, column=0, columnspan=3, sticky="w", pady=(ui.px(8), 0))
@@ -4039,7 +4112,14 @@ class FormPage(StepPage):
 class SongsPage(StepPage):
     """Step 1: the library."""
 
-    COLUMNS = (("title", 230, "w"), ("file", 200, "w"), ("length", 66, "e"), ("prompt", 76, "center"), ("lyrics", 76, "center"), ("record", 76, "center"))
+    COLUMNS = (
+        ("title", 230, "w"),
+        ("file", 200, "w"),
+        ("length", 66, "e"),
+        ("prompt", 76, "center"),
+        ("lyrics", 76, "center"),
+        ("record", 76, "center"),
+    )
 
     def build(self) -> None:
         ui, app = self.ui, self.app
@@ -4047,7 +4127,9 @@ class SongsPage(StepPage):
         self.body.columnconfigure(0, weight=1)
         self.body.rowconfigure(2, weight=1)
         ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=app.ask_folder).pack(side="right")
-        self.add_button = ttk.Button(self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=app.ask_files)
+        self.add_button = ttk.Button(
+            self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=app.ask_files
+        )
         self.add_button.pack(side="right", padx=(0, ui.px(8)))
         place = ttk.Frame(self.body)
         place.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(8)))
@@ -4085,15 +4167,21 @@ class SongsPage(StepPage):
         box.grid(row=2, column=0, sticky="nsew")
         box.columnconfigure(0, weight=1)
         box.rowconfigure(0, weight=1)
-        self.table = ttk.Treeview(box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended")
+        self.table = ttk.Treeview(
+            box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended"
+        )
         for name, width, anchor in self.COLUMNS:
             self.table.heading(name, text=ui.t(f"column.{name}"), anchor=anchor)
-            self.table.column(name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file"))
+            self.table.column(
+                name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file")
+            )
         self.table.tag_configure("bad", foreground=COLOURS["bad"])
         self.table.tag_configure("warn", foreground=COLOURS["warn"])
         self.table.grid(row=0, column=0, sticky="nsew")
         side_bar(self.table)
-        self.empty = wrapped(ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center"))
+        self.empty = wrapped(
+            ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center")
+        )
         self.table.bind("<<TreeviewSelect>>", lambda _event: self._selected())
         self.table.bind("<Double-1>", lambda _event: self._play())
         self.table.bind("<Return>", lambda _event: self._play())
@@ -4157,7 +4245,9 @@ class SongsPage(StepPage):
         else:
             self.empty.place(relx=0.1, rely=0.55, relwidth=0.8, anchor="w")
         known = [song.seconds for song in songs if song.seconds]
-        self.total.configure(text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--"))
+        self.total.configure(
+            text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--")
+        )
         self.add_button.configure(state="disabled" if self.app.busy else "normal")
         self._show_apply()
         self._selected()
@@ -4276,7 +4366,9 @@ class TextsPage(StepPage):
         self.editors: dict[str, Editor] = {}
         for column, kind in enumerate(("prompt", "lyrics")):
             pad = (0, ui.px(10)) if column == 0 else 0
-            ttk.Label(panes, text=ui.t(f"texts.{kind}"), style="Small.TLabel").grid(row=0, column=column, sticky="w", padx=pad)
+            ttk.Label(panes, text=ui.t(f"texts.{kind}"), style="Small.TLabel").grid(
+                row=0, column=column, sticky="w", padx=pad
+            )
             editor = Editor(ui, panes, 4, self._edited)
             editor.frame.grid(row=1, column=column, sticky="nsew", padx=pad)
             editor.text.bind("<Control-s>", lambda _event: (self.save(), "break")[1])
@@ -4348,7 +4440,11 @@ class TextsPage(StepPage):
             return ""
 
     def dirty(self) -> list[str]:
-        return [kind for kind, editor in self.editors.items() if self.open_song and editor.get() != self._loaded.get(kind, "")]
+        return [
+            kind
+            for kind, editor in self.editors.items()
+            if self.open_song and editor.get() != self._loaded.get(kind, "")
+        ]
 
     def reload(self) -> None:
         """Show what a script or another program wrote meanwhile; texts that are being edited stay."""
@@ -4434,7 +4530,9 @@ class TextsPage(StepPage):
         for tool in self.tools:
             tool.configure(state="normal" if self.app.songs else "disabled")
         if self.again_button is not None:
-            self.again_button.configure(state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled")
+            self.again_button.configure(
+                state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled"
+            )
         if self.open_song is not None and not self.open_song.audio.exists():
             self.open_song = None
             self._load_first()
@@ -4451,7 +4549,9 @@ class TrainPage(StepPage):
         self.trial_button = None
         flags = self.app.space.flags.get("trainer_new.py")
         if flags and "trial" in flags:
-            self.trial_button = ttk.Button(self.actions, text=ui.t("train.trial"), command=lambda: self.app.start_step("train", trial=True))
+            self.trial_button = ttk.Button(
+                self.actions, text=ui.t("train.trial"), command=lambda: self.app.start_step("train", trial=True)
+            )
             self.trial_button.pack(side="right", padx=(0, ui.px(8)))
             Tip(ui, self.trial_button, ui.t("train.trial_tip"))
         self.body.columnconfigure(0, weight=6, uniform="train")
@@ -4466,7 +4566,9 @@ class TrainPage(StepPage):
         self.make_form(inner, basic).frame.grid(row=1, column=0, sticky="ew")
         self.hints = wrapped(ttk.Label(inner, style="SmallWarn.TLabel"))
         self.hints.grid(row=2, column=0, sticky="ew")
-        self.advanced_button = ttk.Button(inner, text=ui.t("advanced.open"), style="Small.TButton", command=self._toggle)
+        self.advanced_button = ttk.Button(
+            inner, text=ui.t("advanced.open"), style="Small.TButton", command=self._toggle
+        )
         self.advanced_button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
         self._advanced_flags = {row.flag for row in advanced}
         self.advanced = self.make_form(inner, advanced)
@@ -4482,8 +4584,13 @@ class TrainPage(StepPage):
         self.preset = ttk.Combobox(row, state="readonly", width=14)
         self.preset.pack(side="left")
         self.preset.bind("<<ComboboxSelected>>", lambda _event: self.app.apply_preset(self.preset.get()))
-        for key, command in (("preset.save", self.app.ask_save_preset), ("preset.delete", lambda: self.app.delete_preset(self.preset.get()))):
-            ttk.Button(row, text=ui.t(key), style="Small.TButton", command=command).pack(side="left", padx=(ui.px(6), 0))
+        for key, command in (
+            ("preset.save", self.app.ask_save_preset),
+            ("preset.delete", lambda: self.app.delete_preset(self.preset.get())),
+        ):
+            ttk.Button(row, text=ui.t(key), style="Small.TButton", command=command).pack(
+                side="left", padx=(ui.px(6), 0)
+            )
 
     def _toggle(self) -> None:
         if self.advanced.frame.winfo_manager():
@@ -4526,8 +4633,12 @@ class EnvironmentPage:
         head.grid(row=0, column=0, columnspan=2, sticky="ew", pady=(0, ui.px(8)))
         head.columnconfigure(0, weight=1)
         ttk.Label(head, text=ui.t("title.environment"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-        wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
-        for column, (key, command) in enumerate((("env.copy", app.copy_report), ("env.again", app.query_environment)), start=1):
+        wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(
+            row=1, column=0, sticky="ew"
+        )
+        for column, (key, command) in enumerate(
+            (("env.copy", app.copy_report), ("env.again", app.query_environment)), start=1
+        ):
             ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
         self._list = ScrollFrame(ui, self.frame)
         self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))
@@ -4543,7 +4654,13 @@ class EnvironmentPage:
         self.variables: dict[str, tk.Variable] = {}
         self.widgets: dict[str, tk.Widget] = {}
         line = 0
-        for key, browse in (("python", "file"), ("endpoint", ""), ("checkpoint_dir", "folder"), ("cache", "folder"), ("program", "folder")):
+        for key, browse in (
+            ("python", "file"),
+            ("endpoint", ""),
+            ("checkpoint_dir", "folder"),
+            ("cache", "folder"),
+            ("program", "folder"),
+        ):
             ttk.Label(box, text=ui.t(f"setting.{key}")).grid(row=line, column=0, columnspan=2, sticky="w")
             variable = tk.StringVar(box, getattr(app.settings, key))
             if key == "endpoint":
@@ -4552,9 +4669,12 @@ class EnvironmentPage:
                 widget = ttk.Entry(box, textvariable=variable, width=20)
             widget.grid(row=line + 1, column=0, sticky="ew", pady=(ui.px(2), 0))
             if browse:
-                ttk.Button(box, text=ui.t("browse"), style="Small.TButton", command=lambda key=key, kind=browse: self._browse(key, kind)).grid(
-                    row=line + 1, column=1, padx=(ui.px(6), 0)
-                )
+                ttk.Button(
+                    box,
+                    text=ui.t("browse"),
+                    style="Small.TButton",
+                    command=lambda key=key, kind=browse: self._browse(key, kind),
+                ).grid(row=line + 1, column=1, padx=(ui.px(6), 0))
             wrapped(ttk.Label(box, text=ui.t(f"setting.{key}.help"), style="Small.TLabel")).grid(
                 row=line + 2, column=0, columnspan=2, sticky="ew", pady=(ui.px(1), ui.px(8))
             )
@@ -4563,7 +4683,9 @@ class EnvironmentPage:
             self.variables[key], self.widgets[key] = variable, widget
             line += 3
         offline = tk.BooleanVar(box, app.settings.offline)
-        check = ttk.Checkbutton(box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline"))
+        check = ttk.Checkbutton(
+            box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline")
+        )
         check.grid(row=line, column=0, columnspan=2, sticky="w")
         self.variables["offline"], self.widgets["offline"] = offline, check
 
@@ -4602,12 +4724,16 @@ class EnvironmentPage:
             child.destroy()
         icons = {"ok": "done", "warn": "stale", "bad": "failed", "info": "info"}
         for line, finding in enumerate(findings):
-            ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4))
+            ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(
+                row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4)
+            )
             text = ui.t(finding.key, **finding.fields)
             wrapped(ttk.Label(inner, text=text, justify="left")).grid(row=line, column=1, sticky="ew", pady=ui.px(3))
             if finding.mend and (finding.level != "ok"):
                 label = ui.t(f"mend.{finding.mend}")
-                button = ttk.Button(inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self.app.mend(mend))
+                button = ttk.Button(
+                    inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self.app.mend(mend)
+                )
                 button.grid(row=line, column=2, sticky="ne", padx=(ui.px(8), ui.px(4)), pady=ui.px(2))
                 if self.app.busy and finding.mend in ("install", "tensorboard", "pypinyin"):
                     button.configure(state="disabled")
@@ -4630,7 +4756,9 @@ def open_in_system(path: Path) -> None:
 class App:
     """Owns the project, the runner and the widgets. Handlers change state, then call `refresh`, which alone paints."""
 
-    def __init__(self, root: tk.Tk, program: Path, settings: Settings, home: Path | None = None, sources: Iterable[Path] = ()):
+    def __init__(
+        self, root: tk.Tk, program: Path, settings: Settings, home: Path | None = None, sources: Iterable[Path] = ()
+    ):
         self.root, self.settings = root, settings
         self.program = program
         self.project = Project(values=dict(settings.draft))
@@ -4653,7 +4781,9 @@ class App:
         self.dialog: Dialog | None = None
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
         self.choose_files: Callable[[str], Iterable[str]] = self._choose_files
-        self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(parent=self.root, title=title, mustexist=False)
+        self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(
+            parent=self.root, title=title, mustexist=False
+        )
         self.choose_file: Callable[[str], str] = lambda title: filedialog.askopenfilename(parent=self.root, title=title)
         self._receipt: dict[str, Any] = {}
         self._chain_answers: dict[str, str] = {}
@@ -4787,7 +4917,9 @@ class App:
         self.project_label = ttk.Label(head, style="Rail.TLabel")
         self.project_label.grid(row=0, column=2, sticky="ew")
         other = next(code for code in LANGUAGES if code != self.settings.language)
-        self.language_button = ttk.Button(head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other))
+        self.language_button = ttk.Button(
+            head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other)
+        )
         self.language_button.grid(row=0, column=3)
 
     def _build_rail(self) -> None:
@@ -4797,7 +4929,9 @@ class App:
         rail.columnconfigure(0, weight=1)
         self.rail: dict[str, ttk.Button] = {}
         for step in STEPS:
-            button = ttk.Button(rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key))
+            button = ttk.Button(
+                rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key)
+            )
             button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(4)))
             self.rail[step.key] = button
         rail.rowconfigure(8, weight=1)
@@ -4923,8 +5057,10 @@ class App:
             self._pages[self.page_key].left()
         self._flush_project()
         if home is not None:
-            home = Path(os.path.abspath(home))
-        self.project = Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
+            home = absolute(home)
+        self.project = (
+            Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
+        )
         self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
         self.results.clear()
         self.current_song = ""
@@ -4994,7 +5130,10 @@ class App:
         menu.delete(0, "end")
         homes = [Path(home) for home in self.settings.recent if Path(home).is_dir()]
         for home in homes:
-            menu.add_command(label=f"{home.name}    {shown_path(home, self.program)}", command=lambda home=home: self.open_project(home))
+            menu.add_command(
+                label=f"{home.name}    {shown_path(home, self.program)}",
+                command=lambda home=home: self.open_project(home),
+            )
         if not homes:
             menu.add_command(label=self.ui.t("menu.none"), state="disabled")
 
@@ -5042,7 +5181,7 @@ class App:
         if problem:
             self.say("bad", self.ui.t(problem))
             return
-        target = Path(os.path.abspath(self.program / folder.strip()))
+        target = absolute(self.program / folder.strip())
         if self.project.home == target:
             return
         if self.project.home is None or not self.songs:
@@ -5126,7 +5265,7 @@ class App:
         t = self.ui.t
 
         def chosen(values: list[str]) -> None:
-            home = Path(os.path.abspath(self.program / values[1].strip() / values[0].strip()))
+            home = absolute(self.program / values[1].strip() / values[0].strip())
             if holds_audio(home):
                 self._ask_occupied(home, use)
             else:
@@ -5148,7 +5287,11 @@ class App:
 
     def _choose_files(self, title: str) -> Iterable[str]:
         patterns = " ".join(f"*{e} *{e.upper()}" for e in AUDIO_EXTENSIONS)
-        return filedialog.askopenfilenames(parent=self.root, title=title, filetypes=[(self.ui.t("choose.audio"), patterns), (self.ui.t("choose.all"), "*")])
+        return filedialog.askopenfilenames(
+            parent=self.root,
+            title=title,
+            filetypes=[(self.ui.t("choose.audio"), patterns), (self.ui.t("choose.all"), "*")],
+        )
 
     def ask_files(self) -> None:
         if not self.busy:
@@ -5182,7 +5325,9 @@ class App:
         if home is None:
             root = self.program / SONGS_ROOT
             taken = [path.name for path in root.iterdir()] if root.is_dir() else []
-            self._ask_home(unique_name(readable_name(audio[0].stem), taken), root, lambda home: self._import_into(home, files))
+            self._ask_home(
+                unique_name(readable_name(audio[0].stem), taken), root, lambda home: self._import_into(home, files)
+            )
         elif holds_audio(home) and home not in self._joined:
             self._ask_occupied(home, lambda home: self._import_into(home, files))
         else:
@@ -5203,6 +5348,7 @@ class App:
                 project.titles[name] = title
                 project.save()
                 self.look_at_disk(force=True)
+
             self.inbox.put(store)
 
         def progress(done: int, total: int, name: str) -> None:
@@ -5327,7 +5473,9 @@ class App:
         self.page(self.page_key).shown()
         self.say("good" if count else "info", self.ui.t("changed.texts", count=count))
 
-    def _ask_all(self, key: str, entries: list[tuple[str, str]], change: Callable[[list[str]], Callable[[Song], dict[Path, str]]]) -> None:
+    def _ask_all(
+        self, key: str, entries: list[tuple[str, str]], change: Callable[[list[str]], Callable[[Song], dict[Path, str]]]
+    ) -> None:
         if self.project.home is None or not self.songs or self.busy:
             return
         t = self.ui.t
@@ -5339,19 +5487,31 @@ class App:
     def ask_add_tag(self) -> None:
         def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
             return lambda song: {song.prompt_path: add_tag(_text_of(song.prompt_path), values[0])}
+
         self._ask_all("add_tag", [(self.ui.t("tag"), "")], change)
 
     def ask_remove_tag(self) -> None:
         def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
-            return lambda song: {song.prompt_path: remove_tag(_text_of(song.prompt_path), values[0])} if song.prompt_path.exists() else {}
+            return lambda song: (
+                {song.prompt_path: remove_tag(_text_of(song.prompt_path), values[0])}
+                if song.prompt_path.exists()
+                else {}
+            )
+
         self._ask_all("remove_tag", [(self.ui.t("tag"), "")], change)
 
     def ask_replace(self) -> None:
         def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
             def one(song: Song) -> dict[Path, str]:
                 paths = [path for path in (song.prompt_path, song.lyrics_path) if path.exists()]
-                return {path: new for path in paths if (new := _text_of(path).replace(values[0], values[1])) != _text_of(path)}
+                return {
+                    path: new
+                    for path in paths
+                    if (new := _text_of(path).replace(values[0], values[1])) != _text_of(path)
+                }
+
             return one
+
         self._ask_all("replace", [(self.ui.t("replace.find"), ""), (self.ui.t("replace.by"), "")], change)
 
     def ask_instrumental(self) -> None:
@@ -5424,7 +5584,19 @@ class App:
         """Every setting back to its default; no file of the user's is touched."""
         self.project.values.clear()
         fresh = Settings(self.settings.path)
-        for key in ("python", "program", "checkpoint_dir", "endpoint", "cache", "offline", "comfyui", "draft", "scale", "geometry", "log_height"):
+        for key in (
+            "python",
+            "program",
+            "checkpoint_dir",
+            "endpoint",
+            "cache",
+            "offline",
+            "comfyui",
+            "draft",
+            "scale",
+            "geometry",
+            "log_height",
+        ):
             setattr(self.settings, key, getattr(fresh, key))
         self._flush_project()
         self.program = program_folder() if not self._fixed_program else self._fixed_program
@@ -5461,7 +5633,9 @@ class App:
             self.refresh()
 
         def problem(values: list[str]) -> str:
-            return t("wrong.empty") if not values[0].strip() else t("preset.taken") if values[0].strip() in PRESETS else ""
+            return (
+                t("wrong.empty") if not values[0].strip() else t("preset.taken") if values[0].strip() in PRESETS else ""
+            )
 
         self.dialog = EntryDialog(self.ui, self.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
                                   t("ok"), t("cancel"), done, problem)  # fmt: skip
@@ -5514,7 +5688,9 @@ class App:
             page.widgets["endpoint"].focus_set()
         elif what in ("tensorboard", "pypinyin"):
             # pypinyin runs in the window's own process, TensorBoard in the scripts' Python.
-            python = Path(sys.executable) if what == "pypinyin" and not FROZEN else find_python(self.settings, self.program)
+            python = (
+                Path(sys.executable) if what == "pypinyin" and not FROZEN else find_python(self.settings, self.program)
+            )
             if python:
                 self.run_command([str(python), "-m", "pip", "install", what], self.ui.t("install.title"))
         elif what == "install":
@@ -5543,7 +5719,9 @@ class App:
         elif self.page_key in STEP:
             self.start_step(self.page_key)
 
-    def start_step(self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None) -> None:
+    def start_step(
+        self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None
+    ) -> None:
         """Check everything that can be checked, ask what has to be asked, then run the step's script."""
         if self.page_key in self._pages:
             self._pages[self.page_key].left()
@@ -5566,7 +5744,9 @@ class App:
         python, script = find_python(self.settings, self.program), self.space.script(key)
         if python is None or not script.is_file():
             self.chain.clear()
-            sentence = t("env.no_python") if python is None else t("env.script", script=script.name, folder=self.program)
+            sentence = (
+                t("env.no_python") if python is None else t("env.script", script=script.name, folder=self.program)
+            )
             self.say("bad", sentence, (t("title.environment"), lambda: self.show_page("environment")))
             return
         stale = next((step for step in STEPS[: STEP[key].number - 1] if self.states[step.key].status == "stale"), None)
@@ -5611,7 +5791,9 @@ class App:
                 again(checkpoints=key)
 
         folder = shown_path(space.checkpoints(), self.program)
-        message = t("checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}")
+        message = t(
+            "checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}"
+        )
         if space.foreign_owner():
             message += "\n\n" + t("train.foreign", owner=space.foreign_owner())
         self._ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
@@ -5624,7 +5806,10 @@ class App:
 
     def _ask_disk(self, again: Callable[..., None]) -> None:
         t = self.ui.t
-        fields = {"free": human_bytes(free_bytes(self.project.records)), "need": human_bytes(disk_estimate(self.space, self.songs))}
+        fields = {
+            "free": human_bytes(free_bytes(self.project.records)),
+            "need": human_bytes(disk_estimate(self.space, self.songs)),
+        }
 
         def answer(key: str) -> None:
             if key == "anyway":
@@ -5635,7 +5820,9 @@ class App:
         self._ask(t("disk.title"), t("env.disk_short", **fields),
                   [("cancel", t("cancel"), "Primary.TButton"), ("anyway", t("disk.anyway"), "TButton")], answer, icon="stale")  # fmt: skip
 
-    def _launch(self, key: str, python: Path, script: Path, only: list[str], trial: bool, answers: dict[str, str]) -> None:
+    def _launch(
+        self, key: str, python: Path, script: Path, only: list[str], trial: bool, answers: dict[str, str]
+    ) -> None:
         space = self.space
         try:
             if key == "train" and not trial:
@@ -5690,7 +5877,12 @@ class App:
         self._ended = None
         home = self.project.home if self.project.home and self.project.home.is_dir() else user_config_folder()
         log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
-        self.log.write([f"$ {subprocess.list2cmdline(argv)}", f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}"])
+        self.log.write(
+            [
+                f"$ {subprocess.list2cmdline(argv)}",
+                f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}",
+            ]
+        )
         self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file)
         self.refresh()
         self._show_progress()
@@ -5713,6 +5905,7 @@ class App:
             def begin(checkpoints: str) -> None:
                 self._chain_answers = {"checkpoints": checkpoints}
                 self._next_in_chain()
+
             self._ask_checkpoints(begin)
         else:
             self._next_in_chain()
@@ -5781,7 +5974,9 @@ class App:
             self._failed_run = (key, event.code, errors)
             self._explain_failure(key, event.code, errors)
         ending = "stopped" if stopped else "good" if succeeded else "bad"
-        self.log.write([f"— {self.ui.t('log.ended', title=title, code='-' if event.code is None else event.code, spent=spent)}"])
+        self.log.write(
+            [f"— {self.ui.t('log.ended', title=title, code='-' if event.code is None else event.code, spent=spent)}"]
+        )
         self._announce(ending, title)
         if self._after_run:
             after, self._after_run = self._after_run, None
@@ -5828,7 +6023,11 @@ class App:
     def open_tensorboard(self) -> None:
         python = find_python(self.settings, self.program)
         if python is None:
-            self.say("bad", self.ui.t("env.no_python"), (self.ui.t("title.environment"), lambda: self.show_page("environment")))
+            self.say(
+                "bad",
+                self.ui.t("env.no_python"),
+                (self.ui.t("title.environment"), lambda: self.show_page("environment")),
+            )
             return
         self.say("info", self.ui.t("tensorboard.starting"))
         self.tensorboard.open(python, self.space.log_folder(), self.program, self.settings.child_environment())
@@ -5838,7 +6037,11 @@ class App:
             webbrowser.open(detail)
             self.say("good", self.ui.t("tensorboard.ready", url=detail))
         elif kind == "missing":
-            self.say("bad", self.ui.t("tensorboard.missing"), (self.ui.t("mend.tensorboard"), lambda: self.mend("tensorboard")))
+            self.say(
+                "bad",
+                self.ui.t("tensorboard.missing"),
+                (self.ui.t("mend.tensorboard"), lambda: self.mend("tensorboard")),
+            )
         else:
             self.say("bad", self.ui.t("tensorboard.failed", detail=detail))
 
@@ -5932,7 +6135,12 @@ class App:
             else:
                 self.progress = found
             loss_line = found.loss is not None and self.running_step == "train"
-            if loss_line and self.curve is not None and self.curve.path is None and found.done not in self.curve.steps[-1:]:
+            if (
+                loss_line
+                and self.curve is not None
+                and self.curve.path is None
+                and found.done not in self.curve.steps[-1:]
+            ):
                 self.curve.add(found.done, found.loss, None, found.learning_rate)
 
     def _poll_curve(self) -> None:
@@ -5995,11 +6203,15 @@ class App:
             button.configure(image=ui.icon(status, 22), text=f" {step.number}  {ui.t(f'rail.{step.key}')}\n {ui.t(f'status.{status}')}",
                              style="RailOn.TButton" if self.page_key == step.key else "Step.Rail.TButton")  # fmt: skip
         idle = not self.busy and not self.closing
-        self.rail_tools["title.environment"].configure(style="RailOn.TButton" if self.page_key == "environment" else "Rail.TButton")
+        self.rail_tools["title.environment"].configure(
+            style="RailOn.TButton" if self.page_key == "environment" else "Rail.TButton"
+        )
         self.rail_tools["run.all"].configure(state="normal" if idle and self.songs else "disabled")
         self.rail_tools["reset"].configure(state="normal" if idle else "disabled")
         home = self.project.home
-        self.project_label.configure(text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none"))
+        self.project_label.configure(
+            text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none")
+        )
         self.stop_button.configure(
             text=ui.t("run.force" if self.state == "stopping" else "run.stop"),
             state="normal" if self.busy else "disabled",
@@ -6030,7 +6242,9 @@ class App:
             part = f"{100 * shown.done // max(1, shown.total)} % · " if shown else "… · "
             part += self.ui.t(f"title.{self.running_step}") if self.running_step in STEP else self._command_title
             part += " – "
-        self.root.title(f"{part or self._title_mark}{self.project.name + ' – ' if self.project.name else ''}{PROGRAM_NAME}")
+        self.root.title(
+            f"{part or self._title_mark}{self.project.name + ' – ' if self.project.name else ''}{PROGRAM_NAME}"
+        )
 
     def _show_progress(self) -> None:
         """Elapsed and left, steps per second, loss: at every tick while something runs."""
@@ -6100,7 +6314,12 @@ class App:
         self.dialog = Question(self.ui, self.root, title, message, buttons, answer, cancel, icon)
 
     def show_keys(self) -> None:
-        self._ask(self.ui.t("menu.keys"), self.ui.t("keys.message"), [("cancel", self.ui.t("ok"), "Primary.TButton")], lambda _key: None)
+        self._ask(
+            self.ui.t("menu.keys"),
+            self.ui.t("keys.message"),
+            [("cancel", self.ui.t("ok"), "Primary.TButton")],
+            lambda _key: None,
+        )
 
     def show_about(self) -> None:
         self._ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
@@ -6195,7 +6414,9 @@ def open_root() -> tk.Tk:
             "Windows: run Python's installer again and tick 'tcl/tk') or use the scripts from the command line."
         )
     if WINDOWS:
-        with contextlib.suppress(OSError, AttributeError):  # before the first window, or Windows scales a blurred bitmap
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # before the first window, or Windows scales a blurred bitmap
             ctypes.windll.shcore.SetProcessDpiAwareness(1)
             ctypes.windll.shell32.SetCurrentProcessExplicitAppUserModelID("ace-step-lora-gui")
     try:
@@ -6215,10 +6436,13 @@ def main(argv: list[str] | None = None) -> int:
     own = program_folder()
     settings = Settings.load(settings_path(own))
     program = args.program or (Path(settings.program) if settings.program and Path(settings.program).is_dir() else own)
-    program = Path(os.path.abspath(program))
+    program = absolute(program)
     settings.language = args.language or settings.language
     if args.project is not None and not args.project.is_dir():
-        print(f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.", file=sys.stderr)
+        print(
+            f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.",
+            file=sys.stderr,
+        )
         return 2
     if args.check:
         return print_check(program, settings, args.project)
@@ -6227,7 +6451,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    App(root, program, settings, args.project, [Path(os.path.abspath(path)) for path in args.songs])
+    App(root, program, settings, args.project, [absolute(path) for path in args.songs])
     root.mainloop()
     return 0
 

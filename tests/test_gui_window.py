@@ -19,15 +19,14 @@ import tkinter as tk
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tkinter import ttk
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 import ace_gui
-from ace_gui import STEPS, App, Project, Settings
+from ace_gui import STEPS, App, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +61,8 @@ BODIES = {
         "--data_dir --backend --model --only",
         """
 for audio in sorted(pathlib.Path(args.data_dir).glob("*.wav")):
-    kind = "lyrics" if args.lyrics else "prompt"
-    audio.with_name(audio.stem + f"_{kind}.txt").write_text("[verse]\\nla" if args.lyrics else "pop, warm", encoding="utf-8")
+    kind, text = ("lyrics", "[verse]\\nla") if args.lyrics else ("prompt", "pop, warm")
+    audio.with_name(audio.stem + f"_{kind}.txt").write_text(text, encoding="utf-8")
     print(f"song 1/1 | {audio.name} | done")
 """,
     ),
@@ -126,10 +125,16 @@ if stopped:
 }
 
 
+DEAF = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('deaf', flush=True)\ntime.sleep(600)\n"
+
+
 def write_stand_ins(program: Path) -> None:
     program.mkdir(parents=True, exist_ok=True)
     for name, (flags, body) in BODIES.items():
-        lines = [f'parser.add_argument("{flag}", nargs="+")' if flag == "--only" else f'parser.add_argument("{flag}")' for flag in flags.split()]
+        lines = [
+            f'parser.add_argument("{flag}", nargs="+")' if flag == "--only" else f'parser.add_argument("{flag}")'
+            for flag in flags.split()
+        ]
         if name == "generate_prompts_lyrics.py":
             lines.append('parser.add_argument("--lyrics", action="store_true")')
         if name == "trainer_new.py":
@@ -151,7 +156,14 @@ def write_wav(path: Path, seconds: float = 1.0, level: int = 1000) -> Path:
 class Window:
     """A window under test: events in, widgets out. An error in any callback fails the test."""
 
-    def __init__(self, program: Path, home: Path | None = None, language: str = "en", sources: tuple[Path, ...] = (), **settings: Any):
+    def __init__(
+        self,
+        program: Path,
+        home: Path | None = None,
+        language: str = "en",
+        sources: tuple[Path, ...] = (),
+        **settings: Any,
+    ):
         self.program = program
         self.settings = Settings(program / "settings.json", language=language, scale="100", **settings)
         self.errors: list[str] = []
@@ -280,7 +292,10 @@ def make_window(display: None, tmp_path: Path) -> Iterator[Callable[..., Window]
 
 @pytest.fixture
 def songs(tmp_path: Path) -> list[Path]:
-    return [write_wav(tmp_path / "我的 歌曲" / name, level=level) for name, level in (("晴天.wav", 500), ("夜曲 (Live).wav", 900))]
+    return [
+        write_wav(tmp_path / "我的 歌曲" / name, level=level)
+        for name, level in (("晴天.wav", 500), ("夜曲 (Live).wav", 900))
+    ]
 
 
 def project_with_songs(program: Path, upto: str = "songs") -> Path:
@@ -327,7 +342,6 @@ def test_opens_empty_in_chinese_and_says_what_to_do(make_window):
 def test_the_log_explains_itself_and_callback_errors_reach_it(make_window, capsys: pytest.CaptureFixture[str]):
     window = make_window()
     window.root.after(1, lambda: 1 / 0)
-    window.until(lambda: bool(window.errors) or "ZeroDivisionError" in window.app.log.content(), 5) if False else None
     with contextlib.suppress(AssertionError):
         window.until(lambda: "ZeroDivisionError" in window.app.log.content(), 5)
     assert window.errors == ["ZeroDivisionError: division by zero"]
@@ -360,7 +374,9 @@ def test_from_an_empty_folder_to_the_lora_by_clicks(make_window, songs: list[Pat
     window.type(next(row for row in page.forms[0].rows if row.row.flag == "max_steps").widget, "4")
     window.start("train")
     assert app.curve is not None and app.curve.steps == [1, 2, 3, 4]
-    assert json.loads((home / ace_gui.PROJECT_FILE).read_text(encoding="utf-8"))["values"] == {"train": {"max_steps": "4"}}
+    assert json.loads((home / ace_gui.PROJECT_FILE).read_text(encoding="utf-8"))["values"] == {
+        "train": {"max_steps": "4"}
+    }
     window.start("strength")
     assert (window.program / "qing_tian-step4.safetensors").read_text() == "xalpha"
     assert window.statuses() == ["done"] * 7
@@ -441,9 +457,7 @@ def test_force_stop_kills_a_script_that_does_not_listen(make_window):
     window = make_window()
     app = window.app
     app.open_project(project_with_songs(window.program, "lyrics"))
-    (window.program / "convert2hf_dataset_new.py").write_text(
-        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('deaf', flush=True)\ntime.sleep(600)\n"
-    )
+    (window.program / "convert2hf_dataset_new.py").write_text(DEAF)
     window.click(window.show("dataset").start_button)
     window.until(lambda: "deaf" in app.log.content())
     window.click(app.stop_button)
@@ -459,9 +473,7 @@ def test_a_script_that_does_not_stop_in_time_is_killed(make_window, monkeypatch:
     window = make_window()
     app = window.app
     app.open_project(project_with_songs(window.program, "lyrics"))
-    (window.program / "convert2hf_dataset_new.py").write_text(
-        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('deaf', flush=True)\ntime.sleep(600)\n"
-    )
+    (window.program / "convert2hf_dataset_new.py").write_text(DEAF)
     window.click(window.show("dataset").start_button)
     window.until(lambda: "deaf" in app.log.content())
     window.click(app.stop_button)
@@ -515,7 +527,10 @@ def test_wrong_values_are_marked_and_block_the_start(make_window):
     rows = {row.row.flag: row for form in page.forms for row in form.rows}
     window.type(rows["batch_size"].widget, "0")
     window.type(rows["learning_rate"].widget, "fast")
-    assert "outside 1 to 64" in rows["batch_size"].note.cget("text") and rows["batch_size"].widget.cget("style") == "Wrong.TEntry"
+    assert (
+        "outside 1 to 64" in rows["batch_size"].note.cget("text")
+        and rows["batch_size"].widget.cget("style") == "Wrong.TEntry"
+    )
     window.click(page.start_button)
     assert app.runner.run == 0 and "Wrong settings, marked in red: 2" in window.banner()
     assert window.root.focus_get() == rows["batch_size"].widget
@@ -538,7 +553,8 @@ def test_a_folder_that_holds_audio_offers_another_clearing_or_adding(make_window
         window.click(app.page("songs").add_button)
         window.type(window.dialog.entries[0], "qing_tian")
         window.press("ok")
-        assert set(window.dialog.buttons) == {"other", "clear", "add", "cancel"} and "2 songs" in window.dialog.message
+        assert set(window.dialog.buttons) == {"other", "clear", "add", "cancel"}
+        assert f"already holds {len(list(home.glob('*.wav')))} songs" in window.dialog.message
 
     add_to_qing_tian()
     window.press("cancel")
@@ -555,8 +571,8 @@ def test_a_folder_that_holds_audio_offers_another_clearing_or_adding(make_window
     add_to_qing_tian()
     window.press("clear")
     window.until(lambda: not app.importing and [song.stem for song in app.songs] == ["qing_tian"])
-    [(folder, reason, names)] = [entry for entry in ace_gui.bin_entries(home) if entry[1] == "clear"]
-    assert len(names) == 5
+    [(_, _, names)] = [entry for entry in ace_gui.bin_entries(home) if entry[1] == "clear"]
+    assert {"a.wav", "b.wav", "qing_tian.wav", "a_prompt.txt", "b_prompt.txt"} == set(names)
     app._fill_bin()
     assert "library before clearing" in app._bin_menu.entrycget(0, "label")
     app._bin_menu.invoke(0)
@@ -569,11 +585,16 @@ def test_duplicates_and_damaged_files_are_said_at_once(make_window, songs: list[
     (tmp_path / "bad.wav").write_bytes(b"no music")
     silent = write_wav(tmp_path / "silent.wav", level=0)
     shutil.copy(songs[0], tmp_path / "again.wav")
-    app.choose_files = lambda title: [str(path) for path in (songs[0], tmp_path / "again.wav", tmp_path / "bad.wav", silent)]
+    app.choose_files = lambda title: [
+        str(path) for path in (songs[0], tmp_path / "again.wav", tmp_path / "bad.wav", silent)
+    ]
     window.click(app.page("songs").add_button)
     window.press("ok")
     window.until(lambda: not app.importing and len(app.songs) == 2)
-    assert "again.wav: has the same content as qing_tian.wav" in app.log.content() and "bad.wav: is no valid wav" in app.log.content()
+    assert (
+        "again.wav: has the same content as qing_tian.wav" in app.log.content()
+        and "bad.wav: is no valid wav" in app.log.content()
+    )
     window.until(lambda: "silent: is silent" in window.banner())
     assert app.page("songs").table.item("silent.wav", "tags") == ("bad",)
 
@@ -721,14 +742,18 @@ def test_settings_are_kept_per_project_and_reset_touches_no_file(make_window):
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "2000"
     app.open_project(first)
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "123"
-    before = sorted((path, path.read_bytes()) for path in first.rglob("*") if path.is_file() and path.name != ace_gui.PROJECT_FILE)
+    before = sorted(
+        (path, path.read_bytes()) for path in first.rglob("*") if path.is_file() and path.name != ace_gui.PROJECT_FILE
+    )
     app.change_setting("endpoint", "https://hf-mirror.com")
     window.click(app.rail_tools["reset"])
     window.press("reset")
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "2000" and app.settings.endpoint == ""
     page = window.show("train")
     assert next(row for row in page.forms[0].rows if row.row.flag == "max_steps").variable.get() == "2000"
-    assert before == sorted((path, path.read_bytes()) for path in first.rglob("*") if path.is_file() and path.name != ace_gui.PROJECT_FILE)
+    assert before == sorted(
+        (path, path.read_bytes()) for path in first.rglob("*") if path.is_file() and path.name != ace_gui.PROJECT_FILE
+    )
 
 
 def test_presets_are_applied_saved_and_deleted(make_window):
@@ -929,10 +954,18 @@ def cut_texts(top: tk.Misc) -> list[str]:
             kind = child.winfo_class()
             if kind in ("TLabel", "TButton", "TCheckbutton", "TMenubutton", "Label"):
                 text = str(child.cget("text"))
-                small = child.winfo_width() + 1 < child.winfo_reqwidth() or child.winfo_height() + 1 < child.winfo_reqheight()
-                out = child.winfo_rootx() + child.winfo_width() > right or (not inside and child.winfo_rooty() + child.winfo_height() > bottom)
+                small = (
+                    child.winfo_width() + 1 < child.winfo_reqwidth()
+                    or child.winfo_height() + 1 < child.winfo_reqheight()
+                )
+                out = child.winfo_rootx() + child.winfo_width() > right or (
+                    not inside and child.winfo_rooty() + child.winfo_height() > bottom
+                )
                 if text and (small or out):
-                    found.append(f"{child} {text!r}: {child.winfo_width()}x{child.winfo_height()} of {child.winfo_reqwidth()}x{child.winfo_reqheight()}")
+                    found.append(
+                        f"{child} {text!r}: {child.winfo_width()}x{child.winfo_height()}"
+                        f" of {child.winfo_reqwidth()}x{child.winfo_reqheight()}"
+                    )
             walk(child, inside)
 
     walk(top, False)
@@ -948,7 +981,14 @@ def test_no_text_is_cut_at_1280x720(make_window, language: str):
     app = window.app
     app._read_flags()
     app.open_project(project_with_songs(window.program, "prep"))
-    app.report = {"python": "3.11.7", "bits": 64, "packages": dict.fromkeys(ace_gui.PACKAGES, "1.0"), "torch": "2.13", "cuda_build": "", "cards": []}
+    app.report = {
+        "python": "3.11.7",
+        "bits": 64,
+        "packages": dict.fromkeys(ace_gui.PACKAGES, "1.0"),
+        "torch": "2.13",
+        "cuda_build": "",
+        "cards": [],
+    }
     for key in [*(step.key for step in STEPS), "environment"]:
         app.show_page(key)
         window.pump(6)
@@ -959,7 +999,11 @@ def test_no_text_is_cut_at_1280x720(make_window, language: str):
             window.pump(6)
             assert cut_texts(window.root) == [], f"{key}, advanced"
             page._toggle()
-    app.say("bad", "\n".join(app.ui.t(name, name="torch") for name, _ in ace_gui.KNOWN_ERRORS[:2]), (app.ui.t("menu.logs"), lambda: None))
+    app.say(
+        "bad",
+        "\n".join(app.ui.t(name, name="torch") for name, _ in ace_gui.KNOWN_ERRORS[:2]),
+        (app.ui.t("menu.logs"), lambda: None),
+    )
     window.pump(6)
     assert cut_texts(window.root) == [], "banner"
     app.state, app.running_step = "stopping", "strength"
@@ -984,11 +1028,12 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
     app.choose_files = lambda title: [str(songs[0])]
     app.space.settings.checkpoint_dir = ""
     openers: list[Callable[[], Any]] = [
-        app.show_keys, app.show_about, app.ask_reset, app.ask_add_tag, app.ask_remove_tag, app.ask_replace, app.ask_instrumental,
-        app.ask_save_preset, lambda: app.ask_rename(app.songs[0]), lambda: app.ask_remove(app.songs),
+        app.show_keys, app.show_about, app.ask_reset, app.ask_add_tag, app.ask_remove_tag, app.ask_replace,
+        app.ask_instrumental, app.ask_save_preset, lambda: app.ask_rename(app.songs[0]), lambda: app.ask_remove(app.songs),
         lambda: app._ask_checkpoints(lambda **_: None), lambda: app._ask_stale(STEPS[3], "train", lambda **_: None),
         lambda: app._ask_disk(lambda **_: None), lambda: app._ask_occupied(home, lambda _: None),
-        lambda: app._ask_home("x", home.parent, lambda _: None), lambda: app.change_home("y", "Taudio/y"), app.ask_files,
+        lambda: app._ask_home("x", home.parent, lambda _: None), lambda: app.change_home("y", "Taudio/y"),
+        app.ask_files,
     ]  # fmt: skip
     for number, opener in enumerate(openers):
         opener()
@@ -998,7 +1043,9 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
         assert dialog.window.title().strip()
         assert cut_texts(dialog.window) == [], number
         assert dialog.window.winfo_width() <= 1280 and dialog.window.winfo_height() <= 720
-        assert window.root.focus_get() is not None and str(window.root.focus_get()).startswith(str(dialog.window)), number
+        assert window.root.focus_get() is not None and str(window.root.focus_get()).startswith(str(dialog.window)), (
+            number
+        )
         window.key("Escape", dialog.window)
         assert dialog.closed and not dialog.window.winfo_exists() if not dialog.closed else True
     app.state = "running"
@@ -1042,7 +1089,9 @@ def test_no_chinese_is_left_in_the_english_window(make_window):
 
     walk(window.root)
     home = str(window.program)
-    assert [text for text in texts if any("\u4e00" <= c <= "\u9fff" for c in text.replace(home, "")) and text != "中文"] == []
+    assert [
+        text for text in texts if any("\u4e00" <= c <= "\u9fff" for c in text.replace(home, "")) and text != "中文"
+    ] == []
 
 
 # The keyboard
@@ -1134,7 +1183,7 @@ def test_settings_of_the_environment_page_are_stored(make_window, tmp_path: Path
     reason="the scripts or torch are not here",
 )
 def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: Path):
-    """From an empty folder through all seven steps, with a stop and a resume, in a path with spaces, Chinese and emoji."""
+    """From an empty folder through all seven steps, with a stop and a resume, in a path with spaces and emoji."""
     program = tmp_path / "ACE 训练 🎵"
     program.mkdir()
     for name in (*ace_gui.SCRIPTS, "config", "ace_lora"):
@@ -1153,7 +1202,12 @@ def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: 
             file.setnchannels(2)
             file.setsampwidth(2)
             file.setframerate(44100)
-            file.writeframes(b"".join(struct.pack("<hh", (n * pitch) % 20000 - 10000, (n * pitch * 2) % 16000 - 8000) for n in range(44100 * 4)))
+            file.writeframes(
+                b"".join(
+                    struct.pack("<hh", (n * pitch) % 20000 - 10000, (n * pitch * 2) % 16000 - 8000)
+                    for n in range(44100 * 4)
+                )
+            )
         sources.append(path)
     window = make_window(program=program, language="zh", checkpoint_dir=str(tiny), offline=True)
     app = window.app
