@@ -231,7 +231,8 @@ def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: 
         parameter.data = lora.tensors[key].float().to(parameter.device)
         parameter.requires_grad_(False)
     for name, scale in scales.items():
-        model.get_submodule(name).scaling[ADAPTER] = scale * strength
+        layer: Any = model.get_submodule(name)
+        layer.scaling[ADAPTER] = scale * strength
     shown = ", ".join(sorted({f"{scale:.4g}" for scale in scales.values()})[:3])
     return f"LoRA '{lora.path}': {len(scales)} layers, scale {shown} from {source}, strength {strength:g}"
 
