@@ -80,7 +80,6 @@ def main(args: argparse.Namespace) -> None:
     from ace_lora.base_weights import ensure_base_weights
     from ace_lora.device import choose_device
     from ace_lora.lyrics.vocabulary import MissingLyricSupport
-    from ace_lora.strict_loading import WrongWeights
 
     device = choose_device(args.device, args.dtype)
     weights = ensure_base_weights(Path(args.checkpoint_dir) if args.checkpoint_dir else None, PARTS)
@@ -91,8 +90,6 @@ def main(args: argparse.Namespace) -> None:
         text_states = encode_prompt(args.prompt, weights["text_encoder"], on)
         latents = sample(args, lora, text_states, lyric_ids, weights["transformer"], on)
         wave = decode(latents, weights, on)
-    except WrongWeights as error:
-        raise WrongInput(str(error)) from error
     except MissingLyricSupport as error:
         raise WrongInput(str(error)) from error
     except AudioError as error:
