@@ -280,10 +280,10 @@ class _LinearAttention(torch.autograd.Function):
         do = do.view(*q.shape[:2], ctx.heads, -1).transpose(1, 2).to(fq.dtype)  # [B,H,T,d]
         # o = S w with w = q / (z·q + eps), so the quotient's derivative is that of w along q:
         along = (do * o).sum(-1, keepdim=True, dtype=torch.float32)  # [B,H,T,1]
-        dq = torch.addcmul((do @ s).float(), along, z, value=-1) / denominator
+        dq = (do @ s).addcmul_(along, z, value=-1).div_(denominator)
         ds = do.transpose(2, 3) @ w  # [B,H,d of v,d of k]
         dz = -(along * w).sum(2, keepdim=True, dtype=torch.float32)  # [B,H,1,d]
-        dk = (fv @ ds).float() + dz
+        dk = (fv @ ds).add_(dz)
         dv = fk @ ds.transpose(2, 3)
         dq, dk = (
             elementwise.feature_backward(dx.transpose(1, 2), x.transpose(1, 2), cos, sin).to(q.dtype).reshape(q.shape)
@@ -319,7 +319,7 @@ def _sums(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _attended(q: Tensor, k: Tensor, v: Tensor, s: Tensor, z: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """o = S w, w = q / (z·q + eps), and that denominator (float32 [B,H,T,1])."""
     denominator = (q * z).sum(-1, keepdim=True).add_(eps)
-    w = (q / denominator).to(q.dtype)
+    w = torch.div(q, denominator, out=torch.empty_like(q))
     return w @ s.transpose(2, 3), w, denominator
 
 
@@ -371,9 +371,7 @@ class _FeedForward(torch.autograd.Function):
         taps, hidden = _taps(depthwise, x.dtype), p.shape[-1] // 2
         m = p.new_empty(*p.shape[:-1], hidden)  # [B,T,F]
         for own, gating in _pieces(p):
-            m[..., own] = elementwise.gated_convolution(
-                p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask
-            )
+            elementwise.gated_convolution(p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask, m[..., own])
         y = F.linear(m, frozen_weight(point, x.dtype))
         ctx.save_for_backward(x, shift, scale, gate, mask, p if keeps_product else None)
         return elementwise.add_gated(x, y, gate)
@@ -389,7 +387,7 @@ class _FeedForward(torch.autograd.Function):
         taps = _taps(depthwise, x.dtype)
         for own, gating in _pieces(p):
             # Nothing needs p after this: its gradient takes its place.
-            p[..., own], p[..., gating] = elementwise.gated_convolution_backward(
+            elementwise.gated_convolution_backward(
                 dm[..., own], p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask
             )
         del dm

@@ -289,7 +289,7 @@ class ACEStepTransformer(nn.Module):
         Heads are paired with targets by name. `frame_mask` [B,T] restricts every item to its own frames.
         """
         frame_mask = _mask_if_needed(frame_mask)
-        frames = None if frame_mask is None else [int(count) for count in frame_mask.sum(1)]
+        frames = None if frame_mask is None else frame_mask.sum(1).tolist()
         heads = {
             name: (tap, head) for name, tap, head in zip(self.config.ssl_names, taps, self.projectors, strict=True)
         }
