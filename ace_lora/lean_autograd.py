@@ -44,7 +44,7 @@ class Adapted:
     factors: tuple[Tensor, ...]  # A [r,in], B [out,r], alternating, one pair per strength
 
 
-def adapted(layer: nn.Module) -> Adapted:
+def adapted(layer: Any) -> Adapted:
     """Take a layer apart into what PEFT made of it; a layer without LoRA has no factors.
 
     Raises NotImplementedError for LoRA variants that are not a plain product of two factors.
@@ -72,19 +72,19 @@ def adapted(layer: nn.Module) -> Adapted:
     return Adapted(base, tuple(strengths), tuple(factors))
 
 
-def _check_frozen(layer: nn.Module) -> None:
+def _check_frozen(layer: Any) -> None:
     if layer.weight.requires_grad:
         raise RuntimeError("Base weights are frozen here and get no gradient: call requires_grad_(False) on them.")
 
 
-def frozen_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+def frozen_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     """The weight of a linear layer or of a pointwise convolution as [out, in] in `dtype`."""
     if hasattr(layer, "dequantised"):
         return layer.dequantised(dtype)
     return layer.weight.flatten(1).to(dtype)
 
 
-def frozen_bias(layer: nn.Module, dtype: torch.dtype) -> Tensor | None:
+def frozen_bias(layer: Any, dtype: torch.dtype) -> Tensor | None:
     bias = getattr(layer, "bias", None)
     return None if bias is None else bias.to(dtype)
 
@@ -100,8 +100,8 @@ def _product(layer: Adapted, x: Tensor, factors: Sequence[Tensor]) -> tuple[Tens
 
 
 def _product_backward(
-    layer: Adapted, dy: Tensor, x: Tensor | None, factors: Sequence[Tensor], narrow: Sequence[Tensor], wants_dx: bool
-) -> tuple[Tensor | None, list[Tensor]]:
+    layer: Adapted, dy: Tensor, x: Any, factors: Sequence[Tensor], narrow: Sequence[Tensor], wants_dx: bool
+) -> tuple[Any, list[Tensor]]:
     """Gradients of `_product`: dx [n,in] and those of the factors in their own dtype. `x` is used by LoRA only."""
     dx = dy @ frozen_weight(layer.base, dy.dtype) if wants_dx else None
     gradients = []
@@ -169,7 +169,9 @@ class _ModulatedProjections(torch.autograd.Function):
         factors, narrow = rest[: 2 * pairs], rest[2 * pairs :]
         wants_dx = ctx.needs_input_grad[2]
         a = elementwise.modulated_norm(x, shift, scale, ctx.eps).view(-1, x.shape[-1]) if pairs else None
-        da, gradients, used = None, [], 0
+        da: Any = None
+        gradients: list[Tensor] = []
+        used = 0
         for layer, dy in zip(ctx.layers, dys, strict=True):
             count = len(layer.strengths)
             dx, own = _product_backward(
@@ -401,7 +403,7 @@ def _inverted(inverted: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps:
     return F.linear(h, frozen_weight(inverted, x.dtype), frozen_bias(inverted, x.dtype))
 
 
-def _taps(depthwise: nn.Module, dtype: torch.dtype) -> elementwise.Taps:
+def _taps(depthwise: Any, dtype: torch.dtype) -> elementwise.Taps:
     return torch.cat([depthwise.weight[:, 0].T, depthwise.bias[None]]).to(dtype)
 
 
