@@ -189,7 +189,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     from ace_lora.adapter import adapter_shapes, lora_mismatches, read_lora_config, read_lora_file, target_layers
     from ace_lora.base_weights import ensure_base_weights, find_base_weights
     from ace_lora.batches import scan_dataset
-    from ace_lora.checkpoints import checkpoint_bytes, free_bytes
+    from ace_lora.checkpoints import checkpoint_bytes, find_checkpoints, free_bytes
     from ace_lora.fingerprints import weights_identity
 
     chosen = attempt(choose_precision, args) if not any("--precision" in problem for problem in problems) else None
@@ -219,15 +219,17 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
     resume_from, state = None, None
     if args.resume:
-        result = attempt(find_state, args, notes)
-        if result:
-            resume_from, state = result
+        found_state = attempt(find_state, args, notes)
+        if found_state:
+            resume_from, state = found_state
     if shapes:
         parameters = sum(math.prod(shape) for shape in shapes.values())
         each = checkpoint_bytes(parameters, args.optimizer, ema=args.ema_decay > 0, comfyui=args.save_comfyui)
         saves = -(-max(args.max_steps, args.save_every_n_train_steps) // max(1, args.save_every_n_train_steps))
         # One more than is kept, because the new one is written before the oldest goes.
         needed = each * (min(saves, args.save_last) + 1 if args.save_last > 0 else saves)
+        if resume_from:  # what it has saved so far is on the disk already
+            needed = max(each, needed - each * len(find_checkpoints(output_dir)))
         free = free_bytes(output_dir)
         if needed > free:
             problems.append(
