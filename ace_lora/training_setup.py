@@ -254,6 +254,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     if "transformer" not in found:
         shapes = adapter_shapes(target_layers(meta_transformer(weights["transformer"]), config), config["r"])
 
+    assert chosen is not None
     device, precision, precision_notes = chosen
     return finish_preparation(
         args,
