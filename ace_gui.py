@@ -450,7 +450,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "field.save_comfyui": ("同时存 ComfyUI 版", "Also for ComfyUI"),
     "help.save_comfyui": ("每次保存时另存一份可直接用于 ComfyUI 的文件。", "Write a file for ComfyUI beside every saved LoRA."),
     "field.max_seconds": ("最长秒数", "Longest crop (s)"),
-    "help.max_seconds": ("每步只取歌曲中随机的一段，省显存；留空用整首。", "Train on a random part of each song, saves memory; empty: whole songs."),
+    "help.max_seconds": ("每步只取歌曲中随机的一段，省显存；0 用整首。", "Train on a random part of each song, saves memory; 0: whole songs."),
     "field.base_precision": ("基础模型精度", "Base model"),
     "help.base_precision": ("int8、nf4 大幅节省显存，略损精度。", "int8 and nf4 save much memory at a small cost in precision."),
     "field.checkpointing": ("重计算", "Recomputation"),
@@ -459,10 +459,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     "help.offload": ("把若干层放在内存里轮流载入，显存仍不够时用，会变慢。", "Keep blocks in main memory; slower, for when nothing else fits."),
     "field.val_every": ("验证间隔", "Validate every"),
     "help.val_every": ("每多少步计算一次验证损失，0 关闭。", "Steps between two validation losses; 0: never."),
-    "field.ema": ("滑动平均", "Moving average"),
-    "help.ema": ("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter."),
+    "field.ema_decay": ("滑动平均", "Moving average"),
+    "help.ema_decay": ("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter."),
     "field.plan": ("自动方案", "Plan"),
     "help.plan": ("auto 先试跑，再选显存放得下的设置。", "auto: try first, then take settings that fit the card."),
+    "field.val_songs": ("验证歌曲数", "Validation songs"),
+    "help.val_songs": ("留出几首不参与训练；-1 自动，0 用训练歌曲验证。", "Songs held out for it; -1: chosen by the library's size, 0: training songs are used."),
+    "field.text_encoder": ("文本编码器位置", "Text encoder"),
+    "help.text_encoder": ("auto、cpu 或 gpu；cpu 省显存。", "auto, cpu or gpu; cpu saves memory on the card."),
+    "field.memory_limit_gb": ("试跑显存上限", "Trial's memory limit"),
+    "help.memory_limit_gb": ("试跑最多用多少 GB，0 为整张卡。", "GB that the trial may use; 0: the whole card."),
     "field.devices": ("显卡", "Devices"),
     "help.devices": ("用几张卡，或哪几张。", "How many cards, or which."),
     "field.num_nodes": ("机器数", "Machines"),
@@ -488,6 +494,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "name.empty": ("名称不能为空。", "The name must not be empty."),
     "name.long": ("名称太长，请不要超过 80 个字符。", "The name is too long; use 80 characters at most."),
     "name.characters": ("名称不能含有 < > : \" / \\ | ? *，也不能以点或空格开头结尾。", "A name cannot hold < > : \" / \\ | ? *, nor begin or end with a dot or space."),
+    "name.suffix": ("以 _filenames 或 _prep 结尾的名称是给各步骤结果用的，请换一个。", "Names that end in _filenames or _prep belong to the steps' results; choose another."),
     "name.reserved": ("这个名称被 Windows 保留，请换一个。", "Windows reserves this name; choose another."),
     "preset.label": ("显存方案", "Preset"),
     "preset.save": ("保存为…", "Save as…"),
@@ -619,6 +626,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "设置文件损坏，已改名为 {file} 保留，现在使用默认设置。",
         "A settings file was damaged; it is kept as {file}, and defaults are used.",
     ),
+    "busy": ("有任务正在运行，请先等它结束或停止它。", "Something is running. Wait for its end, or stop it, first."),
     "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),
     "bug": ("程序内部出错：{error}。详情见日志，请反馈。", "Something went wrong inside the program: {error}. The log says more; please report it."),
     # Environment
@@ -667,7 +675,17 @@ TEXTS: dict[str, tuple[str, str]] = {
     "mend.install": ("安装环境", "Install"),
     "mend.tensorboard": ("安装 TensorBoard", "Install TensorBoard"),
     "mend.pypinyin": ("安装 pypinyin", "Install pypinyin"),
+    "mend.weights": ("现在下载", "Download now"),
     "mend.source": ("更改来源", "Change source"),
+    "install.menu": ("安装", "Install"),
+    "install.setup": ("安装或修复全部依赖", "Install or mend everything"),
+    "install.group": ("可选：{what}（{name}）", "Optional: {what} ({name})"),
+    "install.weights": ("下载基础模型（约 10 GB，可续传）", "Download the base model (about 10 GB, resumes)"),
+    "group.captioning": ("用 Qwen2.5-Omni 识别提示词和歌词", "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card"),
+    "group.japanese": ("日语歌词", "Japanese lyrics"),
+    "group.prodigy": ("免调度的 Prodigy 优化器", "the schedule-free Prodigy optimizer"),
+    "group.small_cards": ("8 位或 4 位基础模型、8 位 AdamW", "a base model in 8 or 4 bits, 8-bit AdamW"),
+    "group.wandb": ("Weights & Biases 日志", "logging to Weights & Biases"),
     "install.title": ("安装软件包", "Installation"),
     "install.by_hand": (
         "这里没有 start.py 或 Python。请先安装 64 位 Python 3.10 到 3.13，再按 README 安装依赖。",
@@ -1091,6 +1109,8 @@ def name_problem(name: str) -> str | None:
         return "name.characters"
     if name.split(".")[0].lower() in _RESERVED:
         return "name.reserved"
+    if name.endswith(("_filenames", "_prep")):
+        return "name.suffix"
     return None
 
 
@@ -1137,6 +1157,10 @@ class Song:
     prompt: str = "missing"  # missing, empty, ok
     lyrics: str = "missing"  # missing, empty, ok, instrumental
     record: str = "missing"  # missing, ok, old
+    probed: bool = False  # whether `seconds` and `problem` are known
+    stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # audio, prompt, …: size and time of change in ns
+    digests: dict[str, str] = field(default_factory=dict)  # prompt, lyrics, timed: of the content
+    record_stat: tuple[int, int] | None = None
 
     @property
     def stem(self) -> str:
@@ -1170,44 +1194,73 @@ def holds_audio(folder: Path) -> bool:
         return False
 
 
-def text_state(path: Path) -> str:
-    try:
-        if path.stat().st_size > 200:
-            return "ok"
-        text = read_text(path).strip()
-    except OSError:
-        return "missing"
-    return "instrumental" if text.lower() in (INSTRUMENTAL, "[inst]") else "ok" if text else "empty"
+# path -> (size, time of change, state, digest): a library of a thousand songs is looked at every other second, so its
+# texts are read again only when they changed.
+_TEXTS_SEEN: dict[Path, tuple[int, int, str, str]] = {}
+
+
+def look_at_text(path: Path, stat: tuple[int, int] | None) -> tuple[str, str]:
+    """(missing, empty, instrumental or ok; digest of the content) of a text file with this size and time."""
+    if stat is None:
+        return "missing", ""
+    seen = _TEXTS_SEEN.get(path)
+    if seen is None or seen[:2] != stat:
+        try:
+            digest = hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()[:16]
+            text = read_text(path).strip().lower() if stat[0] < 200 else "long"
+        except OSError:
+            return "missing", ""
+        state = "instrumental" if text in (INSTRUMENTAL, "[inst]") else "ok" if text else "empty"
+        seen = _TEXTS_SEEN[path] = (*stat, state, digest)
+    return seen[2], seen[3]
+
+
+def list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """name -> (size, time of change in ns) of a folder's files; one call for all, which matters on Windows."""
+    found = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_file():
+                    stat = entry.stat()
+                    found[entry.name] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+RECORD_EXTENSIONS = (".safetensors", ".hdf5", ".h5")
 
 
 def record_of(project: Project, stem: str) -> Path | None:
-    for extension in (".safetensors", ".hdf5", ".h5"):
-        path = project.records / (stem + extension)
-        if path.is_file():
-            return path
-    return None
+    paths = (project.records / (stem + extension) for extension in RECORD_EXTENSIONS)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def scan_library(project: Project) -> list[Song]:
     """The songs of the project's folder, sorted by code point as the scripts sort them; [] without a folder."""
     if project.home is None:
         return []
-    try:
-        files = sorted((p for p in project.home.iterdir() if is_audio(p) and p.is_file()), key=lambda p: p.name)
-    except OSError:
-        return []
+    files, records = list_files(project.home), list_files(project.records)
     songs = []
-    for path in files:
-        song = Song(path, project.titles.get(path.name, path.stem))
-        song.prompt = "ok" if text_state(song.prompt_path) == "instrumental" else text_state(song.prompt_path)
-        song.lyrics = text_state(song.lyrics_path)
-        probe = project.probes.get(path.name)
-        if probe and probe[:2] == list(identity(path)):
+    for name in sorted(files):
+        path = project.home / name
+        if not is_audio(path):
+            continue
+        song = Song(path, project.titles.get(name, path.stem), stats={"audio": files[name]})
+        for key, text in (("prompt", song.prompt_path), ("lyrics", song.lyrics_path), ("timed", song.timed_path)):
+            stat = files.get(text.name)
+            state, song.digests[key] = look_at_text(text, stat)
+            if stat:
+                song.stats[key] = stat
+            if key != "timed":
+                setattr(song, key, "ok" if (key, state) == ("prompt", "instrumental") else state)
+        probe = project.probes.get(name)
+        song.probed = bool(probe) and tuple(probe[:2]) == files[name]
+        if probe and song.probed:
             song.seconds, song.problem, song.detail = probe[2], *split_problem(probe[3])
-        record = record_of(project, song.stem)
-        if record:
-            inputs = (path, song.prompt_path, song.lyrics_path, song.timed_path)
-            song.record = "ok" if newest(inputs) <= record.stat().st_mtime else "old"
+        found = [stat for extension in RECORD_EXTENSIONS if (stat := records.get(song.stem + extension))]
+        if found:
+            song.record_stat = found[0]
+            song.record = "ok" if max(stat[1] for stat in song.stats.values()) <= found[0][1] else "old"
         songs.append(song)
     return songs
 
@@ -1588,7 +1641,7 @@ def orphan_records(project: Project, songs: Iterable[Song]) -> list[Path]:
     return [
         path
         for path in sorted(project.records.iterdir())
-        if path.suffix in (".safetensors", ".hdf5", ".h5") and not path.name.startswith(".") and path.stem not in stems
+        if path.suffix in RECORD_EXTENSIONS and not path.name.startswith(".") and path.stem not in stems
     ]
 
 
@@ -1626,14 +1679,9 @@ def fingerprint(songs: Iterable[Song]) -> dict[str, list[str]]:
     """What a step reads of every song: file, prompt, lyrics and timed lyrics, each as a short text."""
     result = {}
     for song in songs:
-        size, changed = identity(song.audio)
-        parts = [f"{song.audio.name}:{size}:{changed}"]
-        for path in (song.prompt_path, song.lyrics_path, song.timed_path):
-            try:
-                parts.append(hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()[:16])
-            except OSError:
-                parts.append("")
-        result[song.stem] = parts
+        size, changed = song.stats["audio"]
+        texts = [song.digests.get(key, "") for key in ("prompt", "lyrics", "timed")]
+        result[song.stem] = [f"{song.audio.name}:{size}:{changed}", *texts]
     return result
 
 
@@ -1733,10 +1781,17 @@ TRAIN_FIELDS = (
     Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True),
     Field(
         "precision", "combo", "bf16-mixed",
-        ("bf16-mixed", "16-mixed", "32-true", "bf16-true", "16-true"), basic=True,
+        ("bf16-mixed", "16-mixed", "32-true"), basic=True,
     ),
     Field("save_every_n_train_steps", "int", "100", low=1, high=10_000_000, basic=True),
     Field("lora_config_path", "combo", "./config/lora_config_transformer_only.json"),
+    Field("base_precision", "choice", "bf16", ("bf16", "int8", "nf4")),
+    Field("checkpointing", "combo", "auto", ("auto", "all", "none")),
+    Field("offload", "int", "0", low=0, high=24),
+    Field("max_seconds", "float", "0.0", low=0, high=MAX_SONG_SECONDS),
+    Field("plan", "choice", "none", ("none", "auto")),
+    Field("save_comfyui", "bool", "false"),
+    Field("val_every", "int", "0", low=0, high=10_000_000),
     Field("last_lora_path", "file", ""),
     Field("optimizer", "choice", "adamw", ("adamw", "prodigy")),
     Field("beta1", "float", "0.9", low=0, high=0.999999),
@@ -1777,7 +1832,7 @@ STEPS = (
         (
             Field("input_name", "combo", "{lora}", basic=True),
             Field("output_name", "text", "{name}-step{step}.safetensors", basic=True),
-            Field("lora_config_path", "combo", "config/lora_config_transformer_only.json", basic=True),
+            Field("lora_config_path", "combo", "{config}", basic=True),
         ),
     ),
 )  # fmt: skip
@@ -1817,7 +1872,8 @@ def read_flags(script: Path) -> dict[str, Flag] | None:
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
             names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             long = [name[2:].replace("-", "_") for name in names if name.startswith("--")]
-            if long:
+            hidden = any(getattr(k.value, "attr", "") == "SUPPRESS" for k in node.keywords if k.arg == "help")
+            if long and not hidden:
                 flags[long[0]] = _read_flag(long[0], {k.arg: k.value for k in node.keywords if k.arg}, constants)
     return flags or None
 
@@ -1944,7 +2000,15 @@ class Workspace:
             # The fork has its llama.cpp captioner as a script of its own.
             choices = ("qwen", "llamacpp") if (self.program / LLAMACPP_SCRIPT).is_file() else ("qwen",)
             fields.insert(0, Field("backend", "choice", "qwen", choices, basic=True))
-        return fields
+        found = {"lora_config_path": self._configs, "input_name": self._lora_files}
+        return [replace(row, choices=found[row.flag]()) if row.flag in found else row for row in fields]
+
+    def _configs(self) -> tuple[str, ...]:
+        folder = self.program / "config"
+        return tuple(shown_path(path, self.program) for path in sorted(folder.glob("*.json")))
+
+    def _lora_files(self) -> tuple[str, ...]:
+        return tuple(shown_path(path / LORA_FILE, self.program) for path in reversed(self.loras()))
 
     def value(self, step: str, row: Field) -> str:
         return self.project.value(STEP[step].values, row.flag, self.default(row))
@@ -1953,14 +2017,28 @@ class Workspace:
         """A field's default with `{name}`, `{lora}` and `{step}` filled in."""
         if "{" not in row.default:
             return row.default
+        lora = self._chosen_lora() if row.flag in ("output_name", "lora_config_path") else None
         loras = self.loras()
-        lora = loras[-1] if loras else None
+        lora = lora or (loras[-1] if loras else None)
         number = lora_step(lora) if lora else None
         return row.default.format(
             name=self.project.name or "lora",
+            config=self._config_of(lora),
             lora=shown_path(lora / LORA_FILE, self.program) if lora else "",
             step=number if number is not None else "last",
         )
+
+    def _chosen_lora(self) -> Path | None:
+        """The folder of the LoRA that the user chose for the last step, when it is not simply the latest."""
+        text = self.project.value("strength", "input_name", "").strip()
+        return (self.program / text).parent if text else None
+
+    def _config_of(self, lora: Path | None) -> str:
+        """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
+        if lora and (lora / "adapter_config.json").is_file():
+            return shown_path(lora / "adapter_config.json", self.program)
+        row = next((row for row in self.fields("train") if row.flag == "lora_config_path"), None)
+        return Path(self.value("train", row) if row else "config/lora_config_transformer_only.json").as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
         """Every wrong value of a step's form, by flag."""
@@ -2156,8 +2234,8 @@ def _dataset_state(space: Workspace, songs: list[Song]) -> StepState:
             return StepState("stale", *difference)
     else:
         for song in songs:
-            for key, path in (("audio", song.audio), ("prompt", song.prompt_path), ("lyrics", song.lyrics_path)):
-                if newest([path]) > made:
+            for key in ("audio", "prompt", "lyrics"):
+                if key in song.stats and song.stats[key][1] / 1e9 > made:
                     return StepState("stale", f"stale.{key}", {"song": song.stem})
     return StepState("done", "dataset.done", {"folder": space.project.dataset.name})
 
@@ -2172,7 +2250,8 @@ def _prep_state(space: Workspace, songs: list[Song], states: dict[str, StepState
     orphans = orphan_records(space.project, songs)
     if orphans:
         return StepState("stale", "stale.orphans", {"songs": _names([path.stem for path in orphans])})
-    made = newest(path for song in songs if (path := record_of(space.project, song.stem)))
+    stats = [song.record_stat for song in songs if song.record_stat]
+    made = max(stat[1] for stat in stats) / 1e9
     before = _receipt_inputs(space, "prep", made)
     if before is not None:
         difference = compare_fingerprints(before, fingerprint(songs))
@@ -2182,7 +2261,7 @@ def _prep_state(space: Workspace, songs: list[Song], states: dict[str, StepState
         old = [song.stem for song in songs if song.record == "old"]
         if old:
             return StepState("stale", "stale.record", {"song": old[0]})
-    size = sum(path.stat().st_size for song in songs if (path := record_of(space.project, song.stem)))
+    size = sum(stat[0] for stat in stats)
     return StepState("done", "prep.done", {"count": len(songs), "size": human_bytes(size)})
 
 
@@ -2404,6 +2483,17 @@ def disk_estimate(space: Workspace, songs: list[Song]) -> float:
     return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
 
 
+def read_groups(start: Path) -> dict[str, str]:
+    """The optional groups of packages that `start.py install GROUP` knows, read from its source."""
+    try:
+        for node in ast.parse(start.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "GROUPS":
+                return {str(name): str(what) for name, what in ast.literal_eval(node.value).items()}
+    except (OSError, ValueError, SyntaxError):
+        pass  # another program's start.py: there is nothing to offer
+    return {}
+
+
 def free_bytes(folder: Path) -> float:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -2518,7 +2608,8 @@ def _judge_weights(space: Workspace) -> list[Finding]:
     fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
     if space.settings.offline:
         return [Finding("bad", "env.weights_offline", fields, "source")]
-    return [Finding("warn", "env.weights_missing", fields, "source")]
+    can_download = (space.program / "ace_lora" / "base_weights.py").is_file()
+    return [Finding("warn", "env.weights_missing", fields, "weights" if can_download else "source")]
 
 
 def report_text(findings: list[Finding], language: str) -> str:
@@ -3270,6 +3361,9 @@ class Ui:
             )
             style.map(f"Wrong.{name}", bordercolor=[("", c["bad"])], lightcolor=[("", c["bad"])],
                       fieldbackground=[("", c["bad_soft"])])  # fmt: skip
+        # Else scrolling through a form changes the values that pass under the pointer.
+        for event in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
+            self.root.unbind_class("TCombobox", event)
         style.configure("TCheckbutton", focuscolor=c["accent"], indicatorsize=px(14), indicatormargin=px(4),
                         indicatorbackground=c["surface"], padding=px(2))  # fmt: skip
         style.map("TCheckbutton", background=[("active", c["surface"])],
@@ -3434,7 +3528,7 @@ def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
 
 
 class Tip:
-    """A sentence that appears when the pointer rests on a widget, or the widget has the keyboard focus."""
+    """A sentence that appears when the pointer rests on a widget."""
 
     def __init__(self, ui: Ui, widget: tk.Widget, text: str):
         self._ui, self._widget, self._text = ui, widget, text
@@ -4636,8 +4730,15 @@ class EnvironmentPage:
         wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(
             row=1, column=0, sticky="ew"
         )
+        packages = ttk.Menubutton(head, text=ui.t("install.menu"), style="TMenubutton")
+        menu = tk.Menu(packages, tearoff=False)
+        for label, argv in app.installations():
+            menu.add_command(label=label, command=lambda argv=argv: app.install(argv))
+        packages.configure(menu=menu)
+        if menu.index("end") is not None:
+            packages.grid(row=0, column=1, rowspan=2, padx=(ui.px(8), 0))
         for column, (key, command) in enumerate(
-            (("env.copy", app.copy_report), ("env.again", app.query_environment)), start=1
+            (("env.copy", app.copy_report), ("env.again", app.query_environment)), start=2
         ):
             ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
         self._list = ScrollFrame(ui, self.frame)
@@ -4735,7 +4836,7 @@ class EnvironmentPage:
                     inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self.app.mend(mend)
                 )
                 button.grid(row=line, column=2, sticky="ne", padx=(ui.px(8), ui.px(4)), pady=ui.px(2))
-                if self.app.busy and finding.mend in ("install", "tensorboard", "pypinyin"):
+                if self.app.busy and finding.mend in ("install", "tensorboard", "pypinyin", "weights"):
                     button.configure(state="disabled")
 
 
@@ -4788,7 +4889,7 @@ class App:
         self._receipt: dict[str, Any] = {}
         self._chain_answers: dict[str, str] = {}
         self._joined: set[Path] = set()  # homes with songs that the user agreed to add to
-        self._probing: set[str] = set()
+        self._probing: set[tuple[Path, tuple[int, int]]] = set()
         self._asking = False
         self._after_run: Callable[[int | None], None] | None = None
         self._ended: Event | None = None
@@ -4819,7 +4920,24 @@ class App:
     # Building
 
     def _read_flags(self) -> None:
+        self._scripts = self._script_times()
         self.space.flags = {script: read_flags(self.program / script) for script in (*SCRIPTS, LLAMACPP_SCRIPT)}
+
+    def _script_times(self) -> dict[str, tuple[int, int]]:
+        files = list_files(self.program)
+        return {script: files[script] for script in (*SCRIPTS, LLAMACPP_SCRIPT) if script in files}
+
+    def _follow_scripts(self) -> None:
+        """Forms and command lines follow the scripts when these are replaced beside an open window."""
+        if self._script_times() == self._scripts or self.state != "idle":
+            return
+        self._read_flags()
+        for name in [name for name in self._pages if name not in (self.page_key, "environment")]:
+            self._pages.pop(name).frame.destroy()
+        if self.page_key in self._pages and self.page_key != "environment":
+            self._pages[self.page_key].left()
+            self._pages.pop(self.page_key).frame.destroy()
+            self.show_page(self.page_key)
 
     def _build(self) -> None:
         """Make every widget; also after a change of language or scale, so nothing here may hold state."""
@@ -5052,6 +5170,7 @@ class App:
     def open_project(self, home: Path | None, quiet: bool = False) -> None:
         """Show the project in `home` (None: a new one). Not while something runs."""
         if self.busy:
+            self.say("info", self.ui.t("busy"))
             return
         if self.page_key in self._pages:
             self._pages[self.page_key].left()
@@ -5420,11 +5539,14 @@ class App:
 
     def _probe_unknown(self) -> None:
         """Find lengths and faults of songs that were not looked at yet, in the background."""
-        unknown = [song.audio for song in self.songs if song.audio.name not in self._probing
-                   and self.project.probes.get(song.audio.name, [None])[:2] != list(identity(song.audio))]  # fmt: skip
-        if not unknown or self.importing:
+        if self.importing:
             return
-        self._probing |= {path.name for path in unknown}
+        # A replaced file is looked at again; one that could not be judged is not asked for every other second.
+        wanted = {(song.audio, song.stats["audio"]) for song in self.songs if not song.probed} - self._probing
+        if not wanted:
+            return
+        self._probing |= wanted
+        unknown = sorted(path for path, _ in wanted)
         project, python = self.project, find_python(self.settings, self.program)
         environment = self.settings.child_environment()
 
@@ -5695,6 +5817,29 @@ class App:
                 self.run_command([str(python), "-m", "pip", "install", what], self.ui.t("install.title"))
         elif what == "install":
             self._install()
+        elif what == "weights":
+            self.install(self.installations()[-1][1])
+
+    def installations(self) -> list[tuple[str, list[str]]]:
+        """(label, arguments after the Python) of everything that can be installed or downloaded with one click."""
+        found = []
+        start = self.program / "start.py"
+        if start.is_file():
+            found.append((self.ui.t("install.setup"), [str(start), "setup"]))
+            for group, what in read_groups(start).items():
+                text = text_or(self.settings.language, f"group.{group}", what)
+                found.append((self.ui.t("install.group", name=group, what=text), [str(start), "install", group]))
+        if (self.program / "ace_lora" / "base_weights.py").is_file():
+            place = ["--checkpoint_dir", self.settings.checkpoint_dir] if self.settings.checkpoint_dir else []
+            found.append((self.ui.t("install.weights"), ["-m", "ace_lora.base_weights", *place]))
+        return found
+
+    def install(self, arguments: list[str]) -> None:
+        python = find_python(self.settings, self.program)
+        if python is None:
+            self.say("warn", self.ui.t("install.by_hand"))
+        else:
+            self.run_command([str(python), *arguments], self.ui.t("install.title"))
 
     def _install(self) -> None:
         python = find_python(self.settings, self.program)
@@ -6086,6 +6231,7 @@ class App:
             if now >= self._next_disk:
                 self._next_disk = now + DISK_MS / 1000
                 self.look_at_disk()
+                self._follow_scripts()
             if self.running_step == "train" and now >= self._next_curve:
                 self._next_curve = now + 1.0
                 self._poll_curve()
