@@ -484,9 +484,16 @@ def test_worker_processes_give_the_same_training(base, tmp_path):
     assert_same_state(one, other)
 
 
-def test_random_pieces(base, tmp_path):
-    assert train(base, tmp_path, max_seconds=1.0) == 0
-    assert len(rows(tmp_path)) == 4
+def test_random_pieces_with_lyrics_that_follow(base, tmp_path, capsys):
+    lines = [[0.0, "one"], [1.0, "two"], [1.5, "three"]]
+    make_records(tmp_path / "prep", base / "tiny", timed_lines=lines, lyric_language="en")
+    flags = {"max_seconds": 1.0, "val_every": 4}
+    assert train(base, tmp_path / "timed", dataset_path=tmp_path / "prep", **flags) == 0
+    assert "pieces of songs with timed lyrics" in capsys.readouterr().out
+    assert train(base, tmp_path / "untimed", **flags) == 0
+    losses = [[row["loss"] for row in rows(tmp_path / name) if row["loss"]] for name in ("timed", "untimed")]
+    assert len(losses[0]) == len(losses[1]) == 4
+    assert losses[0] != losses[1]  # other lyrics, all else equal
 
 
 def test_two_processes_equal_one_with_the_double_batch(base, tmp_path):
