@@ -353,14 +353,14 @@ def test_two_equal_commands_give_equal_files_and_another_seed_others(base, tmp_p
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16", "32"])
+@pytest.mark.parametrize("precision", ["32", "bf16", "16"])
 def test_precisions(base, tmp_path, precision):
     assert train(base, tmp_path, precision=precision) == 0
     tensors = state_tensors(tmp_path, "epoch=1-step=4_lora")
     assert {tensors[key].dtype for key in tensors if key.startswith("adapter/")} == {torch.float32}
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     values = json.loads((tmp_path / "checkpoints/epoch=1-step=4_lora" / STATE_JSON).read_text(encoding="utf-8"))
-    assert (values["scaler"] is not None) == (precision == "16-mixed")
+    assert (values["scaler"] is not None) == (precision == "16")
 
 
 def test_half_precisions_stay_near_float32(base, tmp_path):
@@ -484,9 +484,16 @@ def test_worker_processes_give_the_same_training(base, tmp_path):
     assert_same_state(one, other)
 
 
-def test_random_pieces(base, tmp_path):
-    assert train(base, tmp_path, max_seconds=1.0) == 0
-    assert len(rows(tmp_path)) == 4
+def test_random_pieces_with_lyrics_that_follow(base, tmp_path, capsys):
+    lines = [[0.0, "one"], [1.0, "two"], [1.5, "three"]]
+    make_records(tmp_path / "prep", base / "tiny", timed_lines=lines, lyric_language="en")
+    flags = {"max_seconds": 1.0, "val_every": 4}
+    assert train(base, tmp_path / "timed", dataset_path=tmp_path / "prep", **flags) == 0
+    assert "pieces of songs with timed lyrics" in capsys.readouterr().out
+    assert train(base, tmp_path / "untimed", **flags) == 0
+    losses = [[row["loss"] for row in rows(tmp_path / name) if row["loss"]] for name in ("timed", "untimed")]
+    assert len(losses[0]) == len(losses[1]) == 4
+    assert losses[0] != losses[1]  # other lyrics, all else equal
 
 
 def test_two_processes_equal_one_with_the_double_batch(base, tmp_path):
