@@ -65,7 +65,7 @@ class Studio:
         )
         self.root = ace_gui.open_root()
         self.app = ace_gui.App(self.root, self.program, settings)
-        self.root.geometry("1280x800+0+0")
+        self.root.geometry("1280x766+0+0")  # and the menu
         self.app._place_sash()
         self.app._use_home(self.program / "Taudio" / "qing_tian")
         self.app._import_into(self.app.project.home, [sources])
@@ -91,7 +91,7 @@ class Studio:
         end = time.monotonic() + 1.0
         self.until(lambda: time.monotonic() > end)
         path = DOCS / f"{name}_{self.app.settings.language}.png"
-        subprocess.run(["import", "-window", "root", "-colors", "128", "-strip", f"PNG8:{path}"], check=True)
+        subprocess.run(["import", "-window", "root", "+dither", "-colors", "256", "-strip", f"PNG8:{path}"], check=True)
         print(path.relative_to(ROOT), f"{path.stat().st_size / 1000:.0f} kB")
 
     def run(self, key: str) -> None:

@@ -979,6 +979,8 @@ def test_no_text_is_cut_at_1280x720(make_window, language: str):
     for name in real:  # their flags fill the forms
         shutil.copy(ROOT / name, window.program)
     app = window.app
+    # What a screen of 1280x720 leaves besides title bar, menu and task bar.
+    window.root.geometry("1280x616+0+0")
     app._read_flags()
     app.open_project(project_with_songs(window.program, "prep"))
     app.report = {
@@ -1029,7 +1031,8 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
     app.space.settings.checkpoint_dir = ""
     openers: list[Callable[[], Any]] = [
         app.show_keys, app.show_about, app.ask_reset, app.ask_add_tag, app.ask_remove_tag, app.ask_replace,
-        app.ask_instrumental, app.ask_save_preset, lambda: app.ask_rename(app.songs[0]), lambda: app.ask_remove(app.songs),
+        app.ask_instrumental, app.ask_save_preset,
+        lambda: app.ask_rename(app.songs[0]), lambda: app.ask_remove(app.songs),
         lambda: app._ask_checkpoints(lambda **_: None), lambda: app._ask_stale(STEPS[3], "train", lambda **_: None),
         lambda: app._ask_disk(lambda **_: None), lambda: app._ask_occupied(home, lambda _: None),
         lambda: app._ask_home("x", home.parent, lambda _: None), lambda: app.change_home("y", "Taudio/y"),
