@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from ace_lora.commands import run_script
 if TYPE_CHECKING:
     from ace_lora.training_setup import Prepared
 
+STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
 BASE_PRECISIONS = ("bf16", "int8", "nf4")
 LOGGERS = ("tensorboard", "wandb", "csv", "none")
@@ -214,7 +216,7 @@ def main(args: argparse.Namespace) -> None:
             return
         vars(args).update(savings)
     stop = StopRequest(Path(args.output_dir))
-    if is_first_process() and not flag_problems(args) and stop.forget_file():
+    if is_first_process() and not flag_problems(args) and stop.forget_file(STARTED - 2):
         say(f"Removed '{stop.path}', which an earlier run had left.")
     prepared = prepare(args)
     say_settings(args, prepared)
@@ -241,7 +243,8 @@ def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
     songs = prepared.songs
     say("settings:")
     for name, value in vars(args).items():
-        say(f"  --{name} {value}")
+        if name != "trial_attempt":
+            say(f"  --{name} {value}")
     say(f"device: {prepared.device.reason}; precision: {prepared.precision}, LoRA float32")
     say(f"base weights: {prepared.weights['transformer']}")
     count = sum(math.prod(shape) for shape in prepared.shapes.values())

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 import signal
 import uuid
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed
 from ace_lora.processes import is_first_process, process_number, say
-from ace_lora.training_setup import Prepared, crops_lyrics, max_frames, meta_transformer
+from ace_lora.training_setup import Prepared, crops_lyrics, last_lora_file, max_frames, meta_transformer
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +42,15 @@ class StopRequest:
     def requested(self) -> bool:
         return self.signalled or self.path.exists()
 
-    def forget_file(self) -> bool:
-        """Remove the STOP file; whether there was one."""
-        there = self.path.exists()
-        self.path.unlink(missing_ok=True)
-        return there
+    def forget_file(self, older_than: float = math.inf) -> bool:
+        """Remove the STOP file, if it is older than a time in seconds since the epoch; whether it was removed."""
+        try:
+            if self.path.stat().st_mtime >= older_than:
+                return False
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def install(self) -> None:
         """From now on the first signal asks to stop after the step; a second one interrupts at once."""
@@ -88,6 +93,10 @@ class Run:
 
     def load(self) -> None:
         """Load text encoder and transformer, put the adapter in, and cache what stays constant."""
+        with memory_failures_told(self):
+            self._load()
+
+    def _load(self) -> None:
         import torch
 
         from ace_lora import adapter
@@ -124,7 +133,7 @@ class Run:
                 for key, parameter in self.adapter.items():
                     parameter.copy_(prepared.state.tensors[f"adapter/{key}"])
         elif args.last_lora_path:
-            adapter.load_lora(self.model, Path(args.last_lora_path))
+            adapter.load_lora(self.model, last_lora_file(args))
             say(f"starting from the weights of '{args.last_lora_path}'")
         if args.ssl_coeff == 0:
             # The heads do not run, so adapters in them stay as they are.
@@ -298,7 +307,7 @@ class Run:
         self.epoch = 0
         self.outcome = "done"
         try:
-            with readable_failures(self):
+            with memory_failures_told(self), interruption_of_lightning():
                 self.make_lightning_trainer().fit(self.module)
         except NotFinite as error:
             raise StepFailed(self.after_not_finite(error)) from error
@@ -623,34 +632,43 @@ class Run:
 
     def say_outcome(self) -> None:
         step = self.module.steps_done
-        if self.outcome == "stopped":
-            by_file = self.stop.forget_file() if is_first_process() else False
-            say(f"stopped at step {step}/{self.prepared.max_steps}: {self.last_saved}. Add --resume to go on.")
-            if not by_file or self.stop.signalled:
-                raise SystemExit(EXIT_INTERRUPTED)
-            return
         if is_first_process():
             self.stop.forget_file()
-        say(f"done: {step} steps, {self.last_saved}")
+        if self.outcome == "stopped":
+            say(f"stopped at step {step}/{self.prepared.max_steps}: {self.last_saved}. Add --resume to go on.")
+            if self.stop.signalled:
+                raise SystemExit(EXIT_INTERRUPTED)
+        else:
+            say(f"done: {step} steps, {self.last_saved}")
 
 
 # --- The machine ---
 
 
 @contextlib.contextmanager
-def readable_failures(run: Run) -> Iterator[None]:
-    """Turn what Lightning and the card raise into what a user can act on."""
+def memory_failures_told(run: Run) -> Iterator[None]:
+    """Turn running out of memory into what a user can act on."""
     import torch
 
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # A card's is a class of its own, main memory's is known by its words only.
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        where = "card's memory" if isinstance(error, torch.cuda.OutOfMemoryError) else "main memory"
         raise StepFailed(
-            f"The card's memory is full ({peak_memory_gb(run.device):.1f} GB were in use). {run.where_to_go_on()} "
-            "Close other programs, or save memory: --trial finds settings that fit."
+            f"The {where} is full. {run.where_to_go_on()} Close other programs, or save memory: the same command with "
+            "--trial finds settings that fit."
         ) from error
+
+
+@contextlib.contextmanager
+def interruption_of_lightning() -> Iterator[None]:
+    """Lightning ends the process itself when it is interrupted, with a status that means failure; undo that."""
+    try:
+        yield
     except SystemExit as error:
-        # Lightning ends the process itself when it is interrupted, with a status that means failure.
         raise KeyboardInterrupt from error
 
 
