@@ -2305,7 +2305,7 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
         return StepState("stale", "stale.before", {"number": 6})
     if loras and (loras[-1] / LORA_FILE).stat().st_mtime > output.stat().st_mtime:
         return StepState("stale", "stale.lora", {"lora": loras[-1].name})
-    return StepState("done", "strength.done", {"file": str(output)})
+    return StepState("done", "strength.done", {"file": shown_path(output, space.program)})
 
 
 def take_receipt(space: Workspace, step: str, songs: list[Song]) -> dict[str, Any]:
@@ -3146,9 +3146,9 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
     kernel = ctypes.windll.kernel32
     kernel.FreeConsole()
     if kernel.AttachConsole(process.pid):
-        kernel.SetConsoleCtrlHandler(None, True)
-        kernel.GenerateConsoleCtrlEvent(1, process.pid)
+        kernel.GenerateConsoleCtrlEvent(1, process.pid)  # CTRL_BREAK, to the child's own process group only
         kernel.FreeConsole()
+    kernel.AttachConsole(0xFFFFFFFF)  # back to the terminal that the window was started from, if there is one
 
 
 def kill_tree(process: subprocess.Popen[bytes], job: Any) -> None:
@@ -3210,6 +3210,7 @@ class TensorBoard:
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._job: Any = None
+        self._wanted = 0  # counts openings and closings: a start that was overtaken ends what it started
 
     @property
     def alive(self) -> bool:
@@ -3238,15 +3239,20 @@ class TensorBoard:
             "--port",
             str(port),
         ]
-        threading.Thread(target=self._wait, args=(argv, port, program, environment), daemon=True).start()
+        arguments = (argv, port, program, environment, self._wanted)
+        threading.Thread(target=self._wait, args=arguments, daemon=True).start()
 
-    def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str]) -> None:
+    def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str], wanted: int) -> None:
         try:
             process = start_process(argv, program, environment)
         except OSError as error:
             self.answers.put(("failed", str(error)))
             return
-        self._process, self._job = process, _own_job(process)
+        job = _own_job(process)
+        if wanted != self._wanted:
+            kill_tree(process, job)
+            return
+        self._process, self._job = process, job
         output: deque[bytes] = deque(maxlen=200)
         threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
         url = f"http://127.0.0.1:{port}/"
@@ -3261,7 +3267,9 @@ class TensorBoard:
                     self.answers.put(("ready", url))
                     return
             time.sleep(0.2)
-        kill_tree(process, self._job)
+        kill_tree(process, job)
+        if wanted != self._wanted:
+            return
         time.sleep(0.2)  # its last words are still on their way
         text = b"".join(output).decode("utf-8", errors="replace").strip()
         missing = "No module named" in text
@@ -3275,6 +3283,7 @@ class TensorBoard:
                 output.append(line)
 
     def close(self) -> None:
+        self._wanted += 1
         if self._process is not None:
             kill_tree(self._process, self._job)
         self._process, self.url = None, ""
@@ -6047,9 +6056,10 @@ class App:
         self._ended = None
         home = self.project.home if self.project.home and self.project.home.is_dir() else user_config_folder()
         log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
+        shown = [shown_path(Path(argv[0]), self.program), *argv[1:]]
         self.log.write(
             [
-                f"$ {subprocess.list2cmdline(argv)}",
+                f"$ {subprocess.list2cmdline(shown)}",
                 f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}",
             ]
         )

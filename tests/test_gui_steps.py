@@ -634,6 +634,13 @@ def test_base_weights_are_found_in_both_layouts(tmp_path: Path, monkeypatch: pyt
     assert all(path is None for path, _ in ace_gui.find_weights(settings, tmp_path).values())
 
 
+def test_optional_groups_are_read_from_the_setup_script(tmp_path: Path):
+    (tmp_path / "start.py").write_text('import os\nGROUPS = {"captioning": "prompts"}\n', encoding="utf-8")
+    assert ace_gui.read_groups(tmp_path / "start.py") == {"captioning": "prompts"}
+    (tmp_path / "start.py").write_text("GROUPS = make()", encoding="utf-8")
+    assert ace_gui.read_groups(tmp_path / "start.py") == {} == ace_gui.read_groups(tmp_path / "none.py")
+
+
 def test_disk_estimate_follows_the_library(place: Place):
     before = ace_gui.disk_estimate(place.space, place.songs)
     place.make("prep")
