@@ -3964,7 +3964,9 @@ class Dialog:
         """`buttons`: (key, label, style), the first has the focus; `cancel`: the key for Escape and the cross."""
         self._ui, self._answer, self._cancel = ui, answer, cancel
         self.closed = False
-        self.window = window = tk.Toplevel(parent, background=COLOURS["surface"])
+        self.window = window = tk.Toplevel(
+            parent, background=COLOURS["surface"], highlightthickness=1, highlightbackground=COLOURS["line"]
+        )
         window.withdraw()
         window.title(title)
         window.transient(parent.winfo_toplevel())
