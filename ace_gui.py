@@ -98,8 +98,9 @@ OWNER_FILE = ".ace_gui_owner.json"  # in `checkpoints`: which project's training
 
 TICK_MS = 50  # log and progress
 DISK_MS = 1500  # how often the folders are looked at for changes made outside the window
-DRAIN_BUDGET_S = 0.020  # work per tick; measured: one insert of 500 lines takes about 3 ms
-INSERT_LINES = 500
+DRAIN_BUDGET_S = 0.012  # work per tick
+INSERT_LINES = 250  # at once: what Tk then has to lay out and draw comes on top of the budget
+SWITCH_S = 0.001  # Python gives the reading thread 5 ms for every call of Tk; ten such calls in a tick would be felt
 MAX_LOG_LINES = 5000  # in the pane; the file has all of them. Without a cap Tk took 404 MB for a million lines
 TRIM_SLACK = 1000  # trimming 1,000 lines at once is cheaper than a few at every tick
 READ_BYTES = 65536
@@ -4935,6 +4936,7 @@ class App:
         self._signature: Any = None
         self._failed_run: tuple[str, int | None, list[tuple[str, dict[str, str]]]] | None = None
         self.page_key = "songs"
+        sys.setswitchinterval(SWITCH_S)
         root.report_callback_exception = self._callback_failed
         root.protocol("WM_DELETE_WINDOW", self.close)
         self._read_flags()
