@@ -64,13 +64,15 @@ def memory_mb() -> float:
 def watch(app: ace_gui.App, code: str, *arguments: str) -> dict[str, float]:
     """Run `code` as a child of the window and measure what the event loop bears."""
     stalls: list[float] = []
-    last = time.monotonic()
+    work: list[float] = []
+    last, last_work = time.monotonic(), time.thread_time()
 
     def beat() -> None:
-        nonlocal last
-        now = time.monotonic()
+        nonlocal last, last_work
+        now, now_work = time.monotonic(), time.thread_time()
         stalls.append(now - last)
-        last = now
+        work.append(now_work - last_work)
+        last, last_work = now, now_work
         app.root.after(5, beat)
 
     highest = before = memory_mb()
@@ -86,9 +88,8 @@ def watch(app: ace_gui.App, code: str, *arguments: str) -> dict[str, float]:
         "seconds": seconds,
         "lines/s": app.runner.text.total / seconds,
         "longest stall ms": max(stalls) * 1000,
-        "99.9 % of beats within ms": statistics.quantiles(stalls, n=1000)[-1] * 1000
-        if len(stalls) > 1000
-        else max(stalls) * 1000,
+        "... of that computing, ms": max(work) * 1000,  # the rest is waiting, also for other programs' use of the cores
+        "99 % of gaps below ms": statistics.quantiles(stalls, n=100)[-1] * 1000,
         "memory before MB": before,
         "memory highest MB": highest,
     }
