@@ -29,6 +29,9 @@ Sections (each uses only those above it; 1 to 9 need no display)
     14 Start                   command line
 """
 
+# The texts stand one to a line, so that both languages can be compared; some are long.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import argparse
@@ -54,12 +57,11 @@ import threading
 import time
 import traceback
 import unicodedata
-import urllib.request
 import webbrowser
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -448,7 +450,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "field.save_comfyui": ("同时存 ComfyUI 版", "Also for ComfyUI"),
     "help.save_comfyui": ("每次保存时另存一份可直接用于 ComfyUI 的文件。", "Write a file for ComfyUI beside every saved LoRA."),
     "field.max_seconds": ("最长秒数", "Longest crop (s)"),
-    "help.max_seconds": ("每步只取歌曲中随机的一段，省显存；留空用整首。", "Train on a random part of each song, saves memory; empty: whole songs."),
+    "help.max_seconds": ("每步只取歌曲中随机的一段，省显存；0 用整首。", "Train on a random part of each song, saves memory; 0: whole songs."),
     "field.base_precision": ("基础模型精度", "Base model"),
     "help.base_precision": ("int8、nf4 大幅节省显存，略损精度。", "int8 and nf4 save much memory at a small cost in precision."),
     "field.checkpointing": ("重计算", "Recomputation"),
@@ -457,10 +459,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     "help.offload": ("把若干层放在内存里轮流载入，显存仍不够时用，会变慢。", "Keep blocks in main memory; slower, for when nothing else fits."),
     "field.val_every": ("验证间隔", "Validate every"),
     "help.val_every": ("每多少步计算一次验证损失，0 关闭。", "Steps between two validation losses; 0: never."),
-    "field.ema": ("滑动平均", "Moving average"),
-    "help.ema": ("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter."),
+    "field.ema_decay": ("滑动平均", "Moving average"),
+    "help.ema_decay": ("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter."),
     "field.plan": ("自动方案", "Plan"),
     "help.plan": ("auto 先试跑，再选显存放得下的设置。", "auto: try first, then take settings that fit the card."),
+    "field.val_songs": ("验证歌曲数", "Validation songs"),
+    "help.val_songs": ("留出几首不参与训练；-1 自动，0 用训练歌曲验证。", "Songs held out for it; -1: chosen by the library's size, 0: training songs are used."),
+    "field.text_encoder": ("文本编码器位置", "Text encoder"),
+    "help.text_encoder": ("auto、cpu 或 gpu；cpu 省显存。", "auto, cpu or gpu; cpu saves memory on the card."),
+    "field.memory_limit_gb": ("试跑显存上限", "Trial's memory limit"),
+    "help.memory_limit_gb": ("试跑最多用多少 GB，0 为整张卡。", "GB that the trial may use; 0: the whole card."),
     "field.devices": ("显卡", "Devices"),
     "help.devices": ("用几张卡，或哪几张。", "How many cards, or which."),
     "field.num_nodes": ("机器数", "Machines"),
@@ -486,6 +494,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "name.empty": ("名称不能为空。", "The name must not be empty."),
     "name.long": ("名称太长，请不要超过 80 个字符。", "The name is too long; use 80 characters at most."),
     "name.characters": ("名称不能含有 < > : \" / \\ | ? *，也不能以点或空格开头结尾。", "A name cannot hold < > : \" / \\ | ? *, nor begin or end with a dot or space."),
+    "name.suffix": ("以 _filenames 或 _prep 结尾的名称是给各步骤结果用的，请换一个。", "Names that end in _filenames or _prep belong to the steps' results; choose another."),
     "name.reserved": ("这个名称被 Windows 保留，请换一个。", "Windows reserves this name; choose another."),
     "preset.label": ("显存方案", "Preset"),
     "preset.save": ("保存为…", "Save as…"),
@@ -617,6 +626,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "设置文件损坏，已改名为 {file} 保留，现在使用默认设置。",
         "A settings file was damaged; it is kept as {file}, and defaults are used.",
     ),
+    "busy": ("有任务正在运行，请先等它结束或停止它。", "Something is running. Wait for its end, or stop it, first."),
     "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),
     "bug": ("程序内部出错：{error}。详情见日志，请反馈。", "Something went wrong inside the program: {error}. The log says more; please report it."),
     # Environment
@@ -665,7 +675,17 @@ TEXTS: dict[str, tuple[str, str]] = {
     "mend.install": ("安装环境", "Install"),
     "mend.tensorboard": ("安装 TensorBoard", "Install TensorBoard"),
     "mend.pypinyin": ("安装 pypinyin", "Install pypinyin"),
+    "mend.weights": ("现在下载", "Download now"),
     "mend.source": ("更改来源", "Change source"),
+    "install.menu": ("安装", "Install"),
+    "install.setup": ("安装或修复全部依赖", "Install or mend everything"),
+    "install.group": ("可选：{what}（{name}）", "Optional: {what} ({name})"),
+    "install.weights": ("下载基础模型（约 10 GB，可续传）", "Download the base model (about 10 GB, resumes)"),
+    "group.captioning": ("用 Qwen2.5-Omni 识别提示词和歌词", "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card"),
+    "group.japanese": ("日语歌词", "Japanese lyrics"),
+    "group.prodigy": ("免调度的 Prodigy 优化器", "the schedule-free Prodigy optimizer"),
+    "group.small_cards": ("8 位或 4 位基础模型、8 位 AdamW", "a base model in 8 or 4 bits, 8-bit AdamW"),
+    "group.wandb": ("Weights & Biases 日志", "logging to Weights & Biases"),
     "install.title": ("安装软件包", "Installation"),
     "install.by_hand": (
         "这里没有 start.py 或 Python。请先安装 64 位 Python 3.10 到 3.13，再按 README 安装依赖。",
@@ -744,12 +764,18 @@ def say(language: str, key: str, fields: dict[str, Any] | None = None) -> str:
 def text_or(language: str, key: str, fallback: str) -> str:
     return say(language, key) if key in TEXTS else fallback
 
+
 # --- 3. Files and names ---------------------------------------------------------------------------------------------
 
 
 def program_folder() -> Path:
     """The folder that holds the scripts: that of this file, or of the exe (its bundle is unpacked elsewhere)."""
     return Path(sys.executable if FROZEN else __file__).resolve().parent
+
+
+def absolute(path: Path) -> Path:
+    """Without `..` and the current folder, but with symbolic links as the user wrote them."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -1083,6 +1109,8 @@ def name_problem(name: str) -> str | None:
         return "name.characters"
     if name.split(".")[0].lower() in _RESERVED:
         return "name.reserved"
+    if name.endswith(("_filenames", "_prep")):
+        return "name.suffix"
     return None
 
 
@@ -1129,6 +1157,10 @@ class Song:
     prompt: str = "missing"  # missing, empty, ok
     lyrics: str = "missing"  # missing, empty, ok, instrumental
     record: str = "missing"  # missing, ok, old
+    probed: bool = False  # whether `seconds` and `problem` are known
+    stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # audio, prompt, …: size and time of change in ns
+    digests: dict[str, str] = field(default_factory=dict)  # prompt, lyrics, timed: of the content
+    record_stat: tuple[int, int] | None = None
 
     @property
     def stem(self) -> str:
@@ -1162,44 +1194,73 @@ def holds_audio(folder: Path) -> bool:
         return False
 
 
-def text_state(path: Path) -> str:
-    try:
-        if path.stat().st_size > 200:
-            return "ok"
-        text = read_text(path).strip()
-    except OSError:
-        return "missing"
-    return "instrumental" if text.lower() in (INSTRUMENTAL, "[inst]") else "ok" if text else "empty"
+# path -> (size, time of change, state, digest): a library of a thousand songs is looked at every other second, so its
+# texts are read again only when they changed.
+_TEXTS_SEEN: dict[Path, tuple[int, int, str, str]] = {}
+
+
+def look_at_text(path: Path, stat: tuple[int, int] | None) -> tuple[str, str]:
+    """(missing, empty, instrumental or ok; digest of the content) of a text file with this size and time."""
+    if stat is None:
+        return "missing", ""
+    seen = _TEXTS_SEEN.get(path)
+    if seen is None or seen[:2] != stat:
+        try:
+            digest = hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()[:16]
+            text = read_text(path).strip().lower() if stat[0] < 200 else "long"
+        except OSError:
+            return "missing", ""
+        state = "instrumental" if text in (INSTRUMENTAL, "[inst]") else "ok" if text else "empty"
+        seen = _TEXTS_SEEN[path] = (*stat, state, digest)
+    return seen[2], seen[3]
+
+
+def list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """name -> (size, time of change in ns) of a folder's files; one call for all, which matters on Windows."""
+    found = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_file():
+                    stat = entry.stat()
+                    found[entry.name] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+RECORD_EXTENSIONS = (".safetensors", ".hdf5", ".h5")
 
 
 def record_of(project: Project, stem: str) -> Path | None:
-    for extension in (".safetensors", ".hdf5", ".h5"):
-        path = project.records / (stem + extension)
-        if path.is_file():
-            return path
-    return None
+    paths = (project.records / (stem + extension) for extension in RECORD_EXTENSIONS)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def scan_library(project: Project) -> list[Song]:
     """The songs of the project's folder, sorted by code point as the scripts sort them; [] without a folder."""
     if project.home is None:
         return []
-    try:
-        files = sorted((p for p in project.home.iterdir() if is_audio(p) and p.is_file()), key=lambda p: p.name)
-    except OSError:
-        return []
+    files, records = list_files(project.home), list_files(project.records)
     songs = []
-    for path in files:
-        song = Song(path, project.titles.get(path.name, path.stem))
-        song.prompt = "ok" if text_state(song.prompt_path) == "instrumental" else text_state(song.prompt_path)
-        song.lyrics = text_state(song.lyrics_path)
-        probe = project.probes.get(path.name)
-        if probe and probe[:2] == list(identity(path)):
+    for name in sorted(files):
+        path = project.home / name
+        if not is_audio(path):
+            continue
+        song = Song(path, project.titles.get(name, path.stem), stats={"audio": files[name]})
+        for key, text in (("prompt", song.prompt_path), ("lyrics", song.lyrics_path), ("timed", song.timed_path)):
+            stat = files.get(text.name)
+            state, song.digests[key] = look_at_text(text, stat)
+            if stat:
+                song.stats[key] = stat
+            if key != "timed":
+                setattr(song, key, "ok" if (key, state) == ("prompt", "instrumental") else state)
+        probe = project.probes.get(name)
+        song.probed = bool(probe) and tuple(probe[:2]) == files[name]
+        if probe and song.probed:
             song.seconds, song.problem, song.detail = probe[2], *split_problem(probe[3])
-        record = record_of(project, song.stem)
-        if record:
-            inputs = (path, song.prompt_path, song.lyrics_path, song.timed_path)
-            song.record = "ok" if newest(inputs) <= record.stat().st_mtime else "old"
+        found = [stat for extension in RECORD_EXTENSIONS if (stat := records.get(song.stem + extension))]
+        if found:
+            song.record_stat = found[0]
+            song.record = "ok" if max(stat[1] for stat in song.stats.values()) <= found[0][1] else "old"
         songs.append(song)
     return songs
 
@@ -1302,7 +1363,11 @@ for line in sys.stdin:
 
 
 def probe_songs(
-    paths: list[Path], python: Path | None, program: Path, environment: dict[str, str], tell: Callable[[Path, list], None]
+    paths: list[Path],
+    python: Path | None,
+    program: Path,
+    environment: dict[str, str],
+    tell: Callable[[Path, list], None],
 ) -> None:
     """Find length and faults of audio files; `tell(path, probe)` for each. Runs in a worker thread."""
     left = []
@@ -1576,7 +1641,7 @@ def orphan_records(project: Project, songs: Iterable[Song]) -> list[Path]:
     return [
         path
         for path in sorted(project.records.iterdir())
-        if path.suffix in (".safetensors", ".hdf5", ".h5") and not path.name.startswith(".") and path.stem not in stems
+        if path.suffix in RECORD_EXTENSIONS and not path.name.startswith(".") and path.stem not in stems
     ]
 
 
@@ -1614,14 +1679,9 @@ def fingerprint(songs: Iterable[Song]) -> dict[str, list[str]]:
     """What a step reads of every song: file, prompt, lyrics and timed lyrics, each as a short text."""
     result = {}
     for song in songs:
-        size, changed = identity(song.audio)
-        parts = [f"{song.audio.name}:{size}:{changed}"]
-        for path in (song.prompt_path, song.lyrics_path, song.timed_path):
-            try:
-                parts.append(hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()[:16])
-            except OSError:
-                parts.append("")
-        result[song.stem] = parts
+        size, changed = song.stats["audio"]
+        texts = [song.digests.get(key, "") for key in ("prompt", "lyrics", "timed")]
+        result[song.stem] = [f"{song.audio.name}:{size}:{changed}", *texts]
     return result
 
 
@@ -1655,6 +1715,7 @@ class Field:
     high: float | None = None
     basic: bool = False  # shown without opening "advanced", and always on the command line
     script_help: str = ""  # of a flag that only the script explains
+    script_default: str | None = None  # what the script takes when the flag is not given; None: not known
 
     def problem(self, text: str, program: Path) -> tuple[str, dict[str, str]] | None:
         """Why `text` cannot be used, as (text key, fields); None when it can."""
@@ -1720,10 +1781,17 @@ TRAIN_FIELDS = (
     Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True),
     Field(
         "precision", "combo", "bf16-mixed",
-        ("bf16-mixed", "16-mixed", "32-true", "bf16-true", "16-true"), basic=True,
+        ("bf16-mixed", "16-mixed", "32-true"), basic=True,
     ),
     Field("save_every_n_train_steps", "int", "100", low=1, high=10_000_000, basic=True),
     Field("lora_config_path", "combo", "./config/lora_config_transformer_only.json"),
+    Field("base_precision", "choice", "bf16", ("bf16", "int8", "nf4")),
+    Field("checkpointing", "combo", "auto", ("auto", "all", "none")),
+    Field("offload", "int", "0", low=0, high=24),
+    Field("max_seconds", "float", "0.0", low=0, high=MAX_SONG_SECONDS),
+    Field("plan", "choice", "none", ("none", "auto")),
+    Field("save_comfyui", "bool", "false"),
+    Field("val_every", "int", "0", low=0, high=10_000_000),
     Field("last_lora_path", "file", ""),
     Field("optimizer", "choice", "adamw", ("adamw", "prodigy")),
     Field("beta1", "float", "0.9", low=0, high=0.999999),
@@ -1764,7 +1832,7 @@ STEPS = (
         (
             Field("input_name", "combo", "{lora}", basic=True),
             Field("output_name", "text", "{name}-step{step}.safetensors", basic=True),
-            Field("lora_config_path", "combo", "config/lora_config_transformer_only.json", basic=True),
+            Field("lora_config_path", "combo", "{config}", basic=True),
         ),
     ),
 )  # fmt: skip
@@ -1804,7 +1872,8 @@ def read_flags(script: Path) -> dict[str, Flag] | None:
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
             names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             long = [name[2:].replace("-", "_") for name in names if name.startswith("--")]
-            if long:
+            hidden = any(getattr(k.value, "attr", "") == "SUPPRESS" for k in node.keywords if k.arg == "help")
+            if long and not hidden:
                 flags[long[0]] = _read_flag(long[0], {k.arg: k.value for k in node.keywords if k.arg}, constants)
     return flags or None
 
@@ -1857,19 +1926,19 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
         if known.choices and row.kind in ("choice", "combo"):
             changes["choices"] = known.choices
             changes["default"] = row.default if row.default in known.choices else known.default or known.choices[0]
-        elif not row.basic and known.default is not None and "{" not in row.default and row.kind != "bool":
+        elif not row.basic and known.default and "{" not in row.default and row.kind != "bool":
             # What the script does when the flag is not given is what the form has to say.
             same = known.default == row.default or _as_number(known.default) == _as_number(row.default) is not None
             changes["default"] = row.default if same else known.default
-        if row.kind == "choice" and not known.choices and not (known.kind == "bool"):
-            changes["kind"] = "combo"
-        shown.append(Field(**{**row.__dict__, **changes, "script_help": known.help}))
+        shown.append(replace(row, **changes, script_help=known.help, script_default=known.default))
     table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
     for flag in flags.values():
         if flag.name not in table:
             default = flag.default or ("false" if flag.kind == "bool" else "")
             kind = "combo" if flag.kind == "choice" and not default else flag.kind
-            shown.append(Field(flag.name, kind, default, flag.choices, script_help=flag.help))
+            shown.append(
+                Field(flag.name, kind, default, flag.choices, script_help=flag.help, script_default=flag.default)
+            )
     return shown
 
 
@@ -1931,7 +2000,15 @@ class Workspace:
             # The fork has its llama.cpp captioner as a script of its own.
             choices = ("qwen", "llamacpp") if (self.program / LLAMACPP_SCRIPT).is_file() else ("qwen",)
             fields.insert(0, Field("backend", "choice", "qwen", choices, basic=True))
-        return fields
+        found = {"lora_config_path": self._configs, "input_name": self._lora_files}
+        return [replace(row, choices=found[row.flag]()) if row.flag in found else row for row in fields]
+
+    def _configs(self) -> tuple[str, ...]:
+        folder = self.program / "config"
+        return tuple(shown_path(path, self.program) for path in sorted(folder.glob("*.json")))
+
+    def _lora_files(self) -> tuple[str, ...]:
+        return tuple(shown_path(path / LORA_FILE, self.program) for path in reversed(self.loras()))
 
     def value(self, step: str, row: Field) -> str:
         return self.project.value(STEP[step].values, row.flag, self.default(row))
@@ -1940,14 +2017,28 @@ class Workspace:
         """A field's default with `{name}`, `{lora}` and `{step}` filled in."""
         if "{" not in row.default:
             return row.default
+        lora = self._chosen_lora() if row.flag in ("output_name", "lora_config_path") else None
         loras = self.loras()
-        lora = loras[-1] if loras else None
+        lora = lora or (loras[-1] if loras else None)
         number = lora_step(lora) if lora else None
         return row.default.format(
             name=self.project.name or "lora",
+            config=self._config_of(lora),
             lora=shown_path(lora / LORA_FILE, self.program) if lora else "",
             step=number if number is not None else "last",
         )
+
+    def _chosen_lora(self) -> Path | None:
+        """The folder of the LoRA that the user chose for the last step, when it is not simply the latest."""
+        text = self.project.value("strength", "input_name", "").strip()
+        return (self.program / text).parent if text else None
+
+    def _config_of(self, lora: Path | None) -> str:
+        """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
+        if lora and (lora / "adapter_config.json").is_file():
+            return shown_path(lora / "adapter_config.json", self.program)
+        row = next((row for row in self.fields("train") if row.flag == "lora_config_path"), None)
+        return Path(self.value("train", row) if row else "config/lora_config_transformer_only.json").as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
         """Every wrong value of a step's form, by flag."""
@@ -1966,9 +2057,7 @@ class Workspace:
                 name = LLAMACPP_SCRIPT
         return self.program / name
 
-    def arguments(
-        self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False
-    ) -> list[str]:
+    def arguments(self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False) -> list[str]:
         """The command line of a step, after the script's name."""
         filled = self._filled_flags(step)
         script_is_other = self.script(step).name != STEP[step].script
@@ -1976,13 +2065,15 @@ class Workspace:
             known = None if script_is_other else (self.flags.get(STEP[step].script) or {}).get(row.flag)
             if row.flag in ("backend", "model", "quantization") and (script_is_other or not self.knows(step, row.flag)):
                 continue
+            if resume and row.flag == "last_lora_path":  # the resumed training brings its own weights
+                continue
             text = self.value(step, row).strip()
             if row.kind == "bool":
                 if text == "true":
                     filled.append(f"--{row.flag}")
                 elif known and known.action == "BooleanOptionalAction" and known.default == "true":
                     filled.append(f"--no-{row.flag}")
-            elif row.basic or "{" in row.default or (text and not self._same(text, row.default)):
+            elif row.basic or "{" in row.default or (text and not self._same(text, row)):
                 filled += [f"--{row.flag}", text]
         if self.settings.checkpoint_dir and self.knows(step, "checkpoint_dir") and step not in ("songs", "strength"):
             flags = self.flags.get(STEP[step].script)
@@ -2013,7 +2104,9 @@ class Workspace:
         return shown_path(path, self.program)
 
     @staticmethod
-    def _same(text: str, default: str) -> bool:
+    def _same(text: str, row: Field) -> bool:
+        """Whether the script would take `text` anyway."""
+        default = row.default if row.script_default is None else row.script_default
         return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
 
     def checkpoints(self) -> Path:
@@ -2141,8 +2234,8 @@ def _dataset_state(space: Workspace, songs: list[Song]) -> StepState:
             return StepState("stale", *difference)
     else:
         for song in songs:
-            for key, path in (("audio", song.audio), ("prompt", song.prompt_path), ("lyrics", song.lyrics_path)):
-                if newest([path]) > made:
+            for key in ("audio", "prompt", "lyrics"):
+                if key in song.stats and song.stats[key][1] / 1e9 > made:
                     return StepState("stale", f"stale.{key}", {"song": song.stem})
     return StepState("done", "dataset.done", {"folder": space.project.dataset.name})
 
@@ -2157,7 +2250,8 @@ def _prep_state(space: Workspace, songs: list[Song], states: dict[str, StepState
     orphans = orphan_records(space.project, songs)
     if orphans:
         return StepState("stale", "stale.orphans", {"songs": _names([path.stem for path in orphans])})
-    made = newest(path for song in songs if (path := record_of(space.project, song.stem)))
+    stats = [song.record_stat for song in songs if song.record_stat]
+    made = max(stat[1] for stat in stats) / 1e9
     before = _receipt_inputs(space, "prep", made)
     if before is not None:
         difference = compare_fingerprints(before, fingerprint(songs))
@@ -2167,7 +2261,7 @@ def _prep_state(space: Workspace, songs: list[Song], states: dict[str, StepState
         old = [song.stem for song in songs if song.record == "old"]
         if old:
             return StepState("stale", "stale.record", {"song": old[0]})
-    size = sum(path.stat().st_size for song in songs if (path := record_of(space.project, song.stem)))
+    size = sum(stat[0] for stat in stats)
     return StepState("done", "prep.done", {"count": len(songs), "size": human_bytes(size)})
 
 
@@ -2389,6 +2483,17 @@ def disk_estimate(space: Workspace, songs: list[Song]) -> float:
     return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
 
 
+def read_groups(start: Path) -> dict[str, str]:
+    """The optional groups of packages that `start.py install GROUP` knows, read from its source."""
+    try:
+        for node in ast.parse(start.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "GROUPS":
+                return {str(name): str(what) for name, what in ast.literal_eval(node.value).items()}
+    except (OSError, ValueError, SyntaxError):
+        pass  # another program's start.py: there is nothing to offer
+    return {}
+
+
 def free_bytes(folder: Path) -> float:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -2417,7 +2522,9 @@ def judge_environment(
         findings += _judge_report(space, report)
     missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
     if missing:
-        findings.append(Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program"))
+        findings.append(
+            Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program")
+        )
     else:
         findings.append(Finding("ok", "env.scripts", {"folder": space.program}))
     findings += _judge_disk(space, songs)
@@ -2501,7 +2608,8 @@ def _judge_weights(space: Workspace) -> list[Finding]:
     fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
     if space.settings.offline:
         return [Finding("bad", "env.weights_offline", fields, "source")]
-    return [Finding("warn", "env.weights_missing", fields, "source")]
+    can_download = (space.program / "ace_lora" / "base_weights.py").is_file()
+    return [Finding("warn", "env.weights_missing", fields, "weights" if can_download else "source")]
 
 
 def report_text(findings: list[Finding], language: str) -> str:
@@ -2819,7 +2927,9 @@ class Curve:
 def find_metrics(folder: Path) -> Path | None:
     """The newest metrics.csv under the trainer's log folder."""
     try:
-        files = [path for pattern in ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv") for path in folder.glob(pattern)]
+        files = [
+            path for pattern in ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv") for path in folder.glob(pattern)
+        ]
         return max(files, key=lambda path: path.stat().st_mtime, default=None)
     except OSError:
         return None
@@ -2882,7 +2992,12 @@ class Runner:
         self._lock = threading.Lock()
 
     def start(
-        self, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None, stop_file: Path | None = None
+        self,
+        argv: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        log_path: Path | None,
+        stop_file: Path | None = None,
     ) -> int:
         if self.active:
             raise RuntimeError("a run is active already")
@@ -3101,7 +3216,17 @@ class TensorBoard:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         folder.mkdir(parents=True, exist_ok=True)
-        argv = [str(python), "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+        argv = [
+            str(python),
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            str(folder),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         threading.Thread(target=self._wait, args=(argv, port, program, environment), daemon=True).start()
 
     def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str]) -> None:
@@ -3115,6 +3240,8 @@ class TensorBoard:
         threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
         url = f"http://127.0.0.1:{port}/"
         deadline = time.monotonic() + 120
+        import urllib.request  # 40 ms that the start of the window does not have to wait for
+
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
         while process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError), opener.open(url, timeout=5) as page:
@@ -3211,7 +3338,9 @@ class Ui:
                                  ("Bad", c["bad_soft"]), ("Info", c["accent_soft"])):  # fmt: skip
             style.configure(f"{name}.TFrame", background=background)
             style.configure(f"{name}.TLabel", background=background)
-            style.configure(f"{name}Muted.TLabel", background=background, foreground=c["muted"], font=self.fonts["small"])
+            style.configure(
+                f"{name}Muted.TLabel", background=background, foreground=c["muted"], font=self.fonts["small"]
+            )
         style.configure("Title.TLabel", font=self.fonts["title"])
         style.configure("Head.TLabel", font=self.fonts["head"])
         style.configure("RailTitle.TLabel", font=self.fonts["head"], background=c["rail"])
@@ -3227,9 +3356,14 @@ class Ui:
             style.map(name, bordercolor=focus, lightcolor=focus, fieldbackground=[("disabled", c["rail"]), ("readonly", c["surface"])],
                       foreground=[("disabled", c["disabled"]), ("readonly", c["text"])],
                       selectbackground=[("readonly", c["surface"])], selectforeground=[("readonly", c["text"])])  # fmt: skip
-            style.configure(f"Wrong.{name}", **{**field_colours, "fieldbackground": c["bad_soft"]}, bordercolor=c["bad"])
+            style.configure(
+                f"Wrong.{name}", **{**field_colours, "fieldbackground": c["bad_soft"]}, bordercolor=c["bad"]
+            )
             style.map(f"Wrong.{name}", bordercolor=[("", c["bad"])], lightcolor=[("", c["bad"])],
                       fieldbackground=[("", c["bad_soft"])])  # fmt: skip
+        # Else scrolling through a form changes the values that pass under the pointer.
+        for event in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
+            self.root.unbind_class("TCombobox", event)
         style.configure("TCheckbutton", focuscolor=c["accent"], indicatorsize=px(14), indicatormargin=px(4),
                         indicatorbackground=c["surface"], padding=px(2))  # fmt: skip
         style.map("TCheckbutton", background=[("active", c["surface"])],
@@ -3239,7 +3373,9 @@ class Ui:
                         bordercolor=c["line"])  # fmt: skip
         style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
                   bordercolor=[("focus", c["accent"])], lightcolor=[("focus", c["accent"])])  # fmt: skip
-        style.configure("Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"])
+        style.configure(
+            "Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"]
+        )
         style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
         style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
                         lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
@@ -3344,7 +3480,12 @@ def draw_icon(kind: str, size: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(rows), 1)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(rows), 1))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _distance(x: float, y: float, x1: float, y1: float, x2: float, y2: float) -> float:
@@ -3362,8 +3503,10 @@ def wrapped(label: ttk.Label) -> ttk.Label:
     """Make a label wrap at its own width, so that no sentence is ever cut."""
 
     def fit(event: tk.Event) -> None:
-        if abs(int(str(label.cget("wraplength") or 0)) - event.width) > 1:
-            label.configure(wraplength=max(40, event.width))
+        # A little less than the width: Tk counts the blank at a line's end.
+        room = max(40, event.width - 8)
+        if abs(int(str(label.cget("wraplength") or 0)) - room) > 1:
+            label.configure(wraplength=room)
 
     label.configure(wraplength=200)
     label.bind("<Configure>", fit)
@@ -3385,7 +3528,7 @@ def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
 
 
 class Tip:
-    """A sentence that appears when the pointer rests on a widget, or the widget has the keyboard focus."""
+    """A sentence that appears when the pointer rests on a widget."""
 
     def __init__(self, ui: Ui, widget: tk.Widget, text: str):
         self._ui, self._widget, self._text = ui, widget, text
@@ -3461,7 +3604,9 @@ class ScrollFrame:
             self._canvas.yview_moveto((bottom - (last - first)) / height)
 
     def _wheel(self, event: tk.Event) -> None:
-        if not self.inner.winfo_exists() or not (self._inside(event.widget) or event.widget in (self._canvas, self.inner)):
+        if not self.inner.winfo_exists() or not (
+            self._inside(event.widget) or event.widget in (self._canvas, self.inner)
+        ):
             return
         if isinstance(event.widget, (tk.Text, ttk.Treeview)) or self._canvas.yview() == (0.0, 1.0):
             return
@@ -3490,26 +3635,18 @@ class LogPane:
             self.text.tag_configure(tag, foreground=COLOURS[colour])
         self.text.mark_set("live", "end-1c")
         self.text.mark_gravity("live", "left")
-        self.text.bind("<Key>", self._key)
-        for event in ("<<Paste>>", "<<PasteSelection>>", "<<Cut>>", "<<Clear>>", "<Button-2>"):
-            self.text.bind(event, lambda _event: "break")
+        self._make_read_only()
         self._current = ""
         self._lines = 0
 
-    @staticmethod
-    def _key(event: tk.Event) -> str | None:
-        # Read-only, but to be walked through and copied; a disabled Text cannot be focused on every system.
-        moves = {"Up", "Down", "Left", "Right", "Prior", "Next", "Home", "End", "Tab", "ISO_Left_Tab"}
-        if event.keysym == "Tab":
-            event.widget.tk_focusNext().focus()
-            return "break"
-        if event.keysym == "ISO_Left_Tab":
-            event.widget.tk_focusPrev().focus()
-            return "break"
-        if event.keysym in moves or (event.state & 0x4 and event.keysym.lower() in ("c", "a", "insert")):
-            return None
-        # Accelerators of the window still have to work.
-        return None if event.state & 0xC or event.keysym.startswith(("F", "Alt", "Control", "Shift")) else "break"
+    def _make_read_only(self) -> None:
+        """Keep what walks, selects and copies; a disabled Text could not have the focus on every system."""
+        editing = re.compile(r"<(Key|(Control-|Shift-)*Key-(Tab|d|h|i|k|o|t|Insert|Delete|BackSpace|Return|KP_Enter)"
+                             r"|Meta-.*|<(Cut|Paste|PasteSelection|Clear|Undo|Redo)>)>")  # fmt: skip
+        for sequence in self.text.bind_class("Text"):
+            if not editing.fullmatch(sequence):
+                self.text.bind_class("ReadOnlyText", sequence, self.text.tk.call("bind", "Text", sequence))
+        self.text.bindtags((str(self.text), "ReadOnlyText", str(self.text.winfo_toplevel()), "all"))
 
     def write(self, lines: list[str], current: str = "", skipped: int = 0) -> None:
         """Append finished lines and show `current` as the last, unfinished one."""
@@ -3578,7 +3715,9 @@ class LossChart:
         canvas, px, c = self.canvas, self._ui.px, COLOURS
         canvas.delete("all")
         width, height = canvas.winfo_width(), canvas.winfo_height()
-        canvas.create_text(px(12), px(9), text=self._ui.t("chart.title"), anchor="nw", font=self._ui.fonts["bold"], fill=c["text"])
+        canvas.create_text(
+            px(12), px(9), text=self._ui.t("chart.title"), anchor="nw", font=self._ui.fonts["bold"], fill=c["text"]
+        )
         curve = self._curve
         if curve is None or not curve.steps:
             canvas.create_text(width / 2, height / 2, text=self._ui.t("chart.empty"), fill=c["muted"], justify="center",
@@ -3606,25 +3745,36 @@ class LossChart:
         for tick in nice_ticks(low, high):
             y = bottom - (tick - low) / (high - low) * (bottom - top)
             canvas.create_line(left, y, right, y, fill=c["rail"])
-            canvas.create_text(left - px(6), y, text=f"{tick:.4g}", anchor="e", font=self._ui.fonts["small"], fill=c["muted"])
+            canvas.create_text(
+                left - px(6), y, text=f"{tick:.4g}", anchor="e", font=self._ui.fonts["small"], fill=c["muted"]
+            )
         for tick in nice_ticks(first, last):
             if tick == int(tick):
                 x = left + (tick - first) / (last - first) * (right - left)
-                canvas.create_text(x, bottom + px(6), text=f"{int(tick)}", anchor="n", font=self._ui.fonts["small"], fill=c["muted"])
+                canvas.create_text(
+                    x, bottom + px(6), text=f"{int(tick)}", anchor="n", font=self._ui.fonts["small"], fill=c["muted"]
+                )
         columns = max(50, int(right - left))
         rates = [rate for rate in curve.rate if rate == rate]
         if rates and max(rates) > 0:
             line = place(thin_out(curve.steps, curve.rate, columns), 0.0, max(rates) * 1.02)
             canvas.create_line(*line, fill=c["disabled"], dash=(3, 3))
         canvas.create_line(*place(thin_out(curve.steps, curve.loss, columns), low, high), fill=c["curve_soft"])
-        canvas.create_line(*place(thin_out(curve.steps, curve.smooth, columns), low, high), fill=c["accent"], width=px(2))
+        canvas.create_line(
+            *place(thin_out(curve.steps, curve.smooth, columns), low, high), fill=c["accent"], width=px(2)
+        )
         if curve.validation:
-            canvas.create_line(*place(((float(x), y) for x, y in curve.validation), low, high), fill=c["good"], width=px(2))
+            canvas.create_line(
+                *place(((float(x), y) for x, y in curve.validation), low, high), fill=c["good"], width=px(2)
+            )
         self._legend(curve, rates)
 
     def _legend(self, curve: Curve, rates: list[float]) -> None:
         ui, x, y = self._ui, self._ui.px(12), self._ui.px(38)
-        entries = [("chart.smooth", "accent", f"{curve.smooth[-1]:.4f}"), ("chart.raw", "curve_soft", f"{curve.loss[-1]:.4f}")]
+        entries = [
+            ("chart.smooth", "accent", f"{curve.smooth[-1]:.4f}"),
+            ("chart.raw", "curve_soft", f"{curve.loss[-1]:.4f}"),
+        ]
         if curve.validation:
             entries.append(("chart.validation", "good", f"{curve.validation[-1][1]:.4f}"))
         if rates:
@@ -3661,7 +3811,9 @@ class FieldRow:
     def _make_widget(self, parent: tk.Widget) -> ttk.Widget:
         row = self.row
         if row.kind == "bool":
-            return ttk.Checkbutton(parent, variable=self.variable, onvalue="true", offvalue="false", text=self._ui.t("field.on"))
+            return ttk.Checkbutton(
+                parent, variable=self.variable, onvalue="true", offvalue="false", text=self._ui.t("field.on")
+            )
         if row.kind == "choice":
             return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, state="readonly", width=16)
         if row.kind == "combo":
@@ -3690,7 +3842,14 @@ class FieldRow:
 class FieldForm:
     """A step's settings as rows; values come from and go to the project through two functions."""
 
-    def __init__(self, ui: Ui, parent: tk.Widget, fields: list[Field], get: Callable[[Field], str], put: Callable[[Field, str], None]):
+    def __init__(
+        self,
+        ui: Ui,
+        parent: tk.Widget,
+        fields: list[Field],
+        get: Callable[[Field], str],
+        put: Callable[[Field, str], None],
+    ):
         self.frame = ttk.Frame(parent)
         self.frame.columnconfigure(0, minsize=ui.px(120))
         self.frame.columnconfigure(1, weight=2, minsize=ui.px(130))
@@ -3729,6 +3888,8 @@ class Editor:
         self.text.grid(row=0, column=0, sticky="nsew")
         side_bar(self.text)
         self.text.bind("<<Modified>>", self._modified)
+        # The window's shortcuts before those of Tk's Text, where Ctrl+O, for one, opens a line.
+        self.text.bindtags((str(self.text), str(self.text.winfo_toplevel()), "Text", "all"))
         # Tab leads on to the next widget: the keyboard alone must be able to leave the text.
         self.text.bind("<Tab>", lambda event: self._go(event.widget.tk_focusNext()))
         for back in ("<Shift-Tab>", "<ISO_Left_Tab>"):
@@ -3755,7 +3916,9 @@ class Editor:
         self.text.edit_modified(False)
         self.text.update_idletasks()
         self._filling = False
-        self.text.configure(state="normal" if enabled else "disabled", background=COLOURS["surface" if enabled else "rail"])
+        self.text.configure(
+            state="normal" if enabled else "disabled", background=COLOURS["surface" if enabled else "rail"]
+        )
 
     def get(self) -> str:
         return self.text.get("1.0", "end-1c")
@@ -3839,7 +4002,9 @@ class Question(Dialog):
         super().__init__(ui, parent, title, buttons, answer, cancel)
         self.message = message
         ttk.Label(self.body, image=ui.icon(icon, 28)).pack(side="left", anchor="n", padx=(0, ui.px(14)))
-        ttk.Label(self.body, text=message, wraplength=ui.px(460), justify="left").pack(side="left", fill="x", expand=True)
+        ttk.Label(self.body, text=message, wraplength=ui.px(460), justify="left").pack(
+            side="left", fill="x", expand=True
+        )
         self.show()
 
 
@@ -3861,7 +4026,9 @@ class EntryDialog(Dialog):
         body = self.body
         body.columnconfigure(1, weight=1)
         if message:
-            ttk.Label(body, text=message, wraplength=ui.px(520), justify="left").grid(row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12)))
+            ttk.Label(body, text=message, wraplength=ui.px(520), justify="left").grid(
+                row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12))
+            )
         self.entries: list[ttk.Entry] = []
         for number, (label, text) in enumerate(entries):
             ttk.Label(body, text=label).grid(row=number + 1, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(4))
@@ -3871,11 +4038,13 @@ class EntryDialog(Dialog):
             entry.bind("<Return>", lambda _event: self.press("ok"))
             self.entries.append(entry)
         if browse is not None:
+
             def fill() -> None:
                 chosen = browse()
                 if chosen:
                     self.entries[-1].delete(0, "end")
                     self.entries[-1].insert(0, chosen)
+
             ttk.Button(body, text=browse_label, command=fill).grid(row=len(entries), column=2, padx=(ui.px(8), 0))
         self._note = ttk.Label(body, style="SmallBad.TLabel", wraplength=ui.px(520), justify="left")
         self._note.grid(row=len(entries) + 1, column=0, columnspan=3, sticky="w", pady=(ui.px(8), 0))
@@ -4037,7 +4206,14 @@ class FormPage(StepPage):
 class SongsPage(StepPage):
     """Step 1: the library."""
 
-    COLUMNS = (("title", 230, "w"), ("file", 200, "w"), ("length", 66, "e"), ("prompt", 76, "center"), ("lyrics", 76, "center"), ("record", 76, "center"))
+    COLUMNS = (
+        ("title", 230, "w"),
+        ("file", 200, "w"),
+        ("length", 66, "e"),
+        ("prompt", 76, "center"),
+        ("lyrics", 76, "center"),
+        ("record", 76, "center"),
+    )
 
     def build(self) -> None:
         ui, app = self.ui, self.app
@@ -4045,7 +4221,9 @@ class SongsPage(StepPage):
         self.body.columnconfigure(0, weight=1)
         self.body.rowconfigure(2, weight=1)
         ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=app.ask_folder).pack(side="right")
-        self.add_button = ttk.Button(self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=app.ask_files)
+        self.add_button = ttk.Button(
+            self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=app.ask_files
+        )
         self.add_button.pack(side="right", padx=(0, ui.px(8)))
         place = ttk.Frame(self.body)
         place.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(8)))
@@ -4083,15 +4261,21 @@ class SongsPage(StepPage):
         box.grid(row=2, column=0, sticky="nsew")
         box.columnconfigure(0, weight=1)
         box.rowconfigure(0, weight=1)
-        self.table = ttk.Treeview(box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended")
+        self.table = ttk.Treeview(
+            box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended"
+        )
         for name, width, anchor in self.COLUMNS:
             self.table.heading(name, text=ui.t(f"column.{name}"), anchor=anchor)
-            self.table.column(name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file"))
+            self.table.column(
+                name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file")
+            )
         self.table.tag_configure("bad", foreground=COLOURS["bad"])
         self.table.tag_configure("warn", foreground=COLOURS["warn"])
         self.table.grid(row=0, column=0, sticky="nsew")
         side_bar(self.table)
-        self.empty = wrapped(ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center"))
+        self.empty = wrapped(
+            ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center")
+        )
         self.table.bind("<<TreeviewSelect>>", lambda _event: self._selected())
         self.table.bind("<Double-1>", lambda _event: self._play())
         self.table.bind("<Return>", lambda _event: self._play())
@@ -4155,7 +4339,9 @@ class SongsPage(StepPage):
         else:
             self.empty.place(relx=0.1, rely=0.55, relwidth=0.8, anchor="w")
         known = [song.seconds for song in songs if song.seconds]
-        self.total.configure(text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--"))
+        self.total.configure(
+            text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--")
+        )
         self.add_button.configure(state="disabled" if self.app.busy else "normal")
         self._show_apply()
         self._selected()
@@ -4274,7 +4460,9 @@ class TextsPage(StepPage):
         self.editors: dict[str, Editor] = {}
         for column, kind in enumerate(("prompt", "lyrics")):
             pad = (0, ui.px(10)) if column == 0 else 0
-            ttk.Label(panes, text=ui.t(f"texts.{kind}"), style="Small.TLabel").grid(row=0, column=column, sticky="w", padx=pad)
+            ttk.Label(panes, text=ui.t(f"texts.{kind}"), style="Small.TLabel").grid(
+                row=0, column=column, sticky="w", padx=pad
+            )
             editor = Editor(ui, panes, 4, self._edited)
             editor.frame.grid(row=1, column=column, sticky="nsew", padx=pad)
             editor.text.bind("<Control-s>", lambda _event: (self.save(), "break")[1])
@@ -4346,7 +4534,11 @@ class TextsPage(StepPage):
             return ""
 
     def dirty(self) -> list[str]:
-        return [kind for kind, editor in self.editors.items() if self.open_song and editor.get() != self._loaded.get(kind, "")]
+        return [
+            kind
+            for kind, editor in self.editors.items()
+            if self.open_song and editor.get() != self._loaded.get(kind, "")
+        ]
 
     def reload(self) -> None:
         """Show what a script or another program wrote meanwhile; texts that are being edited stay."""
@@ -4432,7 +4624,9 @@ class TextsPage(StepPage):
         for tool in self.tools:
             tool.configure(state="normal" if self.app.songs else "disabled")
         if self.again_button is not None:
-            self.again_button.configure(state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled")
+            self.again_button.configure(
+                state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled"
+            )
         if self.open_song is not None and not self.open_song.audio.exists():
             self.open_song = None
             self._load_first()
@@ -4449,7 +4643,9 @@ class TrainPage(StepPage):
         self.trial_button = None
         flags = self.app.space.flags.get("trainer_new.py")
         if flags and "trial" in flags:
-            self.trial_button = ttk.Button(self.actions, text=ui.t("train.trial"), command=lambda: self.app.start_step("train", trial=True))
+            self.trial_button = ttk.Button(
+                self.actions, text=ui.t("train.trial"), command=lambda: self.app.start_step("train", trial=True)
+            )
             self.trial_button.pack(side="right", padx=(0, ui.px(8)))
             Tip(ui, self.trial_button, ui.t("train.trial_tip"))
         self.body.columnconfigure(0, weight=6, uniform="train")
@@ -4464,7 +4660,9 @@ class TrainPage(StepPage):
         self.make_form(inner, basic).frame.grid(row=1, column=0, sticky="ew")
         self.hints = wrapped(ttk.Label(inner, style="SmallWarn.TLabel"))
         self.hints.grid(row=2, column=0, sticky="ew")
-        self.advanced_button = ttk.Button(inner, text=ui.t("advanced.open"), style="Small.TButton", command=self._toggle)
+        self.advanced_button = ttk.Button(
+            inner, text=ui.t("advanced.open"), style="Small.TButton", command=self._toggle
+        )
         self.advanced_button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
         self._advanced_flags = {row.flag for row in advanced}
         self.advanced = self.make_form(inner, advanced)
@@ -4480,8 +4678,13 @@ class TrainPage(StepPage):
         self.preset = ttk.Combobox(row, state="readonly", width=14)
         self.preset.pack(side="left")
         self.preset.bind("<<ComboboxSelected>>", lambda _event: self.app.apply_preset(self.preset.get()))
-        for key, command in (("preset.save", self.app.ask_save_preset), ("preset.delete", lambda: self.app.delete_preset(self.preset.get()))):
-            ttk.Button(row, text=ui.t(key), style="Small.TButton", command=command).pack(side="left", padx=(ui.px(6), 0))
+        for key, command in (
+            ("preset.save", self.app.ask_save_preset),
+            ("preset.delete", lambda: self.app.delete_preset(self.preset.get())),
+        ):
+            ttk.Button(row, text=ui.t(key), style="Small.TButton", command=command).pack(
+                side="left", padx=(ui.px(6), 0)
+            )
 
     def _toggle(self) -> None:
         if self.advanced.frame.winfo_manager():
@@ -4524,8 +4727,19 @@ class EnvironmentPage:
         head.grid(row=0, column=0, columnspan=2, sticky="ew", pady=(0, ui.px(8)))
         head.columnconfigure(0, weight=1)
         ttk.Label(head, text=ui.t("title.environment"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-        wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
-        for column, (key, command) in enumerate((("env.copy", app.copy_report), ("env.again", app.query_environment)), start=1):
+        wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(
+            row=1, column=0, sticky="ew"
+        )
+        packages = ttk.Menubutton(head, text=ui.t("install.menu"), style="TMenubutton")
+        menu = tk.Menu(packages, tearoff=False)
+        for label, argv in app.installations():
+            menu.add_command(label=label, command=lambda argv=argv: app.install(argv))
+        packages.configure(menu=menu)
+        if menu.index("end") is not None:
+            packages.grid(row=0, column=1, rowspan=2, padx=(ui.px(8), 0))
+        for column, (key, command) in enumerate(
+            (("env.copy", app.copy_report), ("env.again", app.query_environment)), start=2
+        ):
             ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
         self._list = ScrollFrame(ui, self.frame)
         self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))
@@ -4541,7 +4755,13 @@ class EnvironmentPage:
         self.variables: dict[str, tk.Variable] = {}
         self.widgets: dict[str, tk.Widget] = {}
         line = 0
-        for key, browse in (("python", "file"), ("endpoint", ""), ("checkpoint_dir", "folder"), ("cache", "folder"), ("program", "folder")):
+        for key, browse in (
+            ("python", "file"),
+            ("endpoint", ""),
+            ("checkpoint_dir", "folder"),
+            ("cache", "folder"),
+            ("program", "folder"),
+        ):
             ttk.Label(box, text=ui.t(f"setting.{key}")).grid(row=line, column=0, columnspan=2, sticky="w")
             variable = tk.StringVar(box, getattr(app.settings, key))
             if key == "endpoint":
@@ -4550,9 +4770,12 @@ class EnvironmentPage:
                 widget = ttk.Entry(box, textvariable=variable, width=20)
             widget.grid(row=line + 1, column=0, sticky="ew", pady=(ui.px(2), 0))
             if browse:
-                ttk.Button(box, text=ui.t("browse"), style="Small.TButton", command=lambda key=key, kind=browse: self._browse(key, kind)).grid(
-                    row=line + 1, column=1, padx=(ui.px(6), 0)
-                )
+                ttk.Button(
+                    box,
+                    text=ui.t("browse"),
+                    style="Small.TButton",
+                    command=lambda key=key, kind=browse: self._browse(key, kind),
+                ).grid(row=line + 1, column=1, padx=(ui.px(6), 0))
             wrapped(ttk.Label(box, text=ui.t(f"setting.{key}.help"), style="Small.TLabel")).grid(
                 row=line + 2, column=0, columnspan=2, sticky="ew", pady=(ui.px(1), ui.px(8))
             )
@@ -4561,7 +4784,9 @@ class EnvironmentPage:
             self.variables[key], self.widgets[key] = variable, widget
             line += 3
         offline = tk.BooleanVar(box, app.settings.offline)
-        check = ttk.Checkbutton(box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline"))
+        check = ttk.Checkbutton(
+            box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline")
+        )
         check.grid(row=line, column=0, columnspan=2, sticky="w")
         self.variables["offline"], self.widgets["offline"] = offline, check
 
@@ -4600,14 +4825,18 @@ class EnvironmentPage:
             child.destroy()
         icons = {"ok": "done", "warn": "stale", "bad": "failed", "info": "info"}
         for line, finding in enumerate(findings):
-            ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4))
+            ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(
+                row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4)
+            )
             text = ui.t(finding.key, **finding.fields)
             wrapped(ttk.Label(inner, text=text, justify="left")).grid(row=line, column=1, sticky="ew", pady=ui.px(3))
             if finding.mend and (finding.level != "ok"):
                 label = ui.t(f"mend.{finding.mend}")
-                button = ttk.Button(inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self.app.mend(mend))
+                button = ttk.Button(
+                    inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self.app.mend(mend)
+                )
                 button.grid(row=line, column=2, sticky="ne", padx=(ui.px(8), ui.px(4)), pady=ui.px(2))
-                if self.app.busy and finding.mend in ("install", "tensorboard", "pypinyin"):
+                if self.app.busy and finding.mend in ("install", "tensorboard", "pypinyin", "weights"):
                     button.configure(state="disabled")
 
 
@@ -4628,7 +4857,9 @@ def open_in_system(path: Path) -> None:
 class App:
     """Owns the project, the runner and the widgets. Handlers change state, then call `refresh`, which alone paints."""
 
-    def __init__(self, root: tk.Tk, program: Path, settings: Settings, home: Path | None = None, sources: Iterable[Path] = ()):
+    def __init__(
+        self, root: tk.Tk, program: Path, settings: Settings, home: Path | None = None, sources: Iterable[Path] = ()
+    ):
         self.root, self.settings = root, settings
         self.program = program
         self.project = Project(values=dict(settings.draft))
@@ -4651,12 +4882,14 @@ class App:
         self.dialog: Dialog | None = None
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
         self.choose_files: Callable[[str], Iterable[str]] = self._choose_files
-        self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(parent=self.root, title=title, mustexist=False)
+        self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(
+            parent=self.root, title=title, mustexist=False
+        )
         self.choose_file: Callable[[str], str] = lambda title: filedialog.askopenfilename(parent=self.root, title=title)
         self._receipt: dict[str, Any] = {}
         self._chain_answers: dict[str, str] = {}
         self._joined: set[Path] = set()  # homes with songs that the user agreed to add to
-        self._probing: set[str] = set()
+        self._probing: set[tuple[Path, tuple[int, int]]] = set()
         self._asking = False
         self._after_run: Callable[[int | None], None] | None = None
         self._ended: Event | None = None
@@ -4687,7 +4920,24 @@ class App:
     # Building
 
     def _read_flags(self) -> None:
+        self._scripts = self._script_times()
         self.space.flags = {script: read_flags(self.program / script) for script in (*SCRIPTS, LLAMACPP_SCRIPT)}
+
+    def _script_times(self) -> dict[str, tuple[int, int]]:
+        files = list_files(self.program)
+        return {script: files[script] for script in (*SCRIPTS, LLAMACPP_SCRIPT) if script in files}
+
+    def _follow_scripts(self) -> None:
+        """Forms and command lines follow the scripts when these are replaced beside an open window."""
+        if self._script_times() == self._scripts or self.state != "idle":
+            return
+        self._read_flags()
+        for name in [name for name in self._pages if name not in (self.page_key, "environment")]:
+            self._pages.pop(name).frame.destroy()
+        if self.page_key in self._pages and self.page_key != "environment":
+            self._pages[self.page_key].left()
+            self._pages.pop(self.page_key).frame.destroy()
+            self.show_page(self.page_key)
 
     def _build(self) -> None:
         """Make every widget; also after a change of language or scale, so nothing here may hold state."""
@@ -4785,7 +5035,9 @@ class App:
         self.project_label = ttk.Label(head, style="Rail.TLabel")
         self.project_label.grid(row=0, column=2, sticky="ew")
         other = next(code for code in LANGUAGES if code != self.settings.language)
-        self.language_button = ttk.Button(head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other))
+        self.language_button = ttk.Button(
+            head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other)
+        )
         self.language_button.grid(row=0, column=3)
 
     def _build_rail(self) -> None:
@@ -4795,7 +5047,9 @@ class App:
         rail.columnconfigure(0, weight=1)
         self.rail: dict[str, ttk.Button] = {}
         for step in STEPS:
-            button = ttk.Button(rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key))
+            button = ttk.Button(
+                rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key)
+            )
             button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(4)))
             self.rail[step.key] = button
         rail.rowconfigure(8, weight=1)
@@ -4916,13 +5170,16 @@ class App:
     def open_project(self, home: Path | None, quiet: bool = False) -> None:
         """Show the project in `home` (None: a new one). Not while something runs."""
         if self.busy:
+            self.say("info", self.ui.t("busy"))
             return
         if self.page_key in self._pages:
             self._pages[self.page_key].left()
         self._flush_project()
         if home is not None:
-            home = Path(os.path.abspath(home))
-        self.project = Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
+            home = absolute(home)
+        self.project = (
+            Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
+        )
         self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
         self.results.clear()
         self.current_song = ""
@@ -4992,7 +5249,10 @@ class App:
         menu.delete(0, "end")
         homes = [Path(home) for home in self.settings.recent if Path(home).is_dir()]
         for home in homes:
-            menu.add_command(label=f"{home.name}    {shown_path(home, self.program)}", command=lambda home=home: self.open_project(home))
+            menu.add_command(
+                label=f"{home.name}    {shown_path(home, self.program)}",
+                command=lambda home=home: self.open_project(home),
+            )
         if not homes:
             menu.add_command(label=self.ui.t("menu.none"), state="disabled")
 
@@ -5040,7 +5300,7 @@ class App:
         if problem:
             self.say("bad", self.ui.t(problem))
             return
-        target = Path(os.path.abspath(self.program / folder.strip()))
+        target = absolute(self.program / folder.strip())
         if self.project.home == target:
             return
         if self.project.home is None or not self.songs:
@@ -5124,7 +5384,7 @@ class App:
         t = self.ui.t
 
         def chosen(values: list[str]) -> None:
-            home = Path(os.path.abspath(self.program / values[1].strip() / values[0].strip()))
+            home = absolute(self.program / values[1].strip() / values[0].strip())
             if holds_audio(home):
                 self._ask_occupied(home, use)
             else:
@@ -5146,7 +5406,11 @@ class App:
 
     def _choose_files(self, title: str) -> Iterable[str]:
         patterns = " ".join(f"*{e} *{e.upper()}" for e in AUDIO_EXTENSIONS)
-        return filedialog.askopenfilenames(parent=self.root, title=title, filetypes=[(self.ui.t("choose.audio"), patterns), (self.ui.t("choose.all"), "*")])
+        return filedialog.askopenfilenames(
+            parent=self.root,
+            title=title,
+            filetypes=[(self.ui.t("choose.audio"), patterns), (self.ui.t("choose.all"), "*")],
+        )
 
     def ask_files(self) -> None:
         if not self.busy:
@@ -5180,7 +5444,9 @@ class App:
         if home is None:
             root = self.program / SONGS_ROOT
             taken = [path.name for path in root.iterdir()] if root.is_dir() else []
-            self._ask_home(unique_name(readable_name(audio[0].stem), taken), root, lambda home: self._import_into(home, files))
+            self._ask_home(
+                unique_name(readable_name(audio[0].stem), taken), root, lambda home: self._import_into(home, files)
+            )
         elif holds_audio(home) and home not in self._joined:
             self._ask_occupied(home, lambda home: self._import_into(home, files))
         else:
@@ -5201,6 +5467,7 @@ class App:
                 project.titles[name] = title
                 project.save()
                 self.look_at_disk(force=True)
+
             self.inbox.put(store)
 
         def progress(done: int, total: int, name: str) -> None:
@@ -5272,11 +5539,14 @@ class App:
 
     def _probe_unknown(self) -> None:
         """Find lengths and faults of songs that were not looked at yet, in the background."""
-        unknown = [song.audio for song in self.songs if song.audio.name not in self._probing
-                   and self.project.probes.get(song.audio.name, [None])[:2] != list(identity(song.audio))]  # fmt: skip
-        if not unknown or self.importing:
+        if self.importing:
             return
-        self._probing |= {path.name for path in unknown}
+        # A replaced file is looked at again; one that could not be judged is not asked for every other second.
+        wanted = {(song.audio, song.stats["audio"]) for song in self.songs if not song.probed} - self._probing
+        if not wanted:
+            return
+        self._probing |= wanted
+        unknown = sorted(path for path, _ in wanted)
         project, python = self.project, find_python(self.settings, self.program)
         environment = self.settings.child_environment()
 
@@ -5325,7 +5595,9 @@ class App:
         self.page(self.page_key).shown()
         self.say("good" if count else "info", self.ui.t("changed.texts", count=count))
 
-    def _ask_all(self, key: str, entries: list[tuple[str, str]], change: Callable[[list[str]], Callable[[Song], dict[Path, str]]]) -> None:
+    def _ask_all(
+        self, key: str, entries: list[tuple[str, str]], change: Callable[[list[str]], Callable[[Song], dict[Path, str]]]
+    ) -> None:
         if self.project.home is None or not self.songs or self.busy:
             return
         t = self.ui.t
@@ -5337,19 +5609,31 @@ class App:
     def ask_add_tag(self) -> None:
         def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
             return lambda song: {song.prompt_path: add_tag(_text_of(song.prompt_path), values[0])}
+
         self._ask_all("add_tag", [(self.ui.t("tag"), "")], change)
 
     def ask_remove_tag(self) -> None:
         def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
-            return lambda song: {song.prompt_path: remove_tag(_text_of(song.prompt_path), values[0])} if song.prompt_path.exists() else {}
+            return lambda song: (
+                {song.prompt_path: remove_tag(_text_of(song.prompt_path), values[0])}
+                if song.prompt_path.exists()
+                else {}
+            )
+
         self._ask_all("remove_tag", [(self.ui.t("tag"), "")], change)
 
     def ask_replace(self) -> None:
         def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
             def one(song: Song) -> dict[Path, str]:
                 paths = [path for path in (song.prompt_path, song.lyrics_path) if path.exists()]
-                return {path: new for path in paths if (new := _text_of(path).replace(values[0], values[1])) != _text_of(path)}
+                return {
+                    path: new
+                    for path in paths
+                    if (new := _text_of(path).replace(values[0], values[1])) != _text_of(path)
+                }
+
             return one
+
         self._ask_all("replace", [(self.ui.t("replace.find"), ""), (self.ui.t("replace.by"), "")], change)
 
     def ask_instrumental(self) -> None:
@@ -5422,7 +5706,19 @@ class App:
         """Every setting back to its default; no file of the user's is touched."""
         self.project.values.clear()
         fresh = Settings(self.settings.path)
-        for key in ("python", "program", "checkpoint_dir", "endpoint", "cache", "offline", "comfyui", "draft", "scale", "geometry", "log_height"):
+        for key in (
+            "python",
+            "program",
+            "checkpoint_dir",
+            "endpoint",
+            "cache",
+            "offline",
+            "comfyui",
+            "draft",
+            "scale",
+            "geometry",
+            "log_height",
+        ):
             setattr(self.settings, key, getattr(fresh, key))
         self._flush_project()
         self.program = program_folder() if not self._fixed_program else self._fixed_program
@@ -5459,7 +5755,9 @@ class App:
             self.refresh()
 
         def problem(values: list[str]) -> str:
-            return t("wrong.empty") if not values[0].strip() else t("preset.taken") if values[0].strip() in PRESETS else ""
+            return (
+                t("wrong.empty") if not values[0].strip() else t("preset.taken") if values[0].strip() in PRESETS else ""
+            )
 
         self.dialog = EntryDialog(self.ui, self.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
                                   t("ok"), t("cancel"), done, problem)  # fmt: skip
@@ -5512,11 +5810,36 @@ class App:
             page.widgets["endpoint"].focus_set()
         elif what in ("tensorboard", "pypinyin"):
             # pypinyin runs in the window's own process, TensorBoard in the scripts' Python.
-            python = Path(sys.executable) if what == "pypinyin" and not FROZEN else find_python(self.settings, self.program)
+            python = (
+                Path(sys.executable) if what == "pypinyin" and not FROZEN else find_python(self.settings, self.program)
+            )
             if python:
                 self.run_command([str(python), "-m", "pip", "install", what], self.ui.t("install.title"))
         elif what == "install":
             self._install()
+        elif what == "weights":
+            self.install(self.installations()[-1][1])
+
+    def installations(self) -> list[tuple[str, list[str]]]:
+        """(label, arguments after the Python) of everything that can be installed or downloaded with one click."""
+        found = []
+        start = self.program / "start.py"
+        if start.is_file():
+            found.append((self.ui.t("install.setup"), [str(start), "setup"]))
+            for group, what in read_groups(start).items():
+                text = text_or(self.settings.language, f"group.{group}", what)
+                found.append((self.ui.t("install.group", name=group, what=text), [str(start), "install", group]))
+        if (self.program / "ace_lora" / "base_weights.py").is_file():
+            place = ["--checkpoint_dir", self.settings.checkpoint_dir] if self.settings.checkpoint_dir else []
+            found.append((self.ui.t("install.weights"), ["-m", "ace_lora.base_weights", *place]))
+        return found
+
+    def install(self, arguments: list[str]) -> None:
+        python = find_python(self.settings, self.program)
+        if python is None:
+            self.say("warn", self.ui.t("install.by_hand"))
+        else:
+            self.run_command([str(python), *arguments], self.ui.t("install.title"))
 
     def _install(self) -> None:
         python = find_python(self.settings, self.program)
@@ -5541,7 +5864,9 @@ class App:
         elif self.page_key in STEP:
             self.start_step(self.page_key)
 
-    def start_step(self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None) -> None:
+    def start_step(
+        self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None
+    ) -> None:
         """Check everything that can be checked, ask what has to be asked, then run the step's script."""
         if self.page_key in self._pages:
             self._pages[self.page_key].left()
@@ -5564,7 +5889,9 @@ class App:
         python, script = find_python(self.settings, self.program), self.space.script(key)
         if python is None or not script.is_file():
             self.chain.clear()
-            sentence = t("env.no_python") if python is None else t("env.script", script=script.name, folder=self.program)
+            sentence = (
+                t("env.no_python") if python is None else t("env.script", script=script.name, folder=self.program)
+            )
             self.say("bad", sentence, (t("title.environment"), lambda: self.show_page("environment")))
             return
         stale = next((step for step in STEPS[: STEP[key].number - 1] if self.states[step.key].status == "stale"), None)
@@ -5609,20 +5936,25 @@ class App:
                 again(checkpoints=key)
 
         folder = shown_path(space.checkpoints(), self.program)
-        message = t("checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}")
+        message = t(
+            "checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}"
+        )
         if space.foreign_owner():
             message += "\n\n" + t("train.foreign", owner=space.foreign_owner())
         self._ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
 
     def _disk_is_short(self) -> bool:
         try:
-            return free_bytes(self.space.records) < disk_estimate(self.space, self.songs)
+            return free_bytes(self.project.records) < disk_estimate(self.space, self.songs)
         except OSError:
             return False
 
     def _ask_disk(self, again: Callable[..., None]) -> None:
         t = self.ui.t
-        fields = {"free": human_bytes(free_bytes(self.space.records)), "need": human_bytes(disk_estimate(self.space, self.songs))}
+        fields = {
+            "free": human_bytes(free_bytes(self.project.records)),
+            "need": human_bytes(disk_estimate(self.space, self.songs)),
+        }
 
         def answer(key: str) -> None:
             if key == "anyway":
@@ -5633,7 +5965,9 @@ class App:
         self._ask(t("disk.title"), t("env.disk_short", **fields),
                   [("cancel", t("cancel"), "Primary.TButton"), ("anyway", t("disk.anyway"), "TButton")], answer, icon="stale")  # fmt: skip
 
-    def _launch(self, key: str, python: Path, script: Path, only: list[str], trial: bool, answers: dict[str, str]) -> None:
+    def _launch(
+        self, key: str, python: Path, script: Path, only: list[str], trial: bool, answers: dict[str, str]
+    ) -> None:
         space = self.space
         try:
             if key == "train" and not trial:
@@ -5645,6 +5979,9 @@ class App:
                 orphans = orphan_records(self.project, self.songs)
                 if remove_to_bin(self.project.home, orphans, "orphans"):
                     self.log.write([f"— {self.ui.t('orphans.moved', songs=_names([path.stem for path in orphans]))}"])
+            output = space.lora_output() if key == "strength" else None
+            if output is not None and output.is_file():
+                os.replace(output, unique_path(output.with_name(f"{output.stem}_{stamp()}{output.suffix}")))
             stop_file = space.stop_file(key)
             if stop_file is not None:
                 stop_file.unlink(missing_ok=True)  # one that was left behind would end the run at its first step
@@ -5685,7 +6022,12 @@ class App:
         self._ended = None
         home = self.project.home if self.project.home and self.project.home.is_dir() else user_config_folder()
         log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
-        self.log.write([f"$ {subprocess.list2cmdline(argv)}", f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}"])
+        self.log.write(
+            [
+                f"$ {subprocess.list2cmdline(argv)}",
+                f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}",
+            ]
+        )
         self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file)
         self.refresh()
         self._show_progress()
@@ -5708,6 +6050,7 @@ class App:
             def begin(checkpoints: str) -> None:
                 self._chain_answers = {"checkpoints": checkpoints}
                 self._next_in_chain()
+
             self._ask_checkpoints(begin)
         else:
             self._next_in_chain()
@@ -5776,7 +6119,9 @@ class App:
             self._failed_run = (key, event.code, errors)
             self._explain_failure(key, event.code, errors)
         ending = "stopped" if stopped else "good" if succeeded else "bad"
-        self.log.write([f"— {self.ui.t('log.ended', title=title, code='-' if event.code is None else event.code, spent=spent)}"])
+        self.log.write(
+            [f"— {self.ui.t('log.ended', title=title, code='-' if event.code is None else event.code, spent=spent)}"]
+        )
         self._announce(ending, title)
         if self._after_run:
             after, self._after_run = self._after_run, None
@@ -5823,7 +6168,11 @@ class App:
     def open_tensorboard(self) -> None:
         python = find_python(self.settings, self.program)
         if python is None:
-            self.say("bad", self.ui.t("env.no_python"), (self.ui.t("title.environment"), lambda: self.show_page("environment")))
+            self.say(
+                "bad",
+                self.ui.t("env.no_python"),
+                (self.ui.t("title.environment"), lambda: self.show_page("environment")),
+            )
             return
         self.say("info", self.ui.t("tensorboard.starting"))
         self.tensorboard.open(python, self.space.log_folder(), self.program, self.settings.child_environment())
@@ -5833,7 +6182,11 @@ class App:
             webbrowser.open(detail)
             self.say("good", self.ui.t("tensorboard.ready", url=detail))
         elif kind == "missing":
-            self.say("bad", self.ui.t("tensorboard.missing"), (self.ui.t("mend.tensorboard"), lambda: self.mend("tensorboard")))
+            self.say(
+                "bad",
+                self.ui.t("tensorboard.missing"),
+                (self.ui.t("mend.tensorboard"), lambda: self.mend("tensorboard")),
+            )
         else:
             self.say("bad", self.ui.t("tensorboard.failed", detail=detail))
 
@@ -5878,6 +6231,7 @@ class App:
             if now >= self._next_disk:
                 self._next_disk = now + DISK_MS / 1000
                 self.look_at_disk()
+                self._follow_scripts()
             if self.running_step == "train" and now >= self._next_curve:
                 self._next_curve = now + 1.0
                 self._poll_curve()
@@ -5927,7 +6281,12 @@ class App:
             else:
                 self.progress = found
             loss_line = found.loss is not None and self.running_step == "train"
-            if loss_line and self.curve is not None and self.curve.path is None and found.done not in self.curve.steps[-1:]:
+            if (
+                loss_line
+                and self.curve is not None
+                and self.curve.path is None
+                and found.done not in self.curve.steps[-1:]
+            ):
                 self.curve.add(found.done, found.loss, None, found.learning_rate)
 
     def _poll_curve(self) -> None:
@@ -5990,11 +6349,15 @@ class App:
             button.configure(image=ui.icon(status, 22), text=f" {step.number}  {ui.t(f'rail.{step.key}')}\n {ui.t(f'status.{status}')}",
                              style="RailOn.TButton" if self.page_key == step.key else "Step.Rail.TButton")  # fmt: skip
         idle = not self.busy and not self.closing
-        self.rail_tools["title.environment"].configure(style="RailOn.TButton" if self.page_key == "environment" else "Rail.TButton")
+        self.rail_tools["title.environment"].configure(
+            style="RailOn.TButton" if self.page_key == "environment" else "Rail.TButton"
+        )
         self.rail_tools["run.all"].configure(state="normal" if idle and self.songs else "disabled")
         self.rail_tools["reset"].configure(state="normal" if idle else "disabled")
         home = self.project.home
-        self.project_label.configure(text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none"))
+        self.project_label.configure(
+            text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none")
+        )
         self.stop_button.configure(
             text=ui.t("run.force" if self.state == "stopping" else "run.stop"),
             state="normal" if self.busy else "disabled",
@@ -6025,7 +6388,9 @@ class App:
             part = f"{100 * shown.done // max(1, shown.total)} % · " if shown else "… · "
             part += self.ui.t(f"title.{self.running_step}") if self.running_step in STEP else self._command_title
             part += " – "
-        self.root.title(f"{part or self._title_mark}{self.project.name + ' – ' if self.project.name else ''}{PROGRAM_NAME}")
+        self.root.title(
+            f"{part or self._title_mark}{self.project.name + ' – ' if self.project.name else ''}{PROGRAM_NAME}"
+        )
 
     def _show_progress(self) -> None:
         """Elapsed and left, steps per second, loss: at every tick while something runs."""
@@ -6095,7 +6460,12 @@ class App:
         self.dialog = Question(self.ui, self.root, title, message, buttons, answer, cancel, icon)
 
     def show_keys(self) -> None:
-        self._ask(self.ui.t("menu.keys"), self.ui.t("keys.message"), [("cancel", self.ui.t("ok"), "Primary.TButton")], lambda _key: None)
+        self._ask(
+            self.ui.t("menu.keys"),
+            self.ui.t("keys.message"),
+            [("cancel", self.ui.t("ok"), "Primary.TButton")],
+            lambda _key: None,
+        )
 
     def show_about(self) -> None:
         self._ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
@@ -6190,7 +6560,9 @@ def open_root() -> tk.Tk:
             "Windows: run Python's installer again and tick 'tcl/tk') or use the scripts from the command line."
         )
     if WINDOWS:
-        with contextlib.suppress(OSError, AttributeError):  # before the first window, or Windows scales a blurred bitmap
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # before the first window, or Windows scales a blurred bitmap
             ctypes.windll.shcore.SetProcessDpiAwareness(1)
             ctypes.windll.shell32.SetCurrentProcessExplicitAppUserModelID("ace-step-lora-gui")
     try:
@@ -6210,10 +6582,13 @@ def main(argv: list[str] | None = None) -> int:
     own = program_folder()
     settings = Settings.load(settings_path(own))
     program = args.program or (Path(settings.program) if settings.program and Path(settings.program).is_dir() else own)
-    program = Path(os.path.abspath(program))
+    program = absolute(program)
     settings.language = args.language or settings.language
     if args.project is not None and not args.project.is_dir():
-        print(f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.", file=sys.stderr)
+        print(
+            f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.",
+            file=sys.stderr,
+        )
         return 2
     if args.check:
         return print_check(program, settings, args.project)
@@ -6222,7 +6597,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    App(root, program, settings, args.project, [Path(os.path.abspath(path)) for path in args.songs])
+    App(root, program, settings, args.project, [absolute(path) for path in args.songs])
     root.mainloop()
     return 0
 

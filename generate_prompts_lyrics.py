@@ -64,9 +64,9 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
     captions.add_argument(
         "--backend",
         choices=("auto", "qwen", "llamacpp", "analysis"),
-        default=backend,
+        default="auto",
         help="qwen: a Qwen2.5-Omni model on this computer; llamacpp: a running llama-server; analysis: tags measured "
-        "from the signal, no model; auto: qwen with a CUDA card, else analysis (default: %(default)s)",
+        f"from the signal, no model; auto: qwen with a CUDA card, else analysis (default: {backend})",
     )
     captions.add_argument("--bpm", action="store_true", help="add the measured tempo as a tag, such as '120 bpm'")
     captions.add_argument("--language", help="language of the lyrics, such as en or zh (default: the model finds out)")
@@ -97,7 +97,7 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
         "--quantization",
         choices=("auto", "nf4", "int8", "none"),
         default="auto",
-        help="auto: as the checkpoint is quantised, else nf4 on a CUDA card and none elsewhere (default: %(default)s)",
+        help="auto: the checkpoint's own, else none where the model fits and nf4 elsewhere (default: %(default)s)",
     )
     qwen.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: %(default)s)")
 
@@ -110,6 +110,7 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
         default=600.0,
         help="seconds for one answer of the server (default: %(default)s)",
     )
+    parser.set_defaults(backend=backend)
     return parser.parse_args(argv)
 
 
@@ -364,7 +365,13 @@ def caption_waveform(
     import torch
 
     from ace_lora.audio import resample
+    from ace_lora.signal_analysis import TooLittleSound, require_sound
 
+    try:
+        # A model describes silence as well.
+        require_sound(waveform.samples, waveform.rate)
+    except TooLittleSound as error:
+        raise SongFailed(str(error)) from error
     mono = torch.from_numpy(waveform.samples).mean(dim=0, keepdim=True)
     heard = resample(mono, waveform.rate, CAPTION_RATE)[0].clamp(-1, 1).numpy()
     bounds = part_bounds(len(heard), int(captioner.longest_seconds * CAPTION_RATE))

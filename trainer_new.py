@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ from ace_lora.commands import run_script
 if TYPE_CHECKING:
     from ace_lora.training_setup import Prepared
 
+STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
+BASE_PRECISIONS = ("bf16", "int8", "nf4")
 LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 
@@ -164,6 +167,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="where the prompt is encoded (default: auto)",
     )
+    machine.add_argument(
+        "--base_precision",
+        choices=BASE_PRECISIONS,
+        default="bf16",
+        help="of the frozen weights: bf16 (default; as --precision has it), int8 or nf4, which take 53 and 30 per cent",
+    )
+    machine.add_argument(
+        "--checkpointing",
+        default="auto",
+        help="blocks computed again in the backward pass, to save memory: auto (as many as the free memory asks for, "
+        "default), all, none, or a number",
+    )
+    machine.add_argument(
+        "--offload", type=int, default=0, help="blocks kept in main memory and streamed to the card (default: 0)"
+    )
+
+    trial = parser.add_argument_group("trial")
+    trial.add_argument(
+        "--trial",
+        action="store_true",
+        help="run 20 steps on the longest songs and say what the training will cost; when it does not fit, find the "
+        "mildest savings with which it does",
+    )
+    trial.add_argument(
+        "--plan", choices=("none", "auto"), default="none", help="auto: make the trial, then train with what it found"
+    )
+    trial.add_argument(
+        "--memory_limit_gb", type=float, default=0.0, help="memory that the trial may use; 0: all of the card (default)"
+    )
+    # How a trial calls itself for one attempt; its result goes to this file.
+    trial.add_argument("--trial_attempt", default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -174,8 +208,15 @@ def main(args: argparse.Namespace) -> None:
     from ace_lora.training_setup import flag_problems, prepare
 
     silence_libraries()
+    if (args.trial or args.plan == "auto") and not args.trial_attempt:
+        from ace_lora.trial import run_trial
+
+        savings = run_trial(args)
+        if args.trial:
+            return
+        vars(args).update(savings)
     stop = StopRequest(Path(args.output_dir))
-    if is_first_process() and not flag_problems(args) and stop.forget_file():
+    if is_first_process() and not flag_problems(args) and stop.forget_file(STARTED - 2):
         say(f"Removed '{stop.path}', which an earlier run had left.")
     prepared = prepare(args)
     say_settings(args, prepared)
@@ -185,7 +226,12 @@ def main(args: argparse.Namespace) -> None:
             "training is finished. Give a higher --max_steps to go on."
         )
         return
-    run = Run(args, prepared, stop)
+    if args.trial_attempt:
+        from ace_lora.trial import TrialRun
+
+        run: Run = TrialRun(args, prepared, stop)
+    else:
+        run = Run(args, prepared, stop)
     run.load()
     run.train()
 
@@ -197,7 +243,8 @@ def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
     songs = prepared.songs
     say("settings:")
     for name, value in vars(args).items():
-        say(f"  --{name} {value}")
+        if name != "trial_attempt":
+            say(f"  --{name} {value}")
     say(f"device: {prepared.device.reason}; precision: {prepared.precision}, LoRA float32")
     say(f"base weights: {prepared.weights['transformer']}")
     count = sum(math.prod(shape) for shape in prepared.shapes.values())

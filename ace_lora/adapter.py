@@ -294,7 +294,7 @@ def read_lora_file(path: Path) -> LoraFile:
     return lora
 
 
-def lora_mismatches(lora: LoraFile, expected: Mapping[str, tuple[int, int]]) -> list[str]:
+def lora_mismatches(lora: LoraFile, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Why the file does not fit an adapter with the `expected` keys and shapes; empty when it does."""
     missing = [key for key in expected if key not in lora.tensors]
     unexpected = [key for key in lora.tensors if key not in expected] + lora.other_keys

@@ -128,7 +128,7 @@ def prepare_waveform(waveform: Waveform) -> tuple[torch.Tensor, WaveformInfo]:
     # Clamped after resampling, because the filter overshoots.
     wave = resample(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), rate, SAMPLE_RATE)
     wave = wave.clamp(-1, 1)
-    silent = (wave == 0).all(dim=0).double().mean().item()
+    silent = (wave == 0).all(dim=0).sum().item() / wave.shape[1]
     if silent > MAX_SILENT_FRACTION:
         raise AudioError(
             f"{waveform.name} is silent: {silent:.1%} of its samples are exactly zero, at most "

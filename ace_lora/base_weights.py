@@ -112,7 +112,7 @@ class MissingPart:
 
     def __str__(self) -> str:
         source = PARTS.get(self.part)
-        where = f"{source.repo}, {source.plain_folder}" if source else "ACE-Step's lyric vocabulary"
+        where = "/".join(filter(None, (source.repo, source.folder))) if source else "ACE-Step's vocab.json"
         damaged = f"; {'; '.join(self.found_instead)}" if self.found_instead else ""
         return f"{self.part} ({where}, about {format_bytes(self.size)}{damaged})"
 
@@ -354,11 +354,16 @@ def ensure_base_weights(checkpoint_dir: Path | None, parts: Iterable[str]) -> di
     problems = check_base_weights(checkpoint_dir, parts)
     if problems:
         raise WrongInput(problems)
+    weights = BaseWeights(checkpoint_dir)
     absent = missing(checkpoint_dir, parts)
     if absent:
+        try:
+            plan = _plan_download(weights.folder, [part.part for part in absent])
+        except WrongInput as error:
+            raise WrongInput([*_missing_sentences(absent), *error.problems]) from error
         for sentence in _missing_sentences(absent):
             print(sentence)
-        download(checkpoint_dir, [part.part for part in absent])
+        _carry_out(weights.folder, plan)
         absent = missing(checkpoint_dir, parts)
         if absent:
             sentences = " ".join(_missing_sentences(absent))
@@ -433,6 +438,20 @@ def download(checkpoint_dir: Path | None, parts: Iterable[str]) -> None:
     parts = list(parts)
     _check_names(parts)
     root = BaseWeights(checkpoint_dir).folder
+    _carry_out(root, _plan_download(root, parts))
+
+
+@dataclass(frozen=True)
+class DownloadPlan:
+    """What the servers say: all files of the parts, and those of them that are to be fetched."""
+
+    files: list[RemoteFile]
+    to_fetch: list[RemoteFile]
+    lyric_vocabulary: bool
+
+
+def _plan_download(root: Path, parts: list[str]) -> DownloadPlan:
+    """Ask the servers; WrongInput when they cannot be asked or the disk is too small. Writes nothing."""
     if is_offline():
         raise WrongInput(f"Cannot download {', '.join(parts)}: HF_HUB_OFFLINE is set. Unset it, and try again.")
     sources = [PARTS[part] for part in parts if part in PARTS]
@@ -442,22 +461,26 @@ def download(checkpoint_dir: Path | None, parts: Iterable[str]) -> None:
     problems = _disk_problems(root, sum(file.size - _bytes_there(_partial(root, file)) for file in to_fetch))
     if problems:
         raise WrongInput(problems)
+    return DownloadPlan(files, to_fetch, "lyric_vocabulary" in parts)
 
-    total = len(to_fetch) + ("lyric_vocabulary" in parts)
-    for number, file in enumerate(to_fetch, start=1):
+
+def _carry_out(root: Path, plan: DownloadPlan) -> None:
+    total = len(plan.to_fetch) + plan.lyric_vocabulary
+    if plan.lyric_vocabulary:
+        # First, because it is small and its server is the one that is blocked most.
+        line = f"download 1/{total} | lyric vocabulary | {format_bytes(LYRIC_VOCABULARY_BYTES)}"
+        print(line)
+        fetch_lyric_vocabulary(DEFAULT_CHECKPOINT_DIR / LYRIC_VOCABULARY)
+        print(f"{line} | done")
+    for number, file in enumerate(plan.to_fetch, start=1 + plan.lyric_vocabulary):
         line = f"download {number}/{total} | {file.repo}/{file.name} | {format_bytes(file.size)}"
         print(line)
         _fetch(root, file)
         print(f"{line} | done")
-    for file in files:
+    for file in plan.files:
         main = root / ("models--" + file.repo.replace("/", "--")) / "refs" / "main"
         if _bytes_there(main) == 0:
             write_text(main, file.commit)
-    if "lyric_vocabulary" in parts:
-        line = f"download {total}/{total} | lyric vocabulary | {format_bytes(LYRIC_VOCABULARY_BYTES)}"
-        print(line)
-        fetch_lyric_vocabulary(DEFAULT_CHECKPOINT_DIR / LYRIC_VOCABULARY)
-        print(f"{line} | done")
 
 
 def _list_repository(repo: str) -> ModelInfo:

@@ -103,7 +103,7 @@ def _training_song(path: Path, record: Record) -> TrainingSong:
     digest = hashlib.sha256()
     for tensor in (record.target_latents, record.text_token_ids, record.lyric_token_ids):
         digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+        digest.update(tensor.contiguous().numpy().tobytes())
     return TrainingSong(
         path=path,
         name=path.stem,

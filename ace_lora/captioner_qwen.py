@@ -87,9 +87,9 @@ class QwenCaptioner:
             )
         chosen = choose_device(device)
         say(f"Device: {chosen.reason}.")
-        source = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
-        _quieten()
         try:
+            source = _checkpoint_folder(name, say)
+            _quieten()
             config = _thinker_config(source)
             quantization = _settled_quantization(quantization, config, source, chosen.torch_device)
             say(f"Loading '{name}', {_QUANTIZATION_WORDS[quantization]} …")
@@ -178,7 +178,6 @@ class QwenCaptioner:
         """What `generate` wants, made without Qwen2_5OmniProcessor, which would need torchvision."""
         import torch
 
-        # The convolutions of the audio part want some frames whatever the song.
         features = self.extractor(
             samples, sampling_rate=SAMPLE_RATE, padding="longest", return_attention_mask=True, return_tensors="pt"
         )
@@ -214,6 +213,27 @@ _QUANTIZATION_WORDS = {
     "gptq": "in the four bits of the checkpoint (GPTQ)",
     "bitsandbytes": "as it was quantised with bitsandbytes",
 }
+
+
+def _checkpoint_folder(name: str, say: Callable[[str], None]) -> str:
+    """The folder of a checkpoint; one of the model hub is downloaded into its cache where it is not there yet.
+
+    Downloads resume and show their progress; HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return str(folder)
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str) and not _offline():
+        say(f"'{name}' is not in the download cache: downloading it, which for a 7B model are 22 GB …")
+    return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _quieten() -> None:
@@ -260,8 +280,8 @@ def _settled_quantization(requested: str, config: Any, source: str, device: torc
         _require_own_quantization(own, source)
         return own
     if requested == "auto":
-        # A card that holds the model unquantised runs it faster so.
-        requested = "nf4" if device.type == "cuda" and not _fits_unquantised(config, device) else "none"
+        # What fits runs faster unquantised; bitsandbytes knows no Apple GPU.
+        requested = "none" if device.type == "mps" or _fits_unquantised(config, device) else "nf4"
     if requested in ("nf4", "int8"):
         _require_bitsandbytes(f"--quantization {requested}")
     return requested
@@ -306,6 +326,9 @@ def _require_own_quantization(method: str, source: str) -> None:
 def _fits_unquantised(config: Any, device: torch.device) -> bool:
     import torch
 
+    if device.type != "cuda":
+        # In float32, as a CPU computes, even the 3B checkpoint would take 16 GB.
+        return parameter_count(config) < 1e9
     free, _ = torch.cuda.mem_get_info(device)
     return 2 * parameter_count(config) < _SHARE_FOR_WEIGHTS * free
 
@@ -382,7 +405,13 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    model.lm_head.register_forward_pre_hook(_last_position)
     return model.eval()
+
+
+def _last_position(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Only the last token's logits are ever used; for a prompt with 300 s of audio all would take 2.4 GB."""
+    return (inputs[0][:, -1:],)
 
 
 def _check_loaded(source: str, report: Any) -> None:
@@ -414,8 +443,7 @@ def _why_not_loaded(name: str, error: Exception) -> str:
             f"The model '{name}' does not fit into the memory of the card ({reason[:200]}). Close other programs that "
             "use the card, or use --quantization nf4, --model Qwen/Qwen2.5-Omni-3B, or --backend analysis."
         )
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if offline and not Path(name).exists():
+    if _offline() and not Path(name).exists():
         return (
             f"The model '{name}' cannot be loaded: it is not in the download cache, and HF_HUB_OFFLINE forbids "
             "downloads. Unset HF_HUB_OFFLINE, give the folder of a downloaded checkpoint with --model, or use "

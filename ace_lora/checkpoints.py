@@ -18,8 +18,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,13 +114,8 @@ def write_checkpoint(
             f"'{target}' appeared while this training ran and belongs to another one. Nothing was overwritten. "
             "Train into a folder of its own with --output_dir."
         )
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{target.name}-", dir=output_dir))
+    temporary = _temporary_folder(target)
     try:
-        # mkdtemp makes the folder private; the result should have the permissions of any new folder.
-        if os.name == "posix":
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)
         save_lora(temporary / WEIGHTS_NAME, lora, config, metadata)
         if comfyui:
             save_lora(temporary / COMFYUI_NAME, lora, config, metadata, with_alpha=True)
@@ -137,7 +132,7 @@ def write_checkpoint(
         )
         _flush_folder(temporary)
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{target.name}-", dir=output_dir)) / target.name
+            old = _temporary_folder(target) / target.name
             os.replace(target, old)
             os.replace(temporary, target)
             shutil.rmtree(old.parent)
@@ -184,6 +179,12 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def _temporary_folder(target: Path) -> Path:
+    folder = target.with_name(f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
+    folder.mkdir()
+    return folder
 
 
 def _flush(path: Path) -> None:

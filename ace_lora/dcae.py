@@ -6,7 +6,8 @@ Shape legend: L samples at 48 kHz, T latent frames of 4096 samples at 44.1 kHz (
 The network is diffusers' `AutoencoderDC` (DC-AE, Chen et al. 2024); only the half that is needed is made. It looks at
 a whole song at once: its linear attention sums over all times, so encoding in parts is not equal. Yet the sums
 themselves can be formed in parts, and everything between them is local. So both are computed in pieces of time here,
-with equal results up to rounding: a six-minute song then takes a tenth of the memory of one pass.
+with equal results up to rounding. Measured at the published sizes in float32 on a CPU, beside the weights: 34 MB per
+second of song in one pass, 5 MB per second and 0.4 GB in pieces.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +116,7 @@ def _load_half(folder: Path, half: str, device: torch.device | str, dtype: torch
 # --- The network in pieces of time ---
 
 
-def encoder_forward(encoder: nn.Module, values: Tensor) -> Tensor:
+def encoder_forward(encoder: Any, values: Tensor) -> Tensor:
     """What diffusers' encoder returns for [1, 2, H, W]: [1, 8, H/8, W/8]."""
 
     def head(x: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ def encoder_forward(encoder: nn.Module, values: Tensor) -> Tensor:
     return _forward([encoder.conv_in, *blocks], head if encoder.out_shortcut else encoder.conv_out, values)
 
 
-def decoder_forward(decoder: nn.Module, values: Tensor) -> Tensor:
+def decoder_forward(decoder: Any, values: Tensor) -> Tensor:
     """What diffusers' decoder returns for [1, 8, h, w]: [1, 2, 8h, 8w]."""
 
     def entry(x: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ def _pieces(x: Tensor, reach: int, multiple: int) -> Iterator[tuple[int, int, in
         yield max(0, start - reach), min(width, stop + reach), start, stop
 
 
-def _attention(attention: nn.Module, x: Tensor) -> Tensor:
+def _attention(attention: Any, x: Tensor) -> Tensor:
     """diffusers' `SanaMultiscaleLinearAttention` on [1, C, H, W], with its sums over all positions formed in pieces.
 
     relu(q) (relu(k)^T [v, 1]) needs all positions only for the bracket, which is [d, d + 1] per group.

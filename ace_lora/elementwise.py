@@ -71,7 +71,7 @@ def modulated_norm_backward(da: Tensor, x: Tensor, scale: Tensor, eps: float) ->
     dn = da * scale
     product = dn * x.float() if x.dtype == torch.float16 else dn * x  # float16 would overflow
     along = product.mean(-1, keepdim=True, dtype=torch.float32) * r.pow(3)
-    return torch.addcmul(dn * r, x, along, value=-1).to(x.dtype)
+    return torch.addcmul(dn * r, x, along, value=-1, out=dn)
 
 
 @_stretch
@@ -88,75 +88,78 @@ def _swap(x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Float32: tables and x may be rounded, the multiply-add is not."""
-    return (x * cos.float()).addcmul_(_swap(x), sin.float())
-
-
-def _rotate_backward(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return (dy * cos.float()).add_(_swap(dy * sin.float()))
+    """x·cos + swap(x)·sin, multiplied and added in float32, rounded once."""
+    return torch.addcmul(x * cos.float(), _swap(x), sin.float(), out=torch.empty_like(x))
 
 
 @_stretch
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x·cos + swap(x)·sin for x [B,n,H,d] and tables [·,n,1,d] of `rotation_table`."""
-    return _rotate(x, cos, sin).to(x.dtype)
+    """x [B,n,H,d] turned by the tables [·,n,1,d] of `rotation_table`."""
+    return _rotate(x, cos, sin)
 
 
 @_stretch
 def rotate_backward(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return _rotate_backward(dy, cos, sin).to(dy.dtype)
+    """The transposed rotation: dy·cos + swap(dy·sin)."""
+    return _rotate(dy, cos, _swap(sin))
 
 
 @_stretch
 def feature(x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
     """relu(rope(x)·mask); mask [B,T,1,1] of ones and zeros."""
-    y = _rotate(x, cos, sin).relu_().to(x.dtype)
+    y = _rotate(x, cos, sin).relu_()
     return y if mask is None else y * mask
 
 
 @_stretch
 def feature_backward(dy: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`y` is the feature: positive exactly where neither the ReLU nor the mask cut it off."""
-    return _rotate_backward(torch.where(y > 0, dy, 0), cos, sin).to(y.dtype)
+    return _rotate(torch.ops.aten.threshold_backward(dy, y, 0), cos, _swap(sin))
 
 
 # --- Gated depthwise convolution (spec: transformer, 8.4) -------------------------------------------------------------
 
-Taps = tuple[Tensor, Tensor, Tensor, Tensor]  # the weights of the frames before, at and after; the bias; each [2F]
+# The weights of the frames before, at and after, and the bias, one row each.
+Taps = Tensor  # [4,C]
 
 
-def _convolved(u: Tensor, taps: Taps) -> Tensor:
-    before, at, after, bias = taps
+def _convolved(p: Tensor, taps: Taps, mask: Tensor | None) -> Tensor:
+    """depthwise(SiLU(p)·mask)"""
+    before, at, after, bias = taps.unbind()
+    u = F.silu(p)
+    if mask is not None:
+        u = u * mask
     c = torch.addcmul(bias, u, at)
     c[:, 1:].addcmul_(u[:, :-1], before)
     c[:, :-1].addcmul_(u[:, 1:], after)
     return c
 
 
-def _activated(p: Tensor, mask: Tensor | None) -> Tensor:
-    u = F.silu(p)
-    return u if mask is None else u * mask
-
-
-@_stretch
-def gated_convolution(p: Tensor, taps: Taps, mask: Tensor | None) -> Tensor:
-    """c[:F]·SiLU(c[F:]) with c = depthwise(SiLU(p)·mask); p [B,T,2F] → [B,T,F], mask [B,T,1]."""
-    value, gate = _convolved(_activated(p, mask), taps).chunk(2, dim=-1)
-    return value * F.silu(gate)
-
-
-@_stretch
-def gated_convolution_backward(dm: Tensor, p: Tensor, taps: Taps, mask: Tensor | None) -> Tensor:
-    """dm [B,T,F] → dp [B,T,2F]; everything between is computed again from p."""
-    before, at, after, _ = taps
-    value, gate = _convolved(_activated(p, mask), taps).chunk(2, dim=-1)
-    sigmoid = gate.sigmoid()
-    activated = gate * sigmoid
-    dgate = dm * value * (sigmoid + activated * (1 - sigmoid))
-    dc = torch.cat([dm * activated, dgate], dim=-1)
+def _convolved_backward(dc: Tensor, p: Tensor, taps: Taps, mask: Tensor | None) -> None:
+    before, at, after, _ = taps.unbind()
     du = dc * at
     du[:, :-1].addcmul_(dc[:, 1:], before)
     du[:, 1:].addcmul_(dc[:, :-1], after)
     if mask is not None:
         du = du * mask
-    return torch.ops.aten.silu_backward(du, p)
+    torch.ops.aten.silu_backward(du, p, grad_input=p)
+
+
+@_stretch
+def gated_convolution(p: Tensor, p_gate: Tensor, taps: Taps, taps_gate: Taps, mask: Tensor | None, out: Tensor) -> None:
+    """Write c·SiLU(c_gate), with c = depthwise(SiLU(p)·mask), to `out`, for C channels and the C that gate them.
+
+    p, p_gate and out [B,T,C], taps [4,C], mask [B,T,1].
+    """
+    torch.mul(_convolved(p, taps, mask), F.silu(_convolved(p_gate, taps_gate, mask)), out=out)
+
+
+@_stretch
+def gated_convolution_backward(
+    dm: Tensor, p: Tensor, p_gate: Tensor, taps: Taps, taps_gate: Taps, mask: Tensor | None
+) -> None:
+    """Overwrite p and p_gate by their gradients, given dm [B,T,C]; everything between is computed again."""
+    gate = _convolved(p_gate, taps_gate, mask)
+    dgate = torch.ops.aten.silu_backward(_convolved(p, taps, mask).mul_(dm), gate)
+    _convolved_backward(dm * F.silu(gate), p, taps, mask)
+    _convolved_backward(dgate, p_gate, taps_gate, mask)

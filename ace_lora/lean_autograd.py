@@ -18,7 +18,7 @@ multiplied, norms, key sums and gradients of factors are float32. So autocast ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ace_lora import elementwise
+
+# Bytes of one temporary tensor of the feed-forward branch; about six exist at once.
+PIECE_BYTES = 2**24
 
 # --- LoRA layers ------------------------------------------------------------------------------------------------------
 
@@ -41,7 +44,7 @@ class Adapted:
     factors: tuple[Tensor, ...]  # A [r,in], B [out,r], alternating, one pair per strength
 
 
-def adapted(layer: nn.Module) -> Adapted:
+def adapted(layer: Any) -> Adapted:
     """Take a layer apart into what PEFT made of it; a layer without LoRA has no factors.
 
     Raises NotImplementedError for LoRA variants that are not a plain product of two factors.
@@ -69,19 +72,19 @@ def adapted(layer: nn.Module) -> Adapted:
     return Adapted(base, tuple(strengths), tuple(factors))
 
 
-def _check_frozen(layer: nn.Module) -> None:
+def _check_frozen(layer: Any) -> None:
     if layer.weight.requires_grad:
         raise RuntimeError("Base weights are frozen here and get no gradient: call requires_grad_(False) on them.")
 
 
-def frozen_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+def frozen_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     """The weight of a linear layer or of a pointwise convolution as [out, in] in `dtype`."""
     if hasattr(layer, "dequantised"):
         return layer.dequantised(dtype)
     return layer.weight.flatten(1).to(dtype)
 
 
-def frozen_bias(layer: nn.Module, dtype: torch.dtype) -> Tensor | None:
+def frozen_bias(layer: Any, dtype: torch.dtype) -> Tensor | None:
     bias = getattr(layer, "bias", None)
     return None if bias is None else bias.to(dtype)
 
@@ -97,8 +100,8 @@ def _product(layer: Adapted, x: Tensor, factors: Sequence[Tensor]) -> tuple[Tens
 
 
 def _product_backward(
-    layer: Adapted, dy: Tensor, x: Tensor | None, factors: Sequence[Tensor], narrow: Sequence[Tensor], wants_dx: bool
-) -> tuple[Tensor | None, list[Tensor]]:
+    layer: Adapted, dy: Tensor, x: Any, factors: Sequence[Tensor], narrow: Sequence[Tensor], wants_dx: bool
+) -> tuple[Any, list[Tensor]]:
     """Gradients of `_product`: dx [n,in] and those of the factors in their own dtype. `x` is used by LoRA only."""
     dx = dy @ frozen_weight(layer.base, dy.dtype) if wants_dx else None
     gradients = []
@@ -166,7 +169,9 @@ class _ModulatedProjections(torch.autograd.Function):
         factors, narrow = rest[: 2 * pairs], rest[2 * pairs :]
         wants_dx = ctx.needs_input_grad[2]
         a = elementwise.modulated_norm(x, shift, scale, ctx.eps).view(-1, x.shape[-1]) if pairs else None
-        da, gradients, used = None, [], 0
+        da: Any = None
+        gradients: list[Tensor] = []
+        used = 0
         for layer, dy in zip(ctx.layers, dys, strict=True):
             count = len(layer.strengths)
             dx, own = _product_backward(
@@ -277,10 +282,10 @@ class _LinearAttention(torch.autograd.Function):
         do = do.view(*q.shape[:2], ctx.heads, -1).transpose(1, 2).to(fq.dtype)  # [B,H,T,d]
         # o = S w with w = q / (z·q + eps), so the quotient's derivative is that of w along q:
         along = (do * o).sum(-1, keepdim=True, dtype=torch.float32)  # [B,H,T,1]
-        dq = torch.addcmul((do @ s).float(), along, z, value=-1) / denominator
+        dq = (do @ s).addcmul_(along, z, value=-1).div_(denominator)
         ds = do.transpose(2, 3) @ w  # [B,H,d of v,d of k]
         dz = -(along * w).sum(2, keepdim=True, dtype=torch.float32)  # [B,H,1,d]
-        dk = (fv @ ds).float() + dz
+        dk = (fv @ ds).add_(dz)
         dv = fk @ ds.transpose(2, 3)
         dq, dk = (
             elementwise.feature_backward(dx.transpose(1, 2), x.transpose(1, 2), cos, sin).to(q.dtype).reshape(q.shape)
@@ -316,7 +321,7 @@ def _sums(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _attended(q: Tensor, k: Tensor, v: Tensor, s: Tensor, z: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """o = S w, w = q / (z·q + eps), and that denominator (float32 [B,H,T,1])."""
     denominator = (q * z).sum(-1, keepdim=True).add_(eps)
-    w = (q / denominator).to(q.dtype)
+    w = torch.div(q, denominator, out=torch.empty_like(q))
     return w @ s.transpose(2, 3), w, denominator
 
 
@@ -365,7 +370,10 @@ class _FeedForward(torch.autograd.Function):
         inverted, depthwise, point = layers
         ctx.layers, ctx.eps, ctx.keeps_product = layers, eps, keeps_product
         p = _inverted(inverted, x, shift, scale, eps)  # [B,T,2F]
-        m = elementwise.gated_convolution(p, _taps(depthwise, x.dtype), mask)  # [B,T,F]
+        taps, hidden = _taps(depthwise, x.dtype), p.shape[-1] // 2
+        m = p.new_empty(*p.shape[:-1], hidden)  # [B,T,F]
+        for own, gating in _pieces(p):
+            elementwise.gated_convolution(p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask, m[..., own])
         y = F.linear(m, frozen_weight(point, x.dtype))
         ctx.save_for_backward(x, shift, scale, gate, mask, p if keeps_product else None)
         return elementwise.add_gated(x, y, gate)
@@ -378,8 +386,14 @@ class _FeedForward(torch.autograd.Function):
         if not ctx.keeps_product:
             p = _inverted(inverted, x, shift, scale, ctx.eps)
         dm = (dout * gate) @ frozen_weight(point, x.dtype)  # [B,T,F]
-        dp = elementwise.gated_convolution_backward(dm, p, _taps(depthwise, x.dtype), mask)
-        dh = dp @ frozen_weight(inverted, x.dtype)
+        taps = _taps(depthwise, x.dtype)
+        for own, gating in _pieces(p):
+            # Nothing needs p after this: its gradient takes its place.
+            elementwise.gated_convolution_backward(
+                dm[..., own], p[..., own], p[..., gating], taps[:, own], taps[:, gating], mask
+            )
+        del dm
+        dh = p @ frozen_weight(inverted, x.dtype)
         dx = elementwise.modulated_norm_backward(dh, x, scale, ctx.eps).add_(dout)
         return None, None, None, dx, None, None, None, None
 
@@ -389,9 +403,18 @@ def _inverted(inverted: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps:
     return F.linear(h, frozen_weight(inverted, x.dtype), frozen_bias(inverted, x.dtype))
 
 
-def _taps(depthwise: nn.Module, dtype: torch.dtype) -> elementwise.Taps:
-    before, at, after = depthwise.weight[:, 0].to(dtype).T.contiguous()
-    return before, at, after, depthwise.bias.to(dtype)
+def _taps(depthwise: Any, dtype: torch.dtype) -> elementwise.Taps:
+    return torch.cat([depthwise.weight[:, 0].T, depthwise.bias[None]]).to(dtype)
+
+
+def _pieces(p: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Ranges of channels and of the channels that gate them, so many that temporary tensors stay small."""
+    hidden = p.shape[-1] // 2
+    count = max(1, -(-p.numel() // 2 * p.element_size() // PIECE_BYTES))
+    size = -(-hidden // count)
+    for first in range(0, hidden, size):
+        last = min(first + size, hidden)
+        yield slice(first, last), slice(hidden + first, hidden + last)
 
 
 def feed_forward(

@@ -9,6 +9,7 @@ B batch, L lyric tokens, E width (1024 as published), H heads.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ ROWS_AT_ONCE = 512
 
 class LyricEncoder(nn.Module):
     """[B,L,E] embedded lyric tokens to [B,L,E]; parameter names are those of the published weights."""
+
+    embed: Any
 
     def __init__(self, width: int = 1024, layers: int = 6, heads: int = 16, feed_forward: int = 4096):
         super().__init__()
@@ -55,6 +58,8 @@ class LyricEncoder(nn.Module):
 
 
 class LyricEncoderLayer(nn.Module):
+    feed_forward: Any
+
     def __init__(self, width: int, heads: int, feed_forward: int):
         super().__init__()
         self.self_attn = RelativeAttention(width, heads)

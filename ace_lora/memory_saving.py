@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ def set_checkpointing(model: ACEStepTransformer, number_of_blocks: int, feed_for
 
     The first ones, because the backward pass reaches them last: what the others kept is free by then.
     """
+    block: Any
     for index, block in enumerate(model.transformer_blocks):
         block.recomputed = index < number_of_blocks
         block.feed_forward_recomputed = number_of_blocks <= index < number_of_blocks + feed_forward_products
@@ -71,7 +72,7 @@ class QuantisedLinear(nn.Linear):
     dequantising costs a few per cent of the product, and the forward and backward passes use the same weight exactly.
     """
 
-    def __init__(self, source: nn.Module, precision: Literal["int8", "nf4"], device: torch.device | None = None):
+    def __init__(self, source: Any, precision: Literal["int8", "nf4"], device: torch.device | None = None):
         nn.Module.__init__(self)  # not Linear's: it would allocate a full weight
         weight = source.weight.detach().flatten(1)
         weight = weight if device is None else weight.to(device)
@@ -82,7 +83,7 @@ class QuantisedLinear(nn.Linear):
         # float32 and no buffer that `.to(dtype)` would round.
         self.scales = nn.Parameter(scales.view(torch.int32), requires_grad=False)
         bias = source.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach().to(weight.device), requires_grad=False)
+        self.bias: Any = None if bias is None else nn.Parameter(bias.detach().to(weight.device), requires_grad=False)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """[out, in]"""
@@ -161,7 +162,7 @@ def offload_blocks(model: ACEStepTransformer, number_of_blocks: int, device: tor
     copy the most time to hide behind. LoRA factors and small tensors stay where they are. Call it once, after
     quantising; the offloaded weights are no parameters any more, so `model.to(...)` leaves them where they are.
     """
-    blocks = list(model.transformer_blocks)
+    blocks: list[Any] = list(model.transformer_blocks)
     if not 0 <= number_of_blocks <= len(blocks):
         raise ValueError(f"Cannot offload {number_of_blocks} of {len(blocks)} blocks.")
     if number_of_blocks:
@@ -175,8 +176,8 @@ class _Slot:
 
     tensors: list[Tensor]
     block: int | None = None
-    arrived: torch.cuda.Event | None = None  # the copy into it is done
-    left: torch.cuda.Event | None = None  # the computation with it is done
+    arrived: Any = None  # the copy into it is done
+    left: Any = None  # the computation with it is done
 
 
 class BlockStream:
@@ -254,7 +255,7 @@ class BlockStream:
         return weight.pin_memory(self.device) if self.device.type == "cuda" else weight
 
 
-def _frozen_layers(block: TransformerBlock) -> list[nn.Module]:
+def _frozen_layers(block: TransformerBlock) -> list[Any]:
     """The layers whose weights make up nearly all of a block."""
     return [
         layer

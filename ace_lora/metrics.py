@@ -195,11 +195,12 @@ def draw_losses(metrics: Path, image: Path) -> None:
     with matplotlib.rc_context({"font.size": 11}):
         figure = Figure(figsize=(10, 5), layout="constrained")
         axes = figure.add_subplot()
-        for name, label, style in (
+        curves: tuple[tuple[str, str, dict[str, Any]], ...] = (
             ("loss", "training loss of each step", {"color": "0.8", "linewidth": 0.8}),
             ("loss_smooth", "training loss, smoothed", {"color": "tab:blue", "linewidth": 2}),
             ("val_loss", "validation loss", {"color": "tab:orange", "linewidth": 2, "marker": "o", "markersize": 4}),
-        ):
+        )
+        for name, label, style in curves:
             if columns[name]:
                 axes.plot(*zip(*columns[name], strict=True), label=label, **style)
         axes.set_xlabel("step")

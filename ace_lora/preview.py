@@ -80,7 +80,6 @@ def main(args: argparse.Namespace) -> None:
     from ace_lora.base_weights import ensure_base_weights
     from ace_lora.device import choose_device
     from ace_lora.lyrics.vocabulary import MissingLyricSupport
-    from ace_lora.strict_loading import WrongWeights
 
     device = choose_device(args.device, args.dtype)
     weights = ensure_base_weights(Path(args.checkpoint_dir) if args.checkpoint_dir else None, PARTS)
@@ -91,8 +90,6 @@ def main(args: argparse.Namespace) -> None:
         text_states = encode_prompt(args.prompt, weights["text_encoder"], on)
         latents = sample(args, lora, text_states, lyric_ids, weights["transformer"], on)
         wave = decode(latents, weights, on)
-    except WrongWeights as error:
-        raise WrongInput(str(error)) from error
     except MissingLyricSupport as error:
         raise WrongInput(str(error)) from error
     except AudioError as error:
@@ -231,7 +228,8 @@ def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: 
         parameter.data = lora.tensors[key].float().to(parameter.device)
         parameter.requires_grad_(False)
     for name, scale in scales.items():
-        model.get_submodule(name).scaling[ADAPTER] = scale * strength
+        layer: Any = model.get_submodule(name)
+        layer.scaling[ADAPTER] = scale * strength
     shown = ", ".join(sorted({f"{scale:.4g}" for scale in scales.values()})[:3])
     return f"LoRA '{lora.path}': {len(scales)} layers, scale {shown} from {source}, strength {strength:g}"
 

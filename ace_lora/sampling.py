@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +175,7 @@ def sample_latents(
 
 
 @contextmanager
-def weakened_queries(transformer: nn.Module, active: bool = True) -> Iterator[None]:
+def weakened_queries(transformer: Any, active: bool = True) -> Iterator[None]:
     """While active, the query projections of the middle blocks return a hundredth, LoRA and bias included.
 
     The layers' numbers are exchanged, because the transformer's lean functions read them without calling the layer.

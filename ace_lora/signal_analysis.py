@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 # librosa's own default rate: its tempo prior and frame lengths are tuned to it.
 ANALYSIS_RATE = 22050
 HOP = 512
-# Shorter excerpts hold too few beats for the tempo and too few 0.4 s blocks for the loudness.
-SHORTEST_SECONDS = 3.0
+# The loudness is measured in blocks of 0.4 s.
+SHORTEST_SECONDS = 0.5
+# Fewer beats than in this time have no tempo that could be told from chance.
+SHORTEST_FOR_TEMPO = 3.0
+SILENCE = 1e-4
 # Correlation of the onset strength with itself one beat later. Measured: white noise 0.03, a rap song 0.45,
 # percussion 0.6 to 0.9.
 STEADY_PULSE = 0.15
@@ -52,25 +55,32 @@ class TooLittleSound(Exception):
     """The audio is silent or too short to measure."""
 
 
-def measure(samples: np.ndarray, rate: int) -> Measurements:
-    """Measure audio `samples` [channels, length] (float, full scale 1) at `rate` Hz.
-
-    Raises TooLittleSound when it is silent or shorter than `SHORTEST_SECONDS`.
-    """
+def require_sound(samples: np.ndarray, rate: int) -> None:
+    """Raise TooLittleSound when `samples` [channels, length] are silent or shorter than `SHORTEST_SECONDS`."""
     import numpy as np
 
     seconds = samples.shape[-1] / rate
     if seconds < SHORTEST_SECONDS:
         raise TooLittleSound(
-            f"The audio lasts {seconds:.1f} s; at least {SHORTEST_SECONDS:.0f} s are needed to measure it. "
+            f"The audio lasts {seconds:.1f} s; at least {SHORTEST_SECONDS} s are needed to describe it. "
             "Use a longer recording or write the prompt by hand."
         )
-    samples = np.asarray(samples, dtype=np.float32)
-    peak = float(np.abs(samples).max())
-    if not np.isfinite(peak) or peak < 1e-4:
+    if not np.abs(samples).max() >= SILENCE:
         raise TooLittleSound(
             "The audio is silent (peak below -80 dB). Sound was expected; use another file or write the prompt by hand."
         )
+
+
+def measure(samples: np.ndarray, rate: int) -> Measurements:
+    """Measure audio `samples` [channels, length] (float, full scale 1) at `rate` Hz.
+
+    Raises TooLittleSound as `require_sound` does, and when no part of it is loud enough for a loudness.
+    """
+    import numpy as np
+
+    require_sound(samples, rate)
+    samples = np.asarray(samples, dtype=np.float32)
+    peak = float(np.abs(samples).max())
     loudness = _loudness(samples, rate)
     if not np.isfinite(loudness):
         raise TooLittleSound(
@@ -109,8 +119,6 @@ def measure_bpm(samples: np.ndarray, rate: int) -> float | None:
     """Beats per minute of `samples` [channels, length] at `rate` Hz, or None without a steady pulse."""
     import numpy as np
 
-    if samples.shape[-1] < SHORTEST_SECONDS * rate:
-        return None
     return _tempo(_for_analysis(np.asarray(samples, dtype=np.float32), rate))
 
 
@@ -152,6 +160,8 @@ def _tempo(mono: np.ndarray) -> float | None:
     import librosa
     import numpy as np
 
+    if len(mono) < SHORTEST_FOR_TEMPO * ANALYSIS_RATE:
+        return None
     onsets = librosa.onset.onset_strength(y=mono, sr=ANALYSIS_RATE, hop_length=HOP)
     if onsets.std() < AUDIBLE_ONSETS:
         return None

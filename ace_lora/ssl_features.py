@@ -149,7 +149,7 @@ def make_hubert(config: dict[str, Any]) -> HubertModel:
     with torch.device("meta"):
         model = HubertModel(HubertConfig(**{**settings, "apply_spec_augment": False}))
         position = model.encoder.pos_conv_embed
-        normed = position.conv
+        normed: Any = position.conv
         position.conv = _PositionalConv(
             normed.in_channels,
             normed.out_channels,

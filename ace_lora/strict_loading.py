@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ace_lora.commands import WrongInput
+
 # How many tensor names an error lists before it only counts: a wholly foreign file has thousands.
 NAMES_SHOWN = 8
 
 
-class WrongWeights(Exception):
+class WrongWeights(WrongInput):
     """A weight file that does not hold exactly the tensors that a model needs."""
 
 

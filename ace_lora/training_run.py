@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 import signal
 import uuid
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed
 from ace_lora.processes import is_first_process, process_number, say
-from ace_lora.training_setup import Prepared, crops_lyrics, max_frames, meta_transformer
+from ace_lora.training_setup import Prepared, crops_lyrics, last_lora_file, max_frames, meta_transformer
 
 if TYPE_CHECKING:
     import torch
 
 TEXT_ENCODER_GPU_GB = 15  # cards with at least so much memory also hold the text encoder (0.6 GB)
+TEXT_TOKENS = 64  # tags of a song, for the memory plan
 LYRIC_CACHE_SHARE = 0.25  # of the free main memory, for the lyric states of all songs
 
 # --- Stopping ---
@@ -40,11 +42,15 @@ class StopRequest:
     def requested(self) -> bool:
         return self.signalled or self.path.exists()
 
-    def forget_file(self) -> bool:
-        """Remove the STOP file; whether there was one."""
-        there = self.path.exists()
-        self.path.unlink(missing_ok=True)
-        return there
+    def forget_file(self, older_than: float = math.inf) -> bool:
+        """Remove the STOP file, if it is older than a time in seconds since the epoch; whether it was removed."""
+        try:
+            if self.path.stat().st_mtime >= older_than:
+                return False
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def install(self) -> None:
         """From now on the first signal asks to stop after the step; a second one interrupts at once."""
@@ -87,16 +93,18 @@ class Run:
 
     def load(self) -> None:
         """Load text encoder and transformer, put the adapter in, and cache what stays constant."""
+        with memory_failures_told(self):
+            self._load()
+
+    def _load(self) -> None:
         import torch
 
         from ace_lora import adapter
         from ace_lora.batches import SampleSettings, SongDataset
         from ace_lora.device import set_tf32
         from ace_lora.flow_matching import build_schedule
-        from ace_lora.strict_loading import WrongWeights
         from ace_lora.text_encoder import comma_id, load_text_tokenizer
         from ace_lora.training import ConditionEncoder
-        from ace_lora.transformer import load_transformer
 
         args, prepared = self.args, self.prepared
         self.device = prepared.device.torch_device
@@ -118,21 +126,14 @@ class Run:
         )
         encode_text = self.load_text_encoder()
 
-        say("loading the transformer …")
-        try:
-            self.model = load_transformer(
-                prepared.weights["transformer"], dtype=prepared.device.dtype, device=self.device
-            )
-        except WrongWeights as error:
-            raise StepFailed(str(error)) from error
-        adapter.inject_adapter(self.model, prepared.lora_config, seed=args.seed)
+        self.model = self.load_base()
         self.adapter = adapter.adapter_tensors(self.model)
         if prepared.state:
             with torch.no_grad():
                 for key, parameter in self.adapter.items():
                     parameter.copy_(prepared.state.tensors[f"adapter/{key}"])
         elif args.last_lora_path:
-            adapter.load_lora(self.model, Path(args.last_lora_path))
+            adapter.load_lora(self.model, last_lora_file(args))
             say(f"starting from the weights of '{args.last_lora_path}'")
         if args.ssl_coeff == 0:
             # The heads do not run, so adapters in them stay as they are.
@@ -145,6 +146,68 @@ class Run:
         lyric_states = self.cache_lyrics()
         self.conditions = ConditionEncoder(encode_text, lyric_states)
         self.dataset = all_songs
+        self.choose_recomputation()
+
+    def load_base(self) -> Any:
+        """The frozen transformer with the adapter in it, on the device; quantised and offloaded as the flags say."""
+        from ace_lora import adapter
+        from ace_lora.memory_saving import offload_blocks, quantise_base
+        from ace_lora.strict_loading import WrongWeights
+        from ace_lora.transformer import load_transformer
+
+        args, prepared = self.args, self.prepared
+        say("loading the transformer …")
+        # What is quantised or stays in main memory never lies on the card as a whole.
+        by_way_of_host = args.base_precision != "bf16" or args.offload > 0
+        try:
+            model = load_transformer(
+                prepared.weights["transformer"],
+                dtype=prepared.device.dtype,
+                device="cpu" if by_way_of_host else self.device,
+            )
+        except WrongWeights as error:
+            raise StepFailed(str(error)) from error
+        if args.base_precision != "bf16":
+            quantise_base(model, args.base_precision, None if args.offload else self.device)
+        adapter.inject_adapter(model, prepared.lora_config, seed=args.seed)
+        if args.offload:
+            offload_blocks(model, args.offload, self.device)
+        return model.to(self.device) if by_way_of_host else model
+
+    def choose_recomputation(self) -> None:
+        """Set which blocks are computed again in the backward pass, and say so."""
+        import torch
+
+        from ace_lora.memory_plan import Recomputation, choose_recomputation, free_device_bytes
+        from ace_lora.memory_saving import block_memory, set_checkpointing
+
+        args, songs = self.args, [self.prepared.songs[place] for place in self.prepared.training_places]
+        layers = len(self.model.transformer_blocks)
+        if args.checkpointing == "auto":
+            limit = max_frames(args)
+            longest = max(min(song.frames, limit or song.frames) for song in songs) * args.batch_size
+            context = (1 + TEXT_TOKENS + max(song.lyric_tokens for song in songs)) * args.batch_size
+            item_bytes = torch.empty((), dtype=self.prepared.device.dtype).element_size()
+            memory = block_memory(self.model.config, longest, context, item_bytes, self.prepared.lora_config["r"])
+            free = free_device_bytes(self.device)
+            if free is None:
+                chosen, why = Recomputation(layers, 0), "free memory unknown"
+            else:
+                if args.memory_limit_gb:
+                    free = min(free, int(args.memory_limit_gb * 2**30) - (allocated_bytes(self.device) or 0))
+                # Gradients and moments come on top of what is allocated now.
+                parameters = sum(parameter.numel() for parameter in self.trained.values())
+                chosen = choose_recomputation(layers, memory, free - 12 * parameters)
+                why = f"{free / 1e9:.1f} GB free"
+        else:
+            number = {"all": layers, "none": 0}.get(args.checkpointing)
+            chosen = Recomputation(min(layers, int(args.checkpointing)) if number is None else number, 0)
+            why = "asked for"
+        set_checkpointing(self.model, chosen.blocks, chosen.products)
+        say(
+            f"computed again in the backward pass: {chosen.blocks} of {layers} blocks, and the largest product of "
+            f"{chosen.products} others ({args.checkpointing}, {why})"
+        )
 
     def load_text_encoder(self) -> Any:
         """A function from ids [1,Lt] to states [1,Lt,text width]."""
@@ -186,6 +249,7 @@ class Run:
         """Lyric states [Ll,D] by song, and the lyric branch off the card; None where every step needs it."""
         import torch
 
+        from ace_lora.memory_plan import free_main_memory
         from ace_lora.records import read_record
 
         if any(key.startswith(("lyric_encoder.", "lyric_proj.")) for key in self.adapter):
@@ -213,93 +277,21 @@ class Run:
     # Training
 
     def train(self) -> None:
-        import torch
-
-        from ace_lora.batches import Prefetcher, SongDataset, batch_stream
-        from ace_lora.checkpoints import remove_leftovers, unpack
+        from ace_lora.checkpoints import remove_leftovers
         from ace_lora.metrics import MetricsLog, SmoothedLoss, StepLines
-        from ace_lora.optimizers import build_optimizer, restore_optimizer
-        from ace_lora.training import AdapterAverage, LoraTraining, NotFinite, StepSettings
+        from ace_lora.training import NotFinite
         from ace_lora.validation import Validation
 
         args, prepared = self.args, self.prepared
-        self.optimizer = build_optimizer(
-            args.optimizer,
-            self.trained.values(),
-            learning_rate=args.learning_rate,
-            betas=(args.beta1, args.beta2),
-            weight_decay=args.weight_decay,
-        )
-        self.average = AdapterAverage(self.adapter, args.ema_decay) if args.ema_decay > 0 else None
         self.smooth = SmoothedLoss()
-        self.scaler = torch.amp.GradScaler(self.device.type) if prepared.precision == "16-mixed" else None
-        earlier_metrics = None
-        if prepared.state:
-            values, tensors = prepared.state.values, prepared.state.tensors
-            restore_optimizer(self.optimizer, unpack(values["optimizer"], tensors))
-            if self.average:
-                self.average.updates = values["ema_updates"]
-                self.average.tensors = {key: tensors[f"ema/{key}"].to(self.device) for key in self.adapter}
-            if self.scaler:
-                self.scaler.load_state_dict(values["scaler"])
-            self.smooth = SmoothedLoss(*values["loss_smooth"])
-            earlier_metrics = Path(values["metrics"]) if values["metrics"] else None
-            say(
-                f"resuming at step {self.first_step}/{prepared.max_steps} (epoch {values['epoch']}, loss "
-                f"{self.smooth.value:.4f}) from '{prepared.resume_from}'"
-            )
-        else:
-            say(f"starting at step 0/{prepared.max_steps}")
-        prepared.state = None  # its tensors are in the model and the optimizer now
-
-        training_songs = SongDataset(
-            [prepared.songs[place] for place in prepared.training_places],
-            self.dataset.settings,
-            {
-                new: self.dataset.features[old]
-                for new, old in enumerate(prepared.training_places)
-                if old in self.dataset.features
-            },
-        )
-        stream = batch_stream(
-            training_songs,
-            prepared.plan,
-            first=self.first_step,
-            last=prepared.max_steps,
-            process=process_number(),
-            num_workers=args.num_workers,
-        )
-
-        def ready(batch: Any) -> Any:
-            batch = self.conditions(batch)
-            return batch.pin_memory() if self.device.type == "cuda" else batch
-
-        batches = Prefetcher(stream, ready, (prepared.max_steps - self.first_step) * args.accumulate_grad_batches)
+        earlier_metrics = self.make_optimizer()
+        batches = self.make_batches()
         self.validation = None
         if prepared.validation_places and is_first_process():
             self.validation = Validation(self.dataset, prepared.validation_places, self.conditions)
         self.lines = StepLines(prepared.max_steps)
-        self.module = LoraTraining(
-            self.model,
-            self.flow,
-            self.trained,
-            self.optimizer,
-            StepSettings(
-                optimizer=args.optimizer,
-                learning_rate=args.learning_rate,
-                warmup_steps=args.warmup_steps,
-                max_steps=prepared.max_steps,
-                ssl_coeff=args.ssl_coeff,
-            ),
-            plan=prepared.plan,
-            batches=batches,
-            on_start=self.on_start,
-            on_step=self.on_step,
-            first_step=self.first_step,
-            average=self.average,
-        )
+        self.module = self.make_module(batches)
         if is_first_process():
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.output_dir)
         settings = {**vars(args), "resolved_precision": prepared.precision, "resolved_max_steps": prepared.max_steps}
         self.metrics = MetricsLog(
@@ -315,7 +307,7 @@ class Run:
         self.epoch = 0
         self.outcome = "done"
         try:
-            with readable_failures(self):
+            with memory_failures_told(self), interruption_of_lightning():
                 self.make_lightning_trainer().fit(self.module)
         except NotFinite as error:
             raise StepFailed(self.after_not_finite(error)) from error
@@ -324,6 +316,93 @@ class Run:
             batches.close()
             self.metrics.close()
         self.say_outcome()
+
+    def make_optimizer(self) -> Path | None:
+        """Make optimizer, averages and loss scaler, as a resumed run had left them; the metrics.csv of that run."""
+        import torch
+
+        from ace_lora.checkpoints import unpack
+        from ace_lora.metrics import SmoothedLoss
+        from ace_lora.optimizers import build_optimizer, restore_optimizer
+        from ace_lora.training import AdapterAverage
+
+        args, prepared = self.args, self.prepared
+        self.optimizer = build_optimizer(
+            args.optimizer,
+            self.trained.values(),
+            learning_rate=args.learning_rate,
+            betas=(args.beta1, args.beta2),
+            weight_decay=args.weight_decay,
+        )
+        self.average = AdapterAverage(self.trained, args.ema_decay) if args.ema_decay > 0 else None
+        self.scaler = torch.amp.GradScaler(self.device.type) if prepared.precision == "16-mixed" else None
+        if prepared.state is None:
+            say(f"starting at step 0/{prepared.max_steps}")
+            return None
+        values, tensors = prepared.state.values, prepared.state.tensors
+        restore_optimizer(self.optimizer, unpack(values["optimizer"], tensors))
+        if self.average:
+            self.average.updates = values["ema_updates"]
+            self.average.tensors = {key: tensors[f"ema/{key}"].to(self.device) for key in self.trained}
+        if self.scaler:
+            self.scaler.load_state_dict(values["scaler"])
+        self.smooth = SmoothedLoss(*values["loss_smooth"])
+        say(
+            f"resuming at step {self.first_step}/{prepared.max_steps} (epoch {values['epoch']}, loss "
+            f"{self.smooth.value:.4f}) from '{prepared.resume_from}'"
+        )
+        prepared.state = None  # its tensors are in the model and the optimizer now
+        return Path(values["metrics"]) if values["metrics"] else None
+
+    def make_batches(self) -> Any:
+        """The batches of the steps to come, read ahead."""
+        from ace_lora.batches import Prefetcher, SongDataset, batch_stream
+
+        prepared = self.prepared
+        features = self.dataset.features
+        songs = SongDataset(
+            [prepared.songs[place] for place in prepared.training_places],
+            self.dataset.settings,
+            {new: features[old] for new, old in enumerate(prepared.training_places) if old in features},
+        )
+        stream = batch_stream(
+            songs,
+            prepared.plan,
+            first=self.first_step,
+            last=prepared.max_steps,
+            process=process_number(),
+            num_workers=self.args.num_workers,
+        )
+
+        def ready(batch: Any) -> Any:
+            batch = self.conditions(batch)
+            return batch.pin_memory() if self.device.type == "cuda" else batch
+
+        return Prefetcher(stream, ready, (prepared.max_steps - self.first_step) * prepared.plan.accumulate)
+
+    def make_module(self, batches: Any) -> Any:
+        from ace_lora.training import LoraTraining, StepSettings
+
+        args = self.args
+        return LoraTraining(
+            self.model,
+            self.flow,
+            self.trained,
+            self.optimizer,
+            StepSettings(
+                optimizer=args.optimizer,
+                learning_rate=args.learning_rate,
+                warmup_steps=args.warmup_steps,
+                max_steps=self.prepared.max_steps,
+                ssl_coeff=args.ssl_coeff,
+            ),
+            plan=self.prepared.plan,
+            batches=batches,
+            on_start=self.on_start,
+            on_step=self.on_step,
+            first_step=self.first_step,
+            average=self.average,
+        )
 
     def make_lightning_trainer(self) -> Any:
         from lightning.pytorch import Trainer
@@ -427,7 +506,7 @@ class Run:
                 self.optimizer.eval()  # type: ignore[attr-defined]
             if self.average:
                 with torch.no_grad():
-                    for key, parameter in self.adapter.items():
+                    for key, parameter in self.trained.items():
                         parameter.copy_(self.average.tensors[key])
             yield
         finally:
@@ -553,34 +632,43 @@ class Run:
 
     def say_outcome(self) -> None:
         step = self.module.steps_done
-        if self.outcome == "stopped":
-            by_file = self.stop.forget_file() if is_first_process() else False
-            say(f"stopped at step {step}/{self.prepared.max_steps}: {self.last_saved}. Add --resume to go on.")
-            if not by_file or self.stop.signalled:
-                raise SystemExit(EXIT_INTERRUPTED)
-            return
         if is_first_process():
             self.stop.forget_file()
-        say(f"done: {step} steps, {self.last_saved}")
+        if self.outcome == "stopped":
+            say(f"stopped at step {step}/{self.prepared.max_steps}: {self.last_saved}. Add --resume to go on.")
+            if self.stop.signalled:
+                raise SystemExit(EXIT_INTERRUPTED)
+        else:
+            say(f"done: {step} steps, {self.last_saved}")
 
 
 # --- The machine ---
 
 
 @contextlib.contextmanager
-def readable_failures(run: Run) -> Iterator[None]:
-    """Turn what Lightning and the card raise into what a user can act on."""
+def memory_failures_told(run: Run) -> Iterator[None]:
+    """Turn running out of memory into what a user can act on."""
     import torch
 
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # A card's is a class of its own, main memory's is known by its words only.
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        where = "card's memory" if isinstance(error, torch.cuda.OutOfMemoryError) else "main memory"
         raise StepFailed(
-            f"The card's memory is full ({peak_memory_gb(run.device):.1f} GB were in use). {run.where_to_go_on()} "
-            "Close other programs, or save memory: --trial finds settings that fit."
+            f"The {where} is full. {run.where_to_go_on()} Close other programs, or save memory: the same command with "
+            "--trial finds settings that fit."
         ) from error
+
+
+@contextlib.contextmanager
+def interruption_of_lightning() -> Iterator[None]:
+    """Lightning ends the process itself when it is interrupted, with a status that means failure; undo that."""
+    try:
+        yield
     except SystemExit as error:
-        # Lightning ends the process itself when it is interrupted, with a status that means failure.
         raise KeyboardInterrupt from error
 
 
@@ -591,13 +679,11 @@ def peak_memory_gb(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
-def free_main_memory() -> int | None:
-    """Bytes of main memory that are free, None where that cannot be told."""
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return int(psutil.virtual_memory().available)
+def allocated_bytes(device: torch.device) -> int | None:
+    """Memory of the card that is in use by this process now, None on other devices."""
+    import torch
+
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
 
 
 def software_versions() -> dict[str, str]:

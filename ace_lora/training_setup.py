@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 # As Lightning names them; the short forms are Lightning's too.
 PRECISIONS = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
+# Those of Lightning's with which every process holds the whole adapter.
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 # What has to stay as it was for a resumed run to equal one that was never stopped.
 FIT_FLAGS = (
     *("batch_size", "accumulate_grad_batches", "max_seconds", "tag_dropout", "lyrics_dropout", "shift", "ssl_coeff"),
     *("optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "warmup_steps"),
-    *("gradient_clip_val", "gradient_clip_algorithm", "ema_decay", "seed"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "ema_decay", "seed", "base_precision"),
 )
 
 
@@ -58,6 +61,15 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
     need(args.epochs >= 1 or args.epochs == -1, "epochs", "1 or more, or -1", "-1 leaves the length to --max_steps.")
     if args.max_steps == -1 and args.epochs == -1:
         problems.append("--max_steps and --epochs are both -1: the run would never end. Give one of them a number.")
+    need(
+        args.checkpointing in ("auto", "all", "none") or args.checkpointing.isdecimal(),
+        "checkpointing",
+        "auto, all, none or a number of blocks",
+        "auto is usual.",
+    )
+    need(args.strategy in STRATEGIES, "strategy", "one of " + ", ".join(STRATEGIES), "auto is usual.")
+    need(args.offload >= 0, "offload", "0 or more", "0 keeps all blocks on the card.")
+    need(args.memory_limit_gb >= 0, "memory_limit_gb", "0 or more", "0 sets no limit.")
     need(args.val_songs >= -1, "val_songs", "-1 or more", "-1 chooses by itself.")
     need(
         SHORT_PRECISIONS.get(args.precision, args.precision) in PRECISIONS,
@@ -79,6 +91,11 @@ def package_problems(args: argparse.Namespace) -> list[str]:
     from ace_lora.optimizers import optimizer_problems
 
     problems = optimizer_problems(args.optimizer)
+    if args.base_precision == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(
+            "--base_precision nf4 needs the package 'bitsandbytes', which is not installed. "
+            "Install it with: pip install bitsandbytes - or choose --base_precision int8."
+        )
     needed = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(args.logger)
     if needed and importlib.util.find_spec(needed) is None:
         problems.append(
@@ -96,7 +113,15 @@ def choose_precision(args: argparse.Namespace) -> tuple[Device, str, list[str]]:
 
     precision = SHORT_PRECISIONS.get(args.precision, args.precision)
     notes = []
-    kind = choose_device(args.device).torch_device
+    requested = args.device
+    kind = choose_device(requested).torch_device
+    if args.devices > 1 and kind.type != "cpu":
+        if kind.type != "cuda" or kind.index or torch.cuda.device_count() < args.devices:
+            raise WrongInput(
+                f"--devices is {args.devices}, but PyTorch sees {torch.cuda.device_count()} NVIDIA cards for --device "
+                f"{args.device}. Use --devices 1, or as many as there are with --device auto."
+            )
+        requested = f"cuda:{os.environ.get('LOCAL_RANK') or 0}"
     if precision == "bf16-mixed" and not has_native_bf16(kind):
         if kind.type == "mps":
             raise WrongInput("--precision bf16-mixed needs macOS 14 on this device. Use --precision 32-true.")
@@ -106,7 +131,7 @@ def choose_precision(args: argparse.Namespace) -> tuple[Device, str, list[str]]:
         raise WrongInput(
             "--precision 16-mixed cannot be used on Apple MPS, which has no loss scaling. Use bf16-mixed or 32-true."
         )
-    device = choose_device(args.device, PRECISIONS[precision])
+    device = choose_device(requested, PRECISIONS[precision])
     if device.torch_device.type == "cpu" and device.dtype != torch.float32:
         notes.append("On a CPU, --precision 32-true is usually faster.")
     return device, precision, notes
@@ -164,15 +189,16 @@ def prepare(args: argparse.Namespace) -> Prepared:
     from ace_lora.adapter import adapter_shapes, lora_mismatches, read_lora_config, read_lora_file, target_layers
     from ace_lora.base_weights import ensure_base_weights, find_base_weights
     from ace_lora.batches import scan_dataset
-    from ace_lora.checkpoints import checkpoint_bytes, free_bytes
+    from ace_lora.checkpoints import checkpoint_bytes, find_checkpoints, free_bytes
     from ace_lora.fingerprints import weights_identity
 
     chosen = attempt(choose_precision, args) if not any("--precision" in problem for problem in problems) else None
     output_dir = Path(args.output_dir)
-    problems += output_problems(output_dir, args.resume) if is_first_process() else []
+    if is_first_process() and not args.trial_attempt:
+        problems += output_problems(output_dir, args.resume)
     songs = attempt(scan_dataset, Path(args.dataset_path), need_ssl=args.ssl_coeff > 0)
     config = attempt(read_lora_config, Path(args.lora_config_path))
-    last_lora = attempt(read_lora_file, Path(args.last_lora_path)) if args.last_lora_path else None
+    last_lora = attempt(read_lora_file, last_lora_file(args)) if args.last_lora_path else None
 
     checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
     found = find_base_weights(checkpoint_dir, ["transformer"])
@@ -180,6 +206,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
     if config:
         base = attempt(meta_transformer, found.get("transformer"))
         layers = attempt(target_layers, base, config) if base else None
+        if base and args.offload > base.config.num_layers:
+            problems.append(
+                f"--offload is {args.offload}, but the base model has {base.config.num_layers} blocks. Use fewer."
+            )
         if layers:
             shapes = adapter_shapes(layers, config["r"])
     if shapes and last_lora:
@@ -189,15 +219,17 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
     resume_from, state = None, None
     if args.resume:
-        result = attempt(find_state, args, notes)
-        if result:
-            resume_from, state = result
+        found_state = attempt(find_state, args, notes)
+        if found_state:
+            resume_from, state = found_state
     if shapes:
         parameters = sum(math.prod(shape) for shape in shapes.values())
         each = checkpoint_bytes(parameters, args.optimizer, ema=args.ema_decay > 0, comfyui=args.save_comfyui)
         saves = -(-max(args.max_steps, args.save_every_n_train_steps) // max(1, args.save_every_n_train_steps))
         # One more than is kept, because the new one is written before the oldest goes.
         needed = each * (min(saves, args.save_last) + 1 if args.save_last > 0 else saves)
+        if resume_from:  # what it has saved so far is on the disk already
+            needed = max(each, needed - each * len(find_checkpoints(output_dir)))
         free = free_bytes(output_dir)
         if needed > free:
             problems.append(
@@ -290,6 +322,14 @@ def finish_preparation(args: argparse.Namespace, prepared: Prepared) -> Prepared
             "each song once. Use --accumulate_grad_batches for larger steps."
         )
     return prepared
+
+
+def last_lora_file(args: argparse.Namespace) -> Path:
+    """The file meant by --last_lora_path, which may be the folder of a checkpoint."""
+    from ace_lora.adapter import WEIGHTS_NAME
+
+    path = Path(args.last_lora_path)
+    return path / WEIGHTS_NAME if path.is_dir() else path
 
 
 def crops_lyrics(args: argparse.Namespace, songs: list[TrainingSong]) -> bool:

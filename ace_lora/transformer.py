@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +112,11 @@ class TransformerOutput:
 
 
 class ACEStepTransformer(nn.Module):
+    lyric_embs: Any
+    lyric_encoder: Any
+    lyric_proj: Any
+    projectors: Any
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
@@ -146,7 +152,7 @@ class ACEStepTransformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that is computed in where no autocast is active."""
-        return self.proj_in.early_conv_layers[0].weight.dtype
+        return self.final_layer.scale_shift_table.dtype
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.dtype
@@ -289,7 +295,7 @@ class ACEStepTransformer(nn.Module):
         Heads are paired with targets by name. `frame_mask` [B,T] restricts every item to its own frames.
         """
         frame_mask = _mask_if_needed(frame_mask)
-        frames = None if frame_mask is None else [int(count) for count in frame_mask.sum(1)]
+        frames = None if frame_mask is None else frame_mask.sum(1).tolist()
         heads = {
             name: (tap, head) for name, tap, head in zip(self.config.ssl_names, taps, self.projectors, strict=True)
         }
@@ -394,6 +400,10 @@ class CrossAttention(nn.Module):
 class GatedConvolution(nn.Module):
     """x + gate · feed-forward with a depthwise convolution over time (spec: transformer, 8.4)."""
 
+    inverted_conv: Any
+    depth_conv: Any
+    point_conv: Any
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.inverted_conv = nn.Module()
@@ -438,7 +448,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents: Tensor, mask: Tensor | None) -> Tensor:
         """[B,8,16,T] → [B,T,D]; `mask` [B,T] keeps padded frames out of the group statistics."""
-        patch, norm, expand = self.early_conv_layers
+        layers: Any = self.early_conv_layers
+        patch, norm, expand = layers
         patches = latents.flatten(1, 2).transpose(1, 2)  # [B,T,8*16], the latent row fastest
         hidden = F.linear(patches, lean.frozen_weight(patch, latents.dtype), lean.frozen_bias(patch, latents.dtype))
         groups = hidden.float().unflatten(2, (norm.num_groups, -1))  # [B,T,32,64]

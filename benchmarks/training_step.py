@@ -11,6 +11,7 @@ the machine's own matrix-product peak, measured in the same run. Losses and grad
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -41,10 +42,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--base_precision", choices=["bf16", "int8", "nf4"], default="bf16", help="of the frozen weights"
     )
     parser.add_argument("--offload", type=int, default=0, help="blocks streamed from main memory")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant; 0: only memory and agreement")
     parser.add_argument("--variants", nargs="*", help="only those whose name contains one of these words")
     parser.add_argument("--no_ssl", action="store_true", help="without the self-supervised losses")
     parser.add_argument("--live_lyrics", action="store_true", help="encode the lyrics in every step")
+    parser.add_argument("--compile", action="store_true", help="compile the lean variants' elementwise stretches")
     parser.add_argument("--profile", help="print the operators of one step of the variant with this name")
     return parser.parse_args(argv)
 
@@ -72,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from reference_block import ReferenceTransformer
 
+    from ace_lora.elementwise import compile_elementwise
     from ace_lora.flow_matching import add_noise, build_schedule, denoising_loss
     from ace_lora.memory_saving import offload_blocks, quantise_base, set_checkpointing
     from ace_lora.transformer import ACEStepTransformer, TransformerConfig
@@ -80,8 +83,12 @@ def main(args: argparse.Namespace) -> None:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.dtype]
     values = CONFIGS[args.config] | ({"num_layers": args.layers} if args.layers else {})
     config = TransformerConfig.from_dict(values)
+    depths = tuple(min(depth, config.num_layers - 1) for depth in config.ssl_encoder_depths)
+    config = dataclasses.replace(config, ssl_encoder_depths=depths)
     frames = round(args.seconds * FRAMES_PER_SECOND)
 
+    if args.compile and (reason := compile_elementwise(device)):
+        print(reason)
     torch.manual_seed(0)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -152,8 +159,12 @@ def main(args: argparse.Namespace) -> None:
         if first is None:
             first = float(loss), gradient
         apart = float((gradient - first[1]).norm() / first[1].norm())
-        print(f"{variant.name:30} loss {float(loss):.6f}, gradient apart {apart:.2e}")
+        print(
+            f"{variant.name:30} loss {float(loss):.6f}, gradient apart {apart:.2e}, {memory[variant.name] / 1e9:.3f} GB"
+        )
         del gradient
+    if args.repeats == 0:
+        return
 
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for _ in range(args.repeats):

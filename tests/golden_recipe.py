@@ -84,4 +84,5 @@ def prefix_mask(lengths: list[int], size: int) -> Tensor:
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found.detach().double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))

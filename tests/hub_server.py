@@ -6,9 +6,8 @@ Serves the repositories below FOLDER/repos (`FOLDER/repos/<org>/<name>/…`) and
 127.0.0.1, prints its port, and writes each request to FOLDER/requests.txt as `path range`. FOLDER/faults.json, read at
 each request, makes it misbehave:
 
-    cut        {file name: N}   after N bytes of an answer the connection is closed
-    cut_once   {file name: N}   the same, but only for the first request without a range
-    stall      {file name: N}   the same, but the connection stays open without a word
+    cut        {file name: N}   after N bytes of an answer without a range the connection is closed
+    stall      {file name: N}   the same for any answer, but the connection stays open without a word
     corrupt    [file name]      every byte is replaced
     status     {file name: S}   answers with status S; the name of a repository concerns its listing
     no_ranges  true             ranges are ignored and the whole file is sent
@@ -80,9 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             content = bytes(255 - byte for byte in content)
         start = 0 if wanted == "-" or faults.get("no_ranges") else int(wanted.removeprefix("bytes=").rstrip("-"))
         ranges = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        cut = faults.get("cut", {}).get(name)
-        if wanted == "-":
-            cut = cut or faults.get("cut_once", {}).get(name)
+        cut = faults.get("cut", {}).get(name) if wanted == "-" else None
         stall = faults.get("stall", {}).get(name)
         self.send_bytes(206 if start else 200, content[start:], ranges, cut if stall is None else stall)
         if stall is not None:

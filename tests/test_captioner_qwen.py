@@ -193,7 +193,12 @@ def test_the_model_takes_exactly_that_many(captioner):
     with torch.inference_mode():
         for seconds in (0.73, 1, 1.005, 2.9999, 5.55):
             inputs = captioner._inputs(sound(seconds), "?")
-            assert captioner.model(**inputs).logits.shape[:2] == inputs["input_ids"].shape
+            assert captioner.model.model(**inputs).last_hidden_state.shape[:2] == inputs["input_ids"].shape
+
+
+def test_logits_are_computed_for_the_last_token_only(captioner):
+    with torch.inference_mode():
+        assert captioner.model(**captioner._inputs(sound(1), "?")).logits.shape == (1, 1, 512)
 
 
 def test_different_sounds_give_different_answers(captioner):
@@ -284,14 +289,30 @@ def test_a_tokenizer_without_audio(thinker, tmp_path):
         load(broken)
 
 
-def test_a_model_that_is_not_there_offline(monkeypatch):
+@pytest.fixture
+def offline_cache(monkeypatch, tmp_path):
+    """An empty download cache that nothing can be added to."""
     import huggingface_hub.constants
 
-    # Read from HF_HUB_OFFLINE when the library is imported; the command line test sets the variable itself.
+    # Read from the environment when the library is imported.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_model_that_is_not_there_offline(offline_cache):
+    said = []
     with pytest.raises(StepFailed, match="HF_HUB_OFFLINE forbids downloads"):
-        load("nobody/no-such-model")
+        load("nobody/no-such-model", say=said.append)
+    assert not any("downloading" in text for text in said)
+
+
+def test_a_model_in_the_download_cache(offline_cache, thinker):
+    repository = offline_cache / "models--Owner--Tiny-Omni"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123", "utf-8")
+    copy(thinker, repository / "snapshots" / "abc123")
+    assert load("Owner/Tiny-Omni").style == "json"
 
 
 def quantised_config(thinker, folder, method: str):

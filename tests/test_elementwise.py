@@ -22,8 +22,13 @@ def all_stretches(frames: int) -> dict[str, Tensor]:
     x, y, heads = torch.randn(2, frames, 8), torch.randn(2, frames, 8), torch.randn(2, frames, 2, 4)
     row, mask = torch.randn(2, 1, 8), torch.ones(2, frames, 1)
     cos, sin = torch.randn(2, 1, frames, 1, 4)
-    p, dm, taps = torch.randn(2, frames, 12), torch.randn(2, frames, 6), tuple(torch.randn(4, 12))
+    p, p_gate, dm = torch.randn(3, 2, frames, 6)
+    taps = torch.randn(4, 6), torch.randn(4, 6)
     feature = elementwise.feature(heads, cos, sin, mask[..., None])
+    m = torch.empty(2, frames, 6)
+    elementwise.gated_convolution(p, p_gate, *taps, mask, m)
+    dp, dp_gate = p.clone(), p_gate.clone()
+    elementwise.gated_convolution_backward(dm, dp, dp_gate, *taps, mask)
     return {
         "modulated_norm": elementwise.modulated_norm(x, row, row, 1e-6),
         "modulated_norm_backward": elementwise.modulated_norm_backward(y, x, row, 1e-6),
@@ -32,8 +37,8 @@ def all_stretches(frames: int) -> dict[str, Tensor]:
         "rotate_backward": elementwise.rotate_backward(heads, cos, sin),
         "feature": feature,
         "feature_backward": elementwise.feature_backward(heads, feature, cos, sin),
-        "gated_convolution": elementwise.gated_convolution(p, taps, mask),
-        "gated_convolution_backward": elementwise.gated_convolution_backward(dm, p, taps, mask),
+        "gated_convolution": m,
+        "gated_convolution_backward": torch.stack([dp, dp_gate]),
     }
 
 

@@ -27,12 +27,15 @@ from ace_lora.records import list_records, read_record  # noqa: E402
 from ace_lora.text_encoder import load_text_encoder  # noqa: E402
 from ace_lora.transformer import load_transformer  # noqa: E402
 
+# The first test runs all scripts: half a minute alone, minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[1]
 RATE = 44100
 LYRICS = "[verse]\nThe river carries all the light away\nwe sing until the morning\n\n[chorus]\n我爱你 my home"
 RANK = 16
-# What 200 steps on one song must take off its denoising loss, measured on fixed noise at fixed times: from 0.528 to
-# below 0.343, and 0.310 is what it reaches.
+# What 200 steps on one song must take off its denoising loss, measured on fixed noise at fixed times: from 0.522 to
+# below 0.339; 0.311 is what it reaches.
 REQUIRED_FALL = 0.35
 
 
@@ -221,7 +224,7 @@ class Song:
         lyrics = model.encode_lyrics(self.lyric_ids)
         context = model.encode_context(self.text, None, lyrics, None, None)
         losses, velocities = [], []
-        for index in range(50, 1000, 100):
+        for index in range(100, 1000, 200):
             noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(index))
             sigma, time = self.schedule.sigmas[index].view(1), self.schedule.timesteps[index].view(1)
             velocity = model(add_noise(self.latents, noise, sigma), time, context).velocity

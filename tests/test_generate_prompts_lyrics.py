@@ -242,13 +242,13 @@ def test_times_that_the_user_put_there_are_kept(songs):
 def test_a_song_that_fails_does_not_keep_the_others(songs, capsys):
     (songs / "broken.mp3").write_bytes(b"no audio at all" * 50)
     soundfile.write(songs / "silent.wav", np.zeros((4 * RATE, 2)), RATE)
-    soundfile.write(songs / "short.wav", beats(seconds=1), RATE)
+    soundfile.write(songs / "short.wav", beats(seconds=0.3), RATE)
     assert run(songs, "--lyrics") == 1
     assert {name.split("_")[0] for name in texts(songs)} == {"one", "two", "三 首"}
     captured = capsys.readouterr()
     assert re.search(r"song 1/6 \| broken\.mp3 \| failed: .*broken\.mp3", captured.out)
     assert "| silent.wav | failed: The audio is silent" in captured.out
-    assert "| short.wav | failed: The audio lasts 1.0 s" in captured.out
+    assert "| short.wav | failed: The audio lasts 0.3 s" in captured.out
     assert "done 3, skipped 0, failed 3\n" in captured.out
     assert "error: No text was written for 3 of 6 songs: broken.mp3, short.wav, silent.wav." in captured.err
     assert "Traceback" not in captured.err

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import ace_gui
 from ace_gui import Curve, LogText, Progress, explain_exit, parse_progress, recognise_errors
 
@@ -97,7 +95,10 @@ def test_an_error_in_lines_that_the_pane_never_shows_is_still_recognised():
             "Epoch 0:  12%|█▏| 12/100 [00:03<00:22,  4.00it/s, v_num=0, train/loss=0.5]",
             Progress(12, 100, "bar", label="Epoch 0", rate=4.0, left=22.0, loss=0.5),
         ),
-        ("model.safetensors:  5%|▌ | 1.5G/30.0G [00:10<03:00, 150MB/s]", Progress(int(1.5e9), int(30e9), "bar", "model.safetensors", left=180.0)),
+        (
+            "model.safetensors:  5%|▌ | 1.5G/30.0G [00:10<03:00, 150MB/s]",
+            Progress(int(1.5e9), int(30e9), "bar", "model.safetensors", left=180.0),
+        ),
         ("nothing of the kind", None),
         ("0%|          | 0/0 [00:00<?, ?it/s]", None),
     ],
@@ -149,7 +150,9 @@ def test_every_known_error_is_explained_in_both_languages():
 
 
 def test_a_missing_package_is_named():
-    assert recognise_errors("ModuleNotFoundError: No module named 'peft.tuners'") == [("err.package", {"name": "peft.tuners"})]
+    assert recognise_errors("ModuleNotFoundError: No module named 'peft.tuners'") == [
+        ("err.package", {"name": "peft.tuners"})
+    ]
 
 
 def test_exit_status_explains_when_no_line_does():
@@ -173,7 +176,10 @@ def test_colours_of_lines(line: str, look: str):
     assert ace_gui.line_look(line) == look
 
 
-HEADER = "step,epoch,loss,loss_smooth,denoising_loss,mert_loss,m-hubert_loss,learning_rate,grad_norm,seconds_per_step,peak_memory_gb,prodigy_d,val_loss\n"
+HEADER = (
+    "step,epoch,loss,loss_smooth,denoising_loss,mert_loss,m-hubert_loss,learning_rate,grad_norm,seconds_per_step,"
+    "peak_memory_gb,prodigy_d,val_loss\n"
+)
 
 
 def test_curve_reads_a_file_as_it_grows(tmp_path: Path):

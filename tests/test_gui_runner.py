@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import ace_gui
 from ace_gui import Event, Runner, Settings
 
@@ -98,7 +97,8 @@ def test_progress_bar_is_one_line(run: Run):
 
 def test_split_character_and_invalid_bytes(run: Run):
     code = (
-        "import os, time\ndata = '歌词'.encode()\nos.write(1, data[:4])\ntime.sleep(0.2)\nos.write(1, data[4:] + b'\\n')\n"
+        "import os, time\ndata = '歌词'.encode()\nos.write(1, data[:4])\ntime.sleep(0.2)\n"
+        "os.write(1, data[4:] + b'\\n')\n"
         "os.write(1, b'x\\xff\\xfey\\n')"
     )
     assert run.start(code).wait().lines == ["歌词", "x\ufffd\ufffdy"]
@@ -122,7 +122,12 @@ def test_20000_lines_at_once_all_in_the_file(run: Run):
         run.events += run.runner.poll()
         time.sleep(0.01)
     skipped, lines, _ = text.take(10**6)
-    assert (text.total, skipped + len(lines), len(lines), lines[-1]) == (20000, 20000, ace_gui.MAX_LOG_LINES, "line 19999")
+    assert (text.total, skipped + len(lines), len(lines), lines[-1]) == (
+        20000,
+        20000,
+        ace_gui.MAX_LOG_LINES,
+        "line 19999",
+    )
     assert run.log.read_text(encoding="utf-8").splitlines()[1:] == [f"line {n}" for n in range(20000)]
 
 
@@ -136,7 +141,10 @@ def test_input_is_closed(run: Run):
 
 
 def test_gentle_stop_is_an_interrupt(run: Run):
-    code = "import time\ntry:\n    print('ready'); time.sleep(60)\nexcept KeyboardInterrupt:\n    print('saved'); raise SystemExit(130)"
+    code = (
+        "import time\ntry:\n    print('ready'); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('saved'); raise SystemExit(130)"
+    )
     run.start(code).until(lambda: "ready" in run.lines)
     run.runner.request_stop()
     run.wait()
@@ -145,7 +153,10 @@ def test_gentle_stop_is_an_interrupt(run: Run):
 
 def test_gentle_stop_by_file(run: Run):
     stop = run.folder / "checkpoints" / "STOP"
-    code = f"import pathlib, time\nprint('ready')\nwhile not pathlib.Path({str(stop)!r}).exists(): time.sleep(0.01)\nprint('saved')"
+    code = (
+        f"import pathlib, time\nprint('ready')\n"
+        f"while not pathlib.Path({str(stop)!r}).exists(): time.sleep(0.01)\nprint('saved')"
+    )
     run.start(code, stop).until(lambda: "ready" in run.lines)
     run.runner.request_stop()
     assert run.wait().code == 0
@@ -239,7 +250,7 @@ def test_a_left_over_process_is_told_from_another_one(run: Run):
 
 def test_tensorboard_that_is_missing_says_so(tmp_path: Path):
     fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\necho \"$0: No module named tensorboard\" >&2\nexit 1\n")
+    fake.write_text('#!/bin/sh\necho "$0: No module named tensorboard" >&2\nexit 1\n')
     fake.chmod(0o755)
     board = ace_gui.TensorBoard()
     board.open(fake, tmp_path / "logs", tmp_path, dict(os.environ))

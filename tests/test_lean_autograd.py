@@ -120,7 +120,9 @@ def test_linear_attention(masked: bool) -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 9])
 @pytest.mark.parametrize("keeps_product", [False, True])
-def test_feed_forward(frames: int, keeps_product: bool) -> None:
+@pytest.mark.parametrize("piece_bytes", [2**24, 100])
+def test_feed_forward(frames: int, keeps_product: bool, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "PIECE_BYTES", piece_bytes)
     torch.manual_seed(0)
     width, hidden = 6, 10
     layers = (

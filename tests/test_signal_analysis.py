@@ -110,13 +110,19 @@ def test_tags_are_sorted_and_three_or_four():
     [
         (np.zeros((2, 5 * RATE), np.float32), "silent"),
         (tone(997, 1e-3, 5) * 0.15, "nearly silent"),
-        (tone(997, 0.5, 1), "lasts 1.0 s"),
+        (tone(997, 0.5, 0.3), "lasts 0.3 s"),
     ],
     ids=["silent", "below the gate", "short"],
 )
 def test_what_cannot_be_measured_says_so(samples, reason):
     with pytest.raises(TooLittleSound, match=reason):
         measure(samples, RATE)
+
+
+def test_a_short_sound_has_no_tempo():
+    assert measure(clicks(120, seconds=1), RATE).bpm is None
+    assert measure_bpm(clicks(120, seconds=2.9), RATE) is None
+    assert measure_bpm(clicks(120, seconds=6), RATE) == pytest.approx(120, abs=1)
 
 
 def test_other_rates_and_channels():

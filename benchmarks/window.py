@@ -1,0 +1,152 @@
+"""How the window bears a flood of output, and how fast it opens.
+
+    python benchmarks/window.py            all figures, as a table
+    python benchmarks/window.py --seconds 10 --rate 100000
+
+A child process prints lines of 116 characters at the given rate through the window's own runner and log pane. Measured:
+the longest time for which the event loop did nothing else (a heartbeat of 5 ms tells), lines read, memory. Then the
+same for a progress bar redrawn 3,000 times, and the time from the start of the interpreter to the first painted window.
+Needs a display, or Xvfb, which it starts itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import ace_gui  # noqa: E402 (it stands beside this folder)
+
+FLOOD = """
+import sys, time
+rate, seconds = int(sys.argv[1]), float(sys.argv[2])
+block, number, begin = rate // 100, 0, time.monotonic()
+while True:
+    spent = time.monotonic() - begin
+    if spent >= seconds:
+        break
+    if number <= spent * rate:
+        sys.stdout.write("".join(f"line {n:09} " + "x" * 101 + "\\n" for n in range(number, number + block)))
+        number += block
+    else:
+        time.sleep(0.001)
+sys.stdout.flush()
+print(f"printed {number} lines", file=sys.stderr)
+"""
+BAR = """
+import sys, time
+for n in range(3000):
+    sys.stderr.write(f"\\r{n/30:.0f}%|{'#' * (n // 100)}| {n}/3000 [00:01<00:02, 300.00it/s]")
+    sys.stderr.flush()
+    time.sleep(0.001)
+print("end of the bar")
+"""
+
+
+def memory_mb() -> float:
+    """Resident memory of this process; nan where the system does not tell it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, ValueError):
+        return float("nan")
+
+
+def watch(app: ace_gui.App, code: str, *arguments: str) -> dict[str, float]:
+    """Run `code` as a child of the window and measure what the event loop bears."""
+    stalls: list[float] = []
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        now = time.monotonic()
+        stalls.append(now - last)
+        last = now
+        app.root.after(5, beat)
+
+    highest = before = memory_mb()
+    app.run_command([sys.executable, "-c", code, *arguments], "benchmark")
+    app.root.after(5, beat)
+    begin = time.monotonic()
+    while app.state != "idle":
+        app.root.dooneevent() if hasattr(app.root, "dooneevent") else app.root.tk.dooneevent(0)
+        highest = max(highest, memory_mb())
+    seconds = time.monotonic() - begin
+    return {
+        "lines": app.runner.text.total,
+        "seconds": seconds,
+        "lines/s": app.runner.text.total / seconds,
+        "longest stall ms": max(stalls) * 1000,
+        "99.9 % of beats within ms": statistics.quantiles(stalls, n=1000)[-1] * 1000
+        if len(stalls) > 1000
+        else max(stalls) * 1000,
+        "memory before MB": before,
+        "memory highest MB": highest,
+    }
+
+
+def startup_seconds(folder: Path, runs: int = 5) -> list[float]:
+    """From starting the interpreter to the first painted window, each in a fresh process."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport ace_gui; from pathlib import Path\n"
+        "program = Path(sys.argv[1]); root = ace_gui.open_root()\n"
+        "app = ace_gui.App(root, program, ace_gui.Settings.load(program / 's.json'))\nroot.update()\n"
+        "print('painted', flush=True)\n"
+    )
+    found = []
+    for _ in range(runs):
+        begin = time.monotonic()
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        found.append(time.monotonic() - begin)
+        process.wait()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The window under a flood of output, and its start.")
+    parser.add_argument("--rate", type=int, default=100_000, help="lines per second (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the flood (default: %(default)s)")
+    args = parser.parse_args()
+    server = None
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        if not shutil.which("Xvfb"):
+            raise SystemExit("error: There is no display. Set DISPLAY or install Xvfb.")
+        command = ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x720x24", "-nolisten", "tcp"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert server.stdout is not None
+        os.environ["DISPLAY"] = ":" + server.stdout.readline().decode().strip()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["XDG_CONFIG_HOME"] = os.environ["APPDATA"] = name  # the log of a run without project goes there
+        starts = startup_seconds(folder)
+        median, slowest = statistics.median(starts), max(starts)
+        print(f"start to painted window: median {median:.2f} s, slowest {slowest:.2f} s of {len(starts)}")
+        app = ace_gui.App(ace_gui.open_root(), folder, ace_gui.Settings(folder / "s.json", language="en", scale="100"))
+        app.root.update()
+        app._asking = True  # the question to the scripts' Python is no part of this
+        for title, code, arguments in (
+            (f"{args.rate} lines/s for {args.seconds:g} s", FLOOD, (str(args.rate), str(args.seconds))),
+            ("a bar redrawn 3,000 times", BAR, ()),
+        ):
+            print(title)
+            for key, value in watch(app, code, *arguments).items():
+                print(f"    {key:28} {value:12,.1f}")
+        app._finish_close()
+    if server is not None:
+        server.terminate()
+    print(json.dumps({"python": sys.version.split()[0], "platform": sys.platform, "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Run with: pytest tests/test_resize_lora.py - on small files with known singular values."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import resize_lora
+from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, peft_config_dict, read_lora_config, save_lora
+from ace_lora.commands import run_script
+
+LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_out.0")
+CONFIG = {"r": 4, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q", "to_out.0"]}
+
+
+def make_lora(folder, values=(8.0, 4.0, 1.0, 0.5), **options):
+    """A *_lora folder whose layers have these singular values."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer, size in zip(LAYERS, (12, 20), strict=True):
+        left = torch.linalg.qr(torch.randn(size, 4, generator=generator, dtype=torch.float64))[0]
+        right = torch.linalg.qr(torch.randn(16, 4, generator=generator, dtype=torch.float64))[0]
+        tensors[f"{layer}.lora_A.weight"] = right.T
+        tensors[f"{layer}.lora_B.weight"] = left * torch.tensor(values)
+    save_lora(folder / WEIGHTS_NAME, tensors, CONFIG, {"rank": "4"}, **options)
+    (folder / CONFIG_NAME).write_text(json.dumps(peft_config_dict(CONFIG)), encoding="utf-8")
+    return load_file(folder / WEIGHTS_NAME)
+
+
+def run(*argv):
+    return run_script(resize_lora.main, resize_lora.parse_args([str(part) for part in argv]))
+
+
+def product(tensors, layer):
+    return tensors[f"{layer}.lora_B.weight"].double() @ tensors[f"{layer}.lora_A.weight"].double()
+
+
+def test_rank_r_pruned_to_r_is_unchanged(tmp_path, capsys):
+    before = make_lora(tmp_path / "in_lora")
+    for rank in (4, 9):
+        assert (
+            run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / f"o{rank}", "--new_rank", rank) == 0
+        )
+        after = load_file(tmp_path / f"o{rank}" / WEIGHTS_NAME)
+        assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+        assert read_lora_config(tmp_path / f"o{rank}" / CONFIG_NAME)["r"] == 4
+    assert "kept 100.00 %" in capsys.readouterr().out
+
+
+def test_new_rank_keeps_the_best_and_prints_the_energy(tmp_path, capsys):
+    before = make_lora(tmp_path / "in_lora")
+    out = tmp_path / "新 out.safetensors"
+    assert run("--input_name", tmp_path / "in_lora" / WEIGHTS_NAME, "--output_name", out, "--new_rank", 2) == 0
+    expected = 100 * (64 + 16) / (64 + 16 + 1 + 0.25)
+    lines = capsys.readouterr().out.splitlines()
+    for layer in LAYERS:
+        (line,) = (line for line in lines if line.startswith(layer + " |"))
+        assert float(re.search(r"kept ([\d.]+) %", line)[1]) == pytest.approx(expected, abs=0.1)
+        assert "rank 4 to 2" in line
+    after = load_file(out)
+    for layer in LAYERS:
+        assert after[f"{layer}.lora_A.weight"].shape[0] == after[f"{layer}.lora_B.weight"].shape[1] == 2
+        assert after[f"{layer}.lora_A.weight"].dtype == torch.bfloat16
+        error = (product(after, layer) - product(before, layer)).norm().item()
+        assert error == pytest.approx(math.sqrt(1.25), rel=0.05)  # what was left out
+    with safe_open(out, "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+    # alpha / sqrt(r) as before
+    assert config["r"] == 2 and config["lora_alpha"] / math.sqrt(2) == pytest.approx(1 / math.sqrt(4))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "rank"), [("sv_ratio", 3, 2), ("sv_ratio", 10, 3), ("sv_fro", 0.99, 2), ("sv_fro", 1, 4)]
+)
+def test_rank_by_singular_values(tmp_path, flag, value, rank):
+    make_lora(tmp_path / "in_lora")
+    assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", f"--{flag}", value) == 0
+    after = load_file(tmp_path / "o" / WEIGHTS_NAME)
+    assert {t.shape[0] for key, t in after.items() if "lora_A" in key} == {rank}
+
+
+def test_layers_of_different_rank_keep_their_scale(tmp_path):
+    tensors = make_lora(tmp_path / "in_lora")
+    tensors[f"{LAYERS[1]}.lora_B.weight"][:, 1:] = 0  # one direction only
+    save_lora(tmp_path / "in_lora" / WEIGHTS_NAME, tensors, CONFIG)
+    assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--sv_ratio", 10) == 0
+    config = json.loads((tmp_path / "o" / CONFIG_NAME).read_text(encoding="utf-8"))
+    assert config["r"] == 3 and config["rank_pattern"] == {LAYERS[1]: 1}
+    assert config["alpha_pattern"][LAYERS[1]] / math.sqrt(1) == pytest.approx(0.5)
+
+
+def test_alpha_values_follow_the_rank(tmp_path):
+    make_lora(tmp_path / "in_lora", with_alpha=True)
+    assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--new_rank", 2) == 0
+    after = load_file(tmp_path / "o" / WEIGHTS_NAME)
+    assert {after[f"{layer}.alpha"].item() for layer in LAYERS} == {1.0}  # was 2 for rank 4
+
+
+def test_a_layer_of_zeros_is_no_problem(tmp_path):
+    make_lora(tmp_path / "in_lora", values=(0.0, 0, 0, 0))
+    for number, how in enumerate((("--new_rank", 2), ("--sv_ratio", 4), ("--sv_fro", 0.9))):
+        assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / f"o{number}", *how) == 0
+
+
+def test_wrong_input_is_reported_at_once_and_nothing_overwritten(tmp_path, capsys):
+    make_lora(tmp_path / "in_lora")
+    (tmp_path / "o.safetensors").write_bytes(b"mine")
+    assert run("--input_name", tmp_path / "none", "--output_name", tmp_path / "o.safetensors", "--new_rank", 0) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert (tmp_path / "o.safetensors").read_bytes() == b"mine"
+    for how in (("--sv_ratio", 0.5), ("--sv_fro", 1.5), ("--sv_fro", "nan")):
+        assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "p", *how) == 2
+    with pytest.raises(SystemExit):
+        resize_lora.parse_args(["--input_name", "a", "--output_name", "b", "--new_rank", "1", "--sv_fro", "1"])
