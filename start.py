@@ -15,6 +15,14 @@ import struct
 import sys
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+# The optional groups: requirements/GROUP.txt, and what each is for. The window reads this table too.
+GROUPS = {
+    "captioning": "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card",
+    "japanese": "Japanese lyrics (about 250 MB on disk)",
+    "prodigy": "the schedule-free Prodigy optimizer",
+    "small_cards": "a base model in 8 or 4 bits, 8-bit AdamW",
+    "wandb": "logging to Weights & Biases",
+}
 
 
 def check_python(version, pointer_bits):
@@ -46,4 +54,4 @@ if __name__ == "__main__":
 
     from ace_lora.set_up import main
 
-    raise SystemExit(main())
+    raise SystemExit(main(GROUPS))

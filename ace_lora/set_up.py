@@ -30,13 +30,6 @@ from typing import IO
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed, run_script
 
 HOME = Path(__file__).resolve().parent.parent
-GROUPS = {
-    "captioning": "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card",
-    "japanese": "Japanese lyrics (about 250 MB on disk)",
-    "prodigy": "the schedule-free Prodigy optimizer",
-    "small_cards": "a base model in 8 or 4 bits, 8-bit AdamW",
-    "wandb": "logging to Weights & Biases",
-}
 # The tests exercise every group that installs on a machine without a card.
 TEST_GROUPS = ("captioning", "japanese", "prodigy", "small_cards", "test")
 # More test processes than this gain little and take a gigabyte of memory each.
@@ -584,12 +577,12 @@ def run(python: Path, *arguments: str) -> int:
     return EXIT_INTERRUPTED if status in (-signal.SIGINT, -signal.SIGTERM) else abs(status)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `groups` are the optional groups and what each is for."""
     parser = argparse.ArgumentParser(
         prog="start.py",
         description="Set everything up in '.venv' beside this file, then open the window.",
-        epilog="Groups: " + "; ".join(f"{name} – {text}" for name, text in GROUPS.items()),
+        epilog="Groups: " + "; ".join(f"{name} – {text}" for name, text in groups.items()),
     )
     parser.add_argument(
         "action",
@@ -615,10 +608,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.torch not in ("auto", "cpu", "cuda") and "://" not in args.torch:
         parser.error(f"--torch '{args.torch}' is not known. Give auto, cpu, cuda or the address of a package index.")
     if args.action == "install":
-        wrong = [group for group in args.rest if group not in (*GROUPS, "test")]
+        wrong = [group for group in args.rest if group not in (*groups, "test")]
         if wrong or not args.rest:
             named = f"no group named '{wrong[0]}'" if wrong else "install needs the name of a group"
-            parser.error(f"{named}. Groups: {', '.join(GROUPS)}.")
+            parser.error(f"{named}. Groups: {', '.join(groups)}.")
     elif args.rest and args.action != "test":
         parser.error(f"'{args.action}' takes no further words: '{args.rest[0]}'. See --help.")
     return args
@@ -643,6 +636,6 @@ def act(args: argparse.Namespace) -> None:
         raise SystemExit(run(python, *commands[args.action]))
 
 
-def main() -> int:
+def main(groups: dict[str, str]) -> int:
     """Read the command line and do it. Returns the exit status."""
-    return run_script(act, parse_args())
+    return run_script(act, parse_args(groups))

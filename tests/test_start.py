@@ -207,7 +207,9 @@ def test_interrupted_installation_goes_on(without_packages: Path, stalling_index
     address = f"http://127.0.0.1:{stalling_index.server_address[1]}/simple"
     process = subprocess.Popen(
         [sys.executable, str(without_packages / "start.py"), "demo"],
-        env=variables_of_a_fresh_user(without_packages, PIP_NO_INDEX="0", PIP_FIND_LINKS="", PIP_INDEX_URL=address),
+        env=variables_of_a_fresh_user(
+            without_packages, PIP_NO_INDEX="0", PIP_FIND_LINKS="", PIP_INDEX_URL=address, PIP_RETRIES="0"
+        ),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -454,19 +456,19 @@ def test_failures_of_pip_in_a_sentence(output, sentence):
 )
 def test_wrong_words_are_refused(arguments, sentence, capsys):
     with pytest.raises(SystemExit) as ended:
-        set_up.parse_args(arguments)
+        set_up.parse_args(start.GROUPS, arguments)
     assert ended.value.code == 2
     assert sentence in capsys.readouterr().err
 
 
 def test_words_after_test_go_to_pytest():
-    args = set_up.parse_args(["--torch", "cpu", "test", "tests/test_start.py", "-k", "disk", "--torch"])
+    args = set_up.parse_args(start.GROUPS, ["--torch", "cpu", "test", "tests/test_start.py", "-k", "disk", "--torch"])
     assert args.torch == "cpu"
     assert args.rest == ["tests/test_start.py", "-k", "disk", "--torch"]
 
 
 def test_every_group_has_its_file_of_exact_versions():
-    for path in set_up.requirement_files([*set_up.GROUPS, "test"]):
+    for path in set_up.requirement_files([*start.GROUPS, "test"]):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
         assert lines, path
         assert all("==" in line.split(";")[0] for line in lines), path
