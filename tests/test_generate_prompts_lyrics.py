@@ -273,6 +273,7 @@ def test_lyrics_that_may_not_be_read_fail_their_song_only(songs, capsys):
     (songs / "one.lrc").write_text(LRC, "utf-8")
     (songs / "one.lrc").chmod(0)
     assert run(songs, "--lyrics") == 1
+    (songs / "one.lrc").chmod(0o644)
     assert re.search(r"one\.mp3 \| failed: '.*one\.lrc' cannot be read \(Permission denied\)", capsys.readouterr().out)
     assert {name.split("_")[0] for name in texts(songs)} == {"one.lrc", "two", "三 首"}
 
