@@ -126,6 +126,10 @@ class Run:
         )
         encode_text = self.load_text_encoder()
 
+        if args.compile:
+            from ace_lora.elementwise import compile_elementwise
+
+            say(compile_elementwise(self.device) or "compiled: the parts between the matrix products")
         self.model = self.load_base()
         self.adapter = adapter.adapter_tensors(self.model)
         if prepared.state:
