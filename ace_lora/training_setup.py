@@ -91,10 +91,10 @@ def package_problems(args: argparse.Namespace) -> list[str]:
     from ace_lora.optimizers import optimizer_problems
 
     problems = optimizer_problems(args.optimizer)
-    if args.base_precision == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+    if args.base_precision != "bf16" and importlib.util.find_spec("bitsandbytes") is None:
         problems.append(
-            "--base_precision nf4 needs the package 'bitsandbytes', which is not installed. "
-            "Install it with: pip install bitsandbytes - or choose --base_precision int8."
+            f"--base_precision {args.base_precision} needs the package 'bitsandbytes', which is not installed. "
+            "Install it with: python start.py install small_cards - or choose --base_precision bf16."
         )
     needed = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(args.logger)
     if needed and importlib.util.find_spec(needed) is None:
