@@ -32,6 +32,7 @@ from ace_lora.training_setup import prepare
 from tests.training_data import make_record, make_records
 
 ROOT = Path(__file__).parent.parent
+IMAGE_TEST = "test_logger_none_writes_no_logs_and_csv_no_tensorboard"
 LORA = {"r": 4, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 
 
@@ -43,6 +44,13 @@ def base(tmp_path_factory):
     make_records(folder / "prep", folder / "tiny")
     write_config(folder / "lora.json")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def without_image(request, monkeypatch):
+    """Drawing takes a third of so short a run; two tests here do it, the others leave it to test_metrics.py."""
+    if request.node.name not in ("test_files_lines_and_metadata_of_a_run", IMAGE_TEST):
+        monkeypatch.setattr("ace_lora.metrics.draw_losses", lambda metrics, image: None)
 
 
 def write_config(path, **changes):
