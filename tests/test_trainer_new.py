@@ -448,6 +448,20 @@ def test_warm_start(base, tmp_path, capsys):
     assert "rank 4" in capsys.readouterr().err
 
 
+def test_compile_goes_on_without_a_compiler(base, tmp_path):
+    """A process of its own: what is compiled stays so, and the compiler is looked up once."""
+    command = [sys.executable, str(ROOT / "trainer_new.py"), *arguments(base, tmp_path, max_steps=1, compile=True)]
+    nothing = tmp_path / "no programs"
+    nothing.mkdir()
+    cache = tmp_path / "inductor"
+    environment = {**os.environ, "PATH": str(nothing), "CXX": "no-compiler", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    answer = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "torch.compile does not work here" in answer.stdout
+    assert "Traceback" not in answer.stdout + answer.stderr
+    assert folders(tmp_path) == ["epoch=0-step=1_lora"]
+
+
 @pytest.mark.parametrize("optimizer", trainer_new.OPTIMIZERS)
 def test_optimizers(base, tmp_path, capsys, optimizer):
     prodigy = optimizer.startswith("prodigy")
