@@ -81,6 +81,9 @@ def main(args: argparse.Namespace) -> None:
         # pypinyin is imported softly inside a function, and reads its dictionaries as data.
         command += ["--collect-data", "pypinyin", "--hidden-import", "pypinyin"]
         command += [word for module in EXCLUDED for word in ("--exclude-module", module)]
+        if sys.platform != "win32" and shutil.which("strip"):
+            # A Python built from source carries 15 MB of debugging symbols; strip spoils Windows' libraries.
+            command.append("--strip")
         if sys.platform == "win32":
             command += ["--version-file", str(windows_version_file(version, work / "version.txt"))]
         print(f"Building {NAME} {version} …", flush=True)

@@ -14,15 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ace_lora.captions import clean_lines
+from ace_lora.captions import NO_VOICE, clean_lines
 from ace_lora.lyrics.timed import TimedLine, parse_timed
 from ace_lora.songs import INSTRUMENTAL, Song
 
-# What players and download sites write in the place of lyrics for music without a voice.
-_NO_VOICE = re.compile(
-    r"\W*(?:instrumental|no lyrics|(?:[此本该]歌曲为|这是一首)?(?:没有填词的)?纯音乐\W*(?:请您?欣赏|无歌词)?)\W*",
-    re.IGNORECASE,
-)
 # Vorbis comments and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers write.
 # The ones with times come first.
 _COMMENT_NAMES = ("syncedlyrics", "synced lyrics", "lyrics", "unsyncedlyrics", "unsynced lyrics")
@@ -73,20 +68,15 @@ def embedded_lyrics(audio: Path) -> FoundLyrics | None:
 
     Raises UnreadableTags when the file's tags are damaged, OSError.
     """
-    import mutagen
-
+    audio.open("rb").close()  # mutagen would hide an OSError in one of its own
     try:
-        tags = _read_tags(audio)
-    except mutagen.MutagenError as error:
-        if isinstance(error.__context__, OSError) or isinstance(error.__cause__, OSError):
-            audio.open("rb").close()  # raises the plain OSError
+        found = [(name, lines) for name, lines in _embedded(_read_tags(audio)) if lines]
+    except Exception as error:
+        # Damaged files make mutagen raise IndexError and the like as well as its own errors.
         raise UnreadableTags(
-            f"The tags embedded in '{audio.name}' cannot be read: {error}. Repair them with a tag editor, "
+            f"The tags embedded in '{audio.name}' cannot be read ({error}). Repair them with a tag editor, "
             "or put the lyrics beside the song as a .lrc or .txt file."
         ) from error
-    if tags is None:
-        return None
-    found = [(name, lines) for name, lines in _embedded(tags) if lines]
     for name, lines in found:
         if any(line.seconds is not None for line in lines):
             return FoundLyrics(f"embedded {name}", lines)
@@ -105,7 +95,7 @@ class UnknownEncoding(Exception):
 
 
 def decode_lyrics(data: bytes, name: str) -> tuple[str, str]:
-    """(text, encoding) of a lyrics file: UTF-8, UTF-16 with a byte-order mark, else the code page that fits it.
+    """(text, encoding) of a lyrics file: UTF-8, UTF-16, else the code page that fits it.
 
     Raises UnknownEncoding.
     """
@@ -116,6 +106,10 @@ def decode_lyrics(data: bytes, name: str) -> tuple[str, str]:
     ):
         if data.startswith(mark):
             return _strictly(data, encoding, name), encoding
+    if b"\0" in data:
+        # UTF-16 without a byte-order mark: in line ends and stamps every second byte is zero.
+        encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
+        return _strictly(data, encoding, name), encoding
     try:
         return data.decode("utf-8"), "utf-8"
     except UnicodeDecodeError:
@@ -188,7 +182,7 @@ def _lines(text: str) -> tuple[TimedLine, ...]:
     sung = [line.text for line in lines if line.text]
     if not sung:
         return ()
-    if len(sung) == 1 and _NO_VOICE.fullmatch(sung[0]):
+    if len(sung) == 1 and NO_VOICE.fullmatch(sung[0]):
         return (TimedLine(None, INSTRUMENTAL),)
     while not lines[-1].text:
         lines.pop()
@@ -210,7 +204,7 @@ def _read_tags(audio: Path) -> Any:
     for source in (audio, None):
         try:
             file = mutagen.File(source or io.BytesIO(audio.read_bytes()))
-        except mutagen.MutagenError as error:
+        except Exception as error:
             problem = problem or error
             continue
         if file is not None and file.tags:
@@ -227,10 +221,12 @@ def _read_tags(audio: Path) -> Any:
 
 
 def _embedded(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
-    """(name of the field, its lines) for every field of `tags` that may hold lyrics."""
+    """(name of the field, its lines) for every field of `tags` (None: there are none) that may hold lyrics."""
     from mutagen.id3 import ID3Tags
     from mutagen.mp4 import MP4Tags
 
+    if tags is None:
+        return
     if isinstance(tags, ID3Tags):
         yield from _id3_lyrics(tags)
     elif isinstance(tags, MP4Tags):

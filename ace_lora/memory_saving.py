@@ -89,7 +89,9 @@ class QuantisedLinear(nn.Linear):
         """[out, in]"""
         scales = self.scales.view(torch.float32)
         if self.precision == "int8":
-            return self.weight * scales.to(dtype)
+            # Multiplied in float32 and rounded once, without a float32 copy of the weight.
+            dequantised = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
+            return torch.mul(self.weight, scales[:, None], out=dequantised)
         import bitsandbytes.functional as bitsandbytes
 
         state = bitsandbytes.QuantState(
@@ -106,11 +108,12 @@ class QuantisedLinear(nn.Linear):
 
 
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric, one scale per output row, [out,1]. Scales are bfloat16 numbers, so that computing in it is exact."""
-    scales = weight.abs().amax(1, keepdim=True).float() / 127
-    # Half a bfloat16 step up, so that rounding the scale never makes the largest weight exceed 127.
-    scales = (scales * (1 + 2**-8)).to(torch.bfloat16).float().clamp(min=1e-30)
-    return (weight.float() / scales).round_().clamp_(-127, 127).to(torch.int8), scales
+    """int8 [out, in] and one scale per output row, [out]."""
+    import bitsandbytes.functional as bitsandbytes
+
+    # Its CUDA kernel takes float16 alone, which holds every bfloat16 weight of this model's size.
+    quantised, row_maxima, _ = bitsandbytes.int8_vectorwise_quant(weight.half().contiguous())
+    return quantised, row_maxima.float() / 127
 
 
 def _to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +126,12 @@ def _to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
 def quantise_base(
     model: ACEStepTransformer, precision: BasePrecision, device: torch.device | str | None = None
 ) -> None:
-    """Store the weights of all large frozen layers as int8 (one scale per row) or NF4 (bitsandbytes; 64 per scale).
+    """Store the weights of all large frozen layers as int8 (one scale per row) or NF4 (one per 64), with bitsandbytes.
 
     Covers the blocks' projections and pointwise convolutions, the self-supervised heads and the lyric encoder; biases,
     modulation, embeddings and in- and output layers keep their dtype. "bf16" leaves the weights as they are. With
     `device` the model moves there layer by layer, so that the full weights are never there together.
-    Works before and after LoRA injection. Raises ModuleNotFoundError for NF4 without bitsandbytes.
+    Works before and after LoRA injection. Raises ModuleNotFoundError without bitsandbytes.
     """
     device = None if device is None else torch.device(device)
     if precision != "bf16":

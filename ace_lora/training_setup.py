@@ -91,10 +91,10 @@ def package_problems(args: argparse.Namespace) -> list[str]:
     from ace_lora.optimizers import optimizer_problems
 
     problems = optimizer_problems(args.optimizer)
-    if args.base_precision == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+    if args.base_precision != "bf16" and importlib.util.find_spec("bitsandbytes") is None:
         problems.append(
-            "--base_precision nf4 needs the package 'bitsandbytes', which is not installed. "
-            "Install it with: pip install bitsandbytes - or choose --base_precision int8."
+            f"--base_precision {args.base_precision} needs the package 'bitsandbytes', which is not installed. "
+            "Install it with: python start.py install small_cards - or choose --base_precision bf16."
         )
     needed = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(args.logger)
     if needed and importlib.util.find_spec(needed) is None:
@@ -254,6 +254,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     if "transformer" not in found:
         shapes = adapter_shapes(target_layers(meta_transformer(weights["transformer"]), config), config["r"])
 
+    assert chosen is not None
     device, precision, precision_notes = chosen
     return finish_preparation(
         args,
@@ -404,7 +405,7 @@ def find_state(args: argparse.Namespace, notes: list[str]) -> tuple[Path, SavedS
             "Give its path, or --resume alone for the newest checkpoint of --output_dir."
         )
     run_id = read_state_values(folder).get("run_id")
-    foreign = [path for path in find_loras(output_dir) if run_id_of(path) != run_id]
+    foreign = [path for path in find_loras(output_dir) if path.is_dir() and run_id_of(path) != run_id]
     if foreign:
         raise WrongInput(
             f"--output_dir '{output_dir}' holds LoRAs of another training ('{foreign[0].name}') than --resume "

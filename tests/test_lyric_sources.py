@@ -82,7 +82,9 @@ def beside(song: Song, name: str, data: bytes) -> FoundLyrics | None:
 
 
 @pytest.mark.parametrize(
-    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "gbk", "gb18030"], ids=lambda encoding: encoding
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-le", "utf-16-be", "gbk", "gb18030"],
+    ids=lambda encoding: encoding,
 )
 def test_lrc_in_every_encoding_with_its_times(song, encoding):
     data = b"\xff\xfe" + LRC.encode("utf-16-le") if encoding == "utf-16-le-bom" else LRC.encode(encoding)
@@ -324,6 +326,29 @@ def test_damaged_tags_say_so(song):
     audio = song("flac").audio
     audio.write_bytes(b"fLaC" + b"\xff" * 200)
     with pytest.raises(UnreadableTags, match=r"'song\.flac' cannot be read"):
+        embedded_lyrics(audio)
+
+
+def test_an_ogg_whose_last_comment_has_no_end(song):
+    """One byte too long, it swallows the bit behind it, and mutagen raises IndexError."""
+    audio = song("ogg").audio
+    file = mutagen.File(audio)
+    file.delete()
+    file["LYRICS"] = "la"
+    file.save(padding=lambda _: 0)
+    data = audio.read_bytes()
+    assert data.count(b"\x09\x00\x00\x00LYRICS=la") == 1
+    audio.write_bytes(data.replace(b"\x09\x00\x00\x00LYRICS=la", b"\x0a\x00\x00\x00LYRICS=la"))
+    with pytest.raises(UnreadableTags, match="index"):
+        embedded_lyrics(audio)
+
+
+def test_bytes_of_no_encoding_in_an_mp4(song):
+    audio = song("m4a").audio
+    file = mutagen.File(audio)
+    file["----:com.apple.iTunes:LYRICS"] = [b"caf\xe9 \x81 la"]
+    file.save()
+    with pytest.raises(UnreadableTags, match="0x81"):
         embedded_lyrics(audio)
 
 
