@@ -477,13 +477,17 @@ def check_networks(works: list[Work], weights: dict[str, Path]) -> None:
 
     Raises WrongInput with every file that does not fit.
     """
+    stages = [stage for stage in STAGES if any(stage in work.stages for work in works)]
+    if not stages:
+        return
+    import torch
+
     problems = []
-    for stage in STAGES:
-        if any(stage in work.stages for work in works):
-            try:
-                load_network(stage, weights[STAGES[stage]], "meta", None)
-            except WrongInput as error:
-                problems += error.problems
+    for stage in stages:
+        try:
+            load_network(stage, weights[STAGES[stage]], "meta", torch.float32)
+        except WrongInput as error:
+            problems += error.problems
     if problems:
         raise WrongInput(problems)
 
