@@ -190,6 +190,7 @@ class Work:
     """
 
     song: DatasetSong
+    place: str  # absolute path of the audio, for the record
     fingerprint: dict[str, Any] = field(default_factory=dict)
     old: dict[str, Any] | None = None  # metadata of the record that exists
     old_path: Path | None = None
@@ -366,7 +367,7 @@ def plan_all(songs: list[DatasetSong], run: Run, found: dict[str, Path]) -> list
 
 def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
     """What has to be done for a song, from the headers of its record and of waiting pieces; nothing is decoded."""
-    work = Work(song, warnings=list(song.remarks))
+    work = Work(song, str(song.audio.resolve()), warnings=list(song.remarks))
     find_record(work, run.output)
     if work.outcome:
         return work
@@ -380,7 +381,8 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
             work.fail(f"'{song.audio}' cannot be read: {error.strerror}. Is its disk there? Was the file moved?")
             return work
         work.warnings.append(f"its audio cannot be read ({error.strerror}); the record that exists is kept")
-        audio_same, audio = True, recorded["audio"]
+        # Where it was when it could be read: training computes features from there.
+        audio_same, audio, work.place = True, recorded["audio"], work.old["audio"]
 
     inputs = {
         "text": digest(song.prompt),
@@ -398,7 +400,7 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
             work.redo.add(piece)
 
     old = work.old or {}
-    moved = old.get("audio") != str(song.audio.resolve())
+    moved = old.get("audio") != work.place
     if not work.redo and not moved and old.get("ssl") == ssl:
         work.outcome = "skipped"
         return work
@@ -764,7 +766,7 @@ def finish(work: Work, computed: dict[str, Piece], run: Run) -> None:
             "prompt": work.song.prompt,
             **lyric_facts,
             **{key: facts[key] for key in ("seconds", "original_seconds", "cropped")},
-            "audio": str(work.song.audio.resolve()),
+            "audio": work.place,
             "dataset": str(Path(run.args.input_name).resolve()),
             "ssl": run.args.ssl,
             "fingerprint": work.fingerprint,

@@ -462,6 +462,18 @@ def test_a_record_outlives_its_audio(two_songs):
     assert status == 1 and "song 1/2 | b.wav | failed: " in out
 
 
+def test_a_dataset_that_names_another_place_without_audio_does_not_change_the_recorded_place(two_songs):
+    assert two_songs.preprocess("--ssl", "none")[0] == 0
+    place = two_songs.records()["b"]["metadata"]["audio"]
+    moved = two_songs.songs.rename(two_songs.folder / "moved")
+    two_songs.songs = moved
+    two_songs.convert()
+    for path in moved.iterdir():
+        path.rename(path.with_suffix(".away"))
+    assert two_songs.preprocess("--ssl", "none")[1].splitlines()[-1] == "done 0, skipped 2, failed 0"
+    assert two_songs.records()["b"]["metadata"]["audio"] == place
+
+
 def test_cropping_is_said_and_timed_lyrics_are_cropped(project, monkeypatch):
     monkeypatch.setattr(audio_module, "MAX_SECONDS", 5)
     project.add(
