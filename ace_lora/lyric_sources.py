@@ -22,6 +22,16 @@ from ace_lora.songs import INSTRUMENTAL, Song
 # The ones with times come first.
 _COMMENT_NAMES = ("syncedlyrics", "synced lyrics", "lyrics", "unsyncedlyrics", "unsynced lyrics")
 
+# What music services write above the first sung line ("作词 : …", "Composed by: …"); nobody sings it.
+_CREDIT = re.compile(
+    r"(?:作?[词詞曲]|填[词詞]|[谱譜]曲|[编編]曲|演唱|原唱|歌手|歌名|[专專][辑輯]|制作人?|製作人?|[监監][制製]|混音|[录錄]音|母[带帶]|和[声聲]|"
+    r"吉他|[贝貝]斯|鼓|[键鍵][盘盤]|弦[乐樂]|出品|[发發]行|统筹|企[划劃]|OP|SP|ISRC|"
+    r"lyrics?(?: by)?|lyricist|composers?|composed by|music by|written by|writers?|arrange[rd](?: by)?|arrangement|"
+    r"producers?|produced by|vocals?(?: by)?|mix(?:ed|ing)?(?: by| engineer)?|master(?:ed|ing)(?: by| engineer)?)"
+    r"\s*[:：].*",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class FoundLyrics:
@@ -179,6 +189,7 @@ def _found(source: str, text: str) -> FoundLyrics | None:
 def _lines(text: str) -> tuple[TimedLine, ...]:
     """Lines of lyrics with or without `[mm:ss.xx]`; empty when the text holds nothing but times and headers."""
     lines = [TimedLine(line.seconds, " ".join(line.text.split())) for line in parse_timed("\n".join(clean_lines(text)))]
+    lines = _without_credits(lines)
     sung = [line.text for line in lines if line.text]
     if not sung:
         return ()
@@ -189,6 +200,17 @@ def _lines(text: str) -> tuple[TimedLine, ...]:
     while not lines[0].text:
         lines.pop(0)
     return tuple(lines)
+
+
+def _without_credits(lines: list[TimedLine]) -> list[TimedLine]:
+    """`lines` from the first that is no credit; a title line goes too where credits follow it."""
+    first_sung = 0
+    for place, line in enumerate(lines):
+        if _CREDIT.fullmatch(line.text):
+            first_sung = place + 1
+        elif line.text and (place > 0 or line.text.startswith("[")):
+            break
+    return lines[first_sung:]
 
 
 # --- Embedded tags ---

@@ -120,6 +120,22 @@ def test_an_empty_lrc_gives_way_to_the_txt(song):
     assert beside(song("mp3"), "song.lrc", b"[ti:Song]\n[00:00.00]\n\n").lines == TEXT_LINES
 
 
+def test_credits_above_the_first_line_are_not_lyrics(song):
+    credits = "[00:00.00]晴天 - 某人\n[00:01.00]作词：某人\n[00:02.00]Composed by: Somebody\n"
+    text = credits + "[00:12.00]故事的小黄花\n[00:15.00]鼓：咚咚"
+    found = beside(song("mp3"), "song.lrc", text.encode())
+    assert found.lines == (TimedLine(12.0, "故事的小黄花"), TimedLine(15.0, "鼓：咚咚"))
+
+
+def test_a_first_line_without_credits_below_it_is_sung(song):
+    found = beside(song("mp3"), "song.lrc", "[00:01.00]Hello - again\n[00:03.00]曲终人散".encode())
+    assert found.text == "Hello - again\n曲终人散"
+
+
+def test_nothing_but_credits_is_no_lyrics(song):
+    assert beside(song("mp3"), "song.lrc", "[00:00.00]作曲 : 某人\n[00:01.00]编曲 : 某人".encode()) is None
+
+
 def test_upper_case_extension(song):
     assert beside(song("mp3"), "song.LRC", LRC.encode()).lines == LRC_LINES
 
