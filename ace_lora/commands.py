@@ -11,6 +11,7 @@ Standard library only, so that `--help` of a script that imports this answers at
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -52,6 +53,7 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
         # A Windows console or pipe may default to a code page that cannot print the user's song names.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+    _quieten_libraries()
     _interrupt_on_termination()
     try:
         main(args)
@@ -65,6 +67,10 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
     except KeyboardInterrupt:
         print("Interrupted. Run the same command again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output (a pager, `head`, a window that closed) is gone: nobody is left to tell.
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes them at its end
+        return EXIT_FAILED
     except OSError as error:
         # The disk is full, a file is locked by another program, a drive was unplugged: the user's to mend.
         print(f"error: {_describe_os_error(error)}", file=sys.stderr)
@@ -78,6 +84,13 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
         )
         return EXIT_FAILED
     return EXIT_DONE
+
+
+def _quieten_libraries() -> None:
+    """Keep remarks on optional speed-ups, which some libraries make while they are imported, out of the user's log."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 def _interrupt_on_termination() -> None:

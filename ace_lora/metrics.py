@@ -239,12 +239,7 @@ class StepLines:
 
 
 def silence_libraries() -> None:
-    """Keep tips, device tables and remarks on optional speed-ups of Lightning and others out of the user's log.
-
-    Call it before the libraries are imported: some speak while they are.
-    """
-    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Keep tips and device tables of Lightning out of the user's log."""
     import lightning.pytorch  # noqa: F401  sets its loggers' levels when it is imported
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
