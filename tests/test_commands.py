@@ -1,0 +1,86 @@
+"""How scripts end: real child processes that call `run_script` with a `main` of every kind of outcome."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ace_lora.commands import WrongInput
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+def command(body: str) -> list[str]:
+    """A Python command that runs `body` as the `main` of a script."""
+    indented = "\n".join("    " + line for line in body.splitlines())
+    code = (
+        "import argparse, sys, time\n"
+        "from ace_lora.commands import StepFailed, WrongInput, run_script\n"
+        f"def main(args):\n{indented}\n"
+        "sys.exit(run_script(main, argparse.Namespace()))"
+    )
+    return [sys.executable, "-c", code]
+
+
+def run(body: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(body), cwd=HOME, capture_output=True, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "errors"),
+    [
+        ("print('done 晴天')", 0, ""),
+        ("raise WrongInput(['one', 'two'])", 2, "error: one\nerror: two\n"),
+        ("raise StepFailed('2 of 3 songs failed')", 1, "error: 2 of 3 songs failed\n"),
+        ("raise KeyboardInterrupt", 130, "Interrupted. Run the same command again to go on.\n"),
+    ],
+)
+def test_every_outcome_has_its_status_and_sentence(body, status, errors):
+    answer = run(body)
+    assert (answer.returncode, answer.stderr) == (status, errors)
+
+
+def test_a_full_disk_is_a_sentence():
+    answer = run("import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'D:/songs/晴天.wav')")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: Cannot use 'D:/songs/晴天.wav': ")
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_bug_keeps_its_traceback_and_asks_for_a_report():
+    answer = run("return {}['nothing']")
+    assert answer.returncode == 1
+    assert "KeyError: 'nothing'" in answer.stderr
+    assert "This is a bug; please report it" in answer.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM that a process could catch")
+def test_a_request_to_end_is_an_interruption():
+    process = subprocess.Popen(
+        command("print('ready')\ntime.sleep(60)"), cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "Interrupted. Run the same command again to go on.\n")
+
+
+def test_a_reader_that_left_is_no_full_disk():
+    process = subprocess.Popen(
+        command("while True: print('line')"), cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=30), errors) == (1, "")
+
+
+def test_one_problem_may_be_given_as_a_text():
+    assert WrongInput("one").problems == ["one"]
+    assert str(WrongInput(["one", "two"])) == "one\ntwo"

@@ -1,0 +1,46 @@
+"""The files that belong to a song."""
+
+from __future__ import annotations
+
+from ace_lora.songs import Song, scan_songs, songs_with_equal_stem, split_tags
+
+
+def test_scan_finds_audio_of_this_folder_in_code_point_order(tmp_path):
+    for name in (
+        "b.MP3",
+        "A2.wav",
+        "a.flac",
+        "10.ogg",
+        "9.opus",
+        "晴 天.m4a",
+        "x.aac",
+        "._b.mp3",
+        "notes.txt",
+        "b.mp4",
+    ):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.mp3").mkdir()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "deep.mp3").touch()
+    names = [song.audio.name for song in scan_songs(tmp_path)]
+    assert names == ["10.ogg", "9.opus", "A2.wav", "a.flac", "b.MP3", "x.aac", "晴 天.m4a"]
+
+
+def test_texts_beside_a_song_keep_all_but_the_last_extension(tmp_path):
+    song = Song(tmp_path / "Two.dots.mp3")
+    assert song.stem == "Two.dots"
+    assert [path.name for path in (song.prompt, song.lyrics, song.timed_lyrics)] == [
+        "Two.dots_prompt.txt",
+        "Two.dots_lyrics.txt",
+        "Two.dots_lyrics.lrc",
+    ]
+
+
+def test_equal_stems_are_found_whatever_their_case(tmp_path):
+    songs = [Song(tmp_path / name) for name in ("Dup.mp3", "dup.wav", "other.mp3")]
+    assert songs_with_equal_stem(songs) == {"Dup": songs[:2]}
+
+
+def test_tags():
+    assert split_tags(" rock,  male vocal,,drums ,") == ["rock", "male vocal", "drums"]
+    assert split_tags("") == []
