@@ -98,8 +98,9 @@ OWNER_FILE = ".ace_gui_owner.json"  # in `checkpoints`: which project's training
 
 TICK_MS = 50  # log and progress
 DISK_MS = 1500  # how often the folders are looked at for changes made outside the window
-DRAIN_BUDGET_S = 0.020  # work per tick; measured: one insert of 500 lines takes about 3 ms
-INSERT_LINES = 500
+DRAIN_BUDGET_S = 0.012  # work per tick
+INSERT_LINES = 250  # at once: what Tk then has to lay out and draw comes on top of the budget
+SWITCH_S = 0.001  # Python gives the reading thread 5 ms for every call of Tk; ten such calls in a tick would be felt
 MAX_LOG_LINES = 5000  # in the pane; the file has all of them. Without a cap Tk took 404 MB for a million lines
 TRIM_SLACK = 1000  # trimming 1,000 lines at once is cheaper than a few at every tick
 READ_BYTES = 65536
@@ -639,6 +640,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings.",
     ),
     "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
+    "where.setting": ("手动指定", "chosen by hand"),
+    "where.running": ("本窗口所用", "that of this window"),
+    "where.VIRTUAL_ENV": ("已激活的虚拟环境", "the active environment"),
+    "where.CONDA_PREFIX": ("已激活的 conda 环境", "the active conda environment"),
     "env.python_version": ("Python 版本 {version}", "Python version {version}"),
     "env.python_old": ("Python {version} 太旧，需要 3.10 到 3.13。", "Python {version} is too old; 3.10 to 3.13 are needed."),
     "env.python_broken": ("这个 Python 不能用：{error}", "This Python does not work: {error}"),
@@ -1834,6 +1839,7 @@ STEPS = (
             Field("output_name", "text", "{name}-step{step}.safetensors", basic=True),
             Field("lora_config_path", "combo", "{config}", basic=True),
         ),
+        ("overwrite",),  # never wanted: a file that is there gets a dated name first
     ),
 )  # fmt: skip
 STEP = {step.key: step for step in STEPS}
@@ -2300,7 +2306,7 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
         return StepState("stale", "stale.before", {"number": 6})
     if loras and (loras[-1] / LORA_FILE).stat().st_mtime > output.stat().st_mtime:
         return StepState("stale", "stale.lora", {"lora": loras[-1].name})
-    return StepState("done", "strength.done", {"file": str(output)})
+    return StepState("done", "strength.done", {"file": shown_path(output, space.program)})
 
 
 def take_receipt(space: Workspace, step: str, songs: list[Song]) -> dict[str, Any]:
@@ -2446,18 +2452,18 @@ BASE_WEIGHTS: dict[str, tuple[str, str, float]] = {
 ACE_STEP_HUB = "ACE-Step/ACE-Step-v1-3.5B"
 
 
-def weights_folders(settings: Settings) -> list[Path]:
+def weights_folders(settings: Settings, program: Path) -> list[Path]:
     home = Path(settings.cache or os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    chosen = [Path(settings.checkpoint_dir).expanduser()] if settings.checkpoint_dir else []
+    chosen = [program / Path(settings.checkpoint_dir).expanduser()] if settings.checkpoint_dir else []
     return [*chosen, Path.home() / ".cache" / "ace-step" / "checkpoints", home / "hub"]
 
 
-def find_weights(settings: Settings) -> dict[str, tuple[Path | None, float]]:
+def find_weights(settings: Settings, program: Path) -> dict[str, tuple[Path | None, float]]:
     """part -> (folder or None, bytes on disk), in a plain folder or a hub cache."""
     found: dict[str, tuple[Path | None, float]] = {}
     for part, (folder, hub, _) in BASE_WEIGHTS.items():
         candidates = []
-        for root in weights_folders(settings):
+        for root in weights_folders(settings, program):
             candidates.append(root / folder)
             cached = root / f"models--{(hub or ACE_STEP_HUB).replace('/', '--')}" / "snapshots"
             if cached.is_dir():
@@ -2508,6 +2514,12 @@ class Finding:
     key: str
     fields: dict[str, Any] = field(default_factory=dict)
     mend: str = ""
+
+    def say(self, language: str) -> str:
+        fields = dict(self.fields)
+        if "where" in fields:
+            fields["where"] = text_or(language, f"where.{fields['where']}", str(fields["where"]))
+        return say(language, self.key, fields)
 
 
 def judge_environment(
@@ -2597,7 +2609,7 @@ def _judge_disk(space: Workspace, songs: list[Song]) -> list[Finding]:
 
 
 def _judge_weights(space: Workspace) -> list[Finding]:
-    weights = find_weights(space.settings)
+    weights = find_weights(space.settings, space.program)
     missing = [part for part, (path, _) in weights.items() if path is None]
     source = space.settings.endpoint or os.environ.get("HF_ENDPOINT") or MIRRORS[0]
     if not missing:
@@ -2615,7 +2627,7 @@ def _judge_weights(space: Workspace) -> list[Finding]:
 def report_text(findings: list[Finding], language: str) -> str:
     marks = {"ok": "[ok]  ", "warn": "[!]   ", "bad": "[X]   ", "info": "[..]  "}
     lines = [f"{PROGRAM_NAME} {VERSION} · {sys.platform}"]
-    lines += [marks[finding.level] + say(language, finding.key, finding.fields) for finding in findings]
+    lines += [marks[finding.level] + finding.say(language) for finding in findings]
     return "\n".join(lines)
 
 
@@ -3135,9 +3147,9 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
     kernel = ctypes.windll.kernel32
     kernel.FreeConsole()
     if kernel.AttachConsole(process.pid):
-        kernel.SetConsoleCtrlHandler(None, True)
-        kernel.GenerateConsoleCtrlEvent(1, process.pid)
+        kernel.GenerateConsoleCtrlEvent(1, process.pid)  # CTRL_BREAK, to the child's own process group only
         kernel.FreeConsole()
+    kernel.AttachConsole(0xFFFFFFFF)  # back to the terminal that the window was started from, if there is one
 
 
 def kill_tree(process: subprocess.Popen[bytes], job: Any) -> None:
@@ -3199,6 +3211,7 @@ class TensorBoard:
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._job: Any = None
+        self._wanted = 0  # counts openings and closings: a start that was overtaken ends what it started
 
     @property
     def alive(self) -> bool:
@@ -3227,15 +3240,20 @@ class TensorBoard:
             "--port",
             str(port),
         ]
-        threading.Thread(target=self._wait, args=(argv, port, program, environment), daemon=True).start()
+        arguments = (argv, port, program, environment, self._wanted)
+        threading.Thread(target=self._wait, args=arguments, daemon=True).start()
 
-    def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str]) -> None:
+    def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str], wanted: int) -> None:
         try:
             process = start_process(argv, program, environment)
         except OSError as error:
             self.answers.put(("failed", str(error)))
             return
-        self._process, self._job = process, _own_job(process)
+        job = _own_job(process)
+        if wanted != self._wanted:
+            kill_tree(process, job)
+            return
+        self._process, self._job = process, job
         output: deque[bytes] = deque(maxlen=200)
         threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
         url = f"http://127.0.0.1:{port}/"
@@ -3250,7 +3268,9 @@ class TensorBoard:
                     self.answers.put(("ready", url))
                     return
             time.sleep(0.2)
-        kill_tree(process, self._job)
+        kill_tree(process, job)
+        if wanted != self._wanted:
+            return
         time.sleep(0.2)  # its last words are still on their way
         text = b"".join(output).decode("utf-8", errors="replace").strip()
         missing = "No module named" in text
@@ -3264,6 +3284,7 @@ class TensorBoard:
                 output.append(line)
 
     def close(self) -> None:
+        self._wanted += 1
         if self._process is not None:
             kill_tree(self._process, self._job)
         self._process, self.url = None, ""
@@ -3388,7 +3409,10 @@ class Ui:
         style.map("TScrollbar", background=[("disabled", c["surface"]), ("active", c["disabled"])],
                   bordercolor=[("disabled", c["surface"])], lightcolor=[("disabled", c["surface"])],
                   darkcolor=[("disabled", c["surface"])])  # fmt: skip
-        style.configure("TSeparator", background=c["line"])
+        style.configure("Log.Vertical.TScrollbar", background=c["log_line"], troughcolor=c["log"], bordercolor=c["log"],
+                        lightcolor=c["log_line"], darkcolor=c["log_line"])  # fmt: skip
+        style.map("Log.Vertical.TScrollbar", background=[("disabled", c["log"]), ("active", c["log_muted"])],
+                  bordercolor=[("", c["log"])], lightcolor=[("disabled", c["log"])], darkcolor=[("disabled", c["log"])])  # fmt: skip
         self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
         self.root.option_add("*TCombobox*Listbox.background", c["surface"])
         self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
@@ -3424,7 +3448,11 @@ class Ui:
         style.configure("RailOn.TButton", anchor="w")
         # The steps are a list, not a column of buttons: no frame unless one is chosen or has the focus.
         style.configure("Step.Rail.TButton", bordercolor=c["rail"])
+        for name in ("Step.Rail.TButton", "RailOn.TButton"):
+            style.configure(name, padding=(px(10), px(2)))
         style.map("Step.Rail.TButton", bordercolor=[("focus", c["accent_dark"])])
+        style.configure("Tool.Rail.TButton", padding=(px(10), px(3)))
+        style.configure("ToolOn.RailOn.TButton", padding=(px(10), px(3)))
         style.configure("Small.TButton", padding=(px(7), px(2)), font=self.fonts["small"])
         style.configure("TMenubutton", arrowpadding=px(4), arrowsize=px(5))
         style.configure("Primary.TButton", padding=(px(18), px(7)), font=self.fonts["bold"])
@@ -3626,10 +3654,11 @@ class LogPane:
             pady=ui.px(6), highlightthickness=ui.px(2), highlightbackground=COLOURS["log"], insertwidth=0,
             highlightcolor=COLOURS["accent"], undo=False, selectbackground=COLOURS["accent"],
         )  # fmt: skip
-        self.text.vbar.configure(
-            background=COLOURS["log_line"], activebackground=COLOURS["log_muted"], troughcolor=COLOURS["log"], borderwidth=0,
-            elementborderwidth=1, highlightthickness=0, width=ui.px(13), relief="flat",
-        )  # fmt: skip
+        # ScrolledText brings a scroll bar of the old kind.
+        self.text.vbar.pack_forget()
+        bar = ttk.Scrollbar(self.text.frame, command=self.text.yview, style="Log.Vertical.TScrollbar")
+        self.text.configure(yscrollcommand=bar.set)
+        bar.pack(side="right", fill="y")
         self.text.pack(fill="both", expand=True)
         for tag, colour in (("bad", "log_bad"), ("warn", "log_warn"), ("head", "log_head"), ("muted", "log_muted")):
             self.text.tag_configure(tag, foreground=COLOURS[colour])
@@ -3849,10 +3878,12 @@ class FieldForm:
         fields: list[Field],
         get: Callable[[Field], str],
         put: Callable[[Field, str], None],
+        wide: bool = False,
     ):
+        """`wide`: for values as long as paths."""
         self.frame = ttk.Frame(parent)
         self.frame.columnconfigure(0, minsize=ui.px(120))
-        self.frame.columnconfigure(1, weight=2, minsize=ui.px(130))
+        self.frame.columnconfigure(1, weight=8 if wide else 2, minsize=ui.px(130))
         self.frame.columnconfigure(2, weight=5, minsize=ui.px(120))
         self._get = get
         self.rows = [FieldRow(ui, self.frame, row, line, put) for line, row in enumerate(fields)]
@@ -3934,7 +3965,9 @@ class Dialog:
         """`buttons`: (key, label, style), the first has the focus; `cancel`: the key for Escape and the cross."""
         self._ui, self._answer, self._cancel = ui, answer, cancel
         self.closed = False
-        self.window = window = tk.Toplevel(parent, background=COLOURS["surface"])
+        self.window = window = tk.Toplevel(
+            parent, background=COLOURS["surface"], highlightthickness=1, highlightbackground=COLOURS["line"]
+        )
         window.withdraw()
         window.title(title)
         window.transient(parent.winfo_toplevel())
@@ -4126,11 +4159,11 @@ class StepPage:
             for form in self.forms:
                 form.refresh(problems)
 
-    def make_form(self, parent: tk.Widget, fields: list[Field]) -> FieldForm:
+    def make_form(self, parent: tk.Widget, fields: list[Field], wide: bool = False) -> FieldForm:
         form = FieldForm(
             self.ui, parent, fields,
             get=lambda row: self.app.space.value(self.key, row),
-            put=lambda row, text: self.app.set_value(self.key, row, text),
+            put=lambda row, text: self.app.set_value(self.key, row, text), wide=wide,
         )  # fmt: skip
         self.forms.append(form)
         return form
@@ -4163,7 +4196,8 @@ class FormPage(StepPage):
         inner.columnconfigure(0, weight=1)
         self._fields = self.app.space.fields(self.key)
         # These steps have few settings: hiding them would only cost a click.
-        self.make_form(inner, self._fields).frame.grid(row=0, column=0, sticky="ew")
+        form = self.make_form(inner, self._fields, wide=self.key == "strength")
+        form.frame.grid(row=0, column=0, sticky="ew")
         wrapped(ttk.Label(inner, text=ui.t(f"result.{self.key}"), style="Muted.TLabel")).grid(
             row=1, column=0, sticky="ew", pady=(ui.px(14), ui.px(6))
         )
@@ -4816,7 +4850,7 @@ class EnvironmentPage:
 
     def refresh(self) -> None:
         findings = self.app.findings()
-        lines = [f"{finding.level}{self.ui.t(finding.key, **finding.fields)}{self.app.busy}" for finding in findings]
+        lines = [f"{finding.level}{finding.say(self.ui.language)}{self.app.busy}" for finding in findings]
         if lines == self._shown:
             return
         self._shown = lines
@@ -4828,7 +4862,7 @@ class EnvironmentPage:
             ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(
                 row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4)
             )
-            text = ui.t(finding.key, **finding.fields)
+            text = finding.say(ui.language)
             wrapped(ttk.Label(inner, text=text, justify="left")).grid(row=line, column=1, sticky="ew", pady=ui.px(3))
             if finding.mend and (finding.level != "ok"):
                 label = ui.t(f"mend.{finding.mend}")
@@ -4902,6 +4936,7 @@ class App:
         self._signature: Any = None
         self._failed_run: tuple[str, int | None, list[tuple[str, dict[str, str]]]] | None = None
         self.page_key = "songs"
+        sys.setswitchinterval(SWITCH_S)
         root.report_callback_exception = self._callback_failed
         root.protocol("WM_DELETE_WINDOW", self.close)
         self._read_flags()
@@ -5050,13 +5085,13 @@ class App:
             button = ttk.Button(
                 rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key)
             )
-            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(4)))
+            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(2)))
             self.rail[step.key] = button
         rail.rowconfigure(8, weight=1)
         self.rail_tools: dict[str, ttk.Button] = {}
         for line, (key, command) in enumerate((("run.all", self.run_all), ("tensorboard", self.open_tensorboard),
                                                ("title.environment", lambda: self.show_page("environment")), ("reset", self.ask_reset))):  # fmt: skip
-            button = ttk.Button(rail, text=ui.t(key), style="Rail.TButton", command=command)
+            button = ttk.Button(rail, text=ui.t(key), style="Tool.Rail.TButton", command=command)
             button.grid(row=9 + line, column=0, sticky="ew", pady=(ui.px(4), 0))
             self.rail_tools[key] = button
         for button in self.rail.values():
@@ -5091,8 +5126,9 @@ class App:
     def _place_window(self) -> None:
         root, px = self.root, self.ui.px
         screen = root.winfo_screenwidth(), root.winfo_screenheight()
-        width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(40))
-        root.minsize(min(px(1000), screen[0]), min(px(600), screen[1] - px(60)))
+        # Title bar, menu and the desktop's task bar take about 110 lines besides.
+        width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(110))
+        root.minsize(min(px(1000), screen[0]), min(px(560), screen[1] - px(110)))
         geometry = f"{width}x{height}+{(screen[0] - width) // 2}+{max(0, (screen[1] - height) // 3)}"
         match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", self.settings.geometry)
         if match:
@@ -5163,6 +5199,8 @@ class App:
         if scale:
             self._place_window()
         self._place_sash()
+        self.root.update_idletasks()
+        self.log.text.see("end-1c")
         self._save_settings()
 
     # Project
@@ -6022,9 +6060,10 @@ class App:
         self._ended = None
         home = self.project.home if self.project.home and self.project.home.is_dir() else user_config_folder()
         log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
+        shown = [shown_path(Path(argv[0]), self.program), *argv[1:]]
         self.log.write(
             [
-                f"$ {subprocess.list2cmdline(argv)}",
+                f"$ {subprocess.list2cmdline(shown)}",
                 f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}",
             ]
         )
@@ -6350,7 +6389,7 @@ class App:
                              style="RailOn.TButton" if self.page_key == step.key else "Step.Rail.TButton")  # fmt: skip
         idle = not self.busy and not self.closing
         self.rail_tools["title.environment"].configure(
-            style="RailOn.TButton" if self.page_key == "environment" else "Rail.TButton"
+            style="ToolOn.RailOn.TButton" if self.page_key == "environment" else "Tool.Rail.TButton"
         )
         self.rail_tools["run.all"].configure(state="normal" if idle and self.songs else "disabled")
         self.rail_tools["reset"].configure(state="normal" if idle else "disabled")

@@ -124,14 +124,16 @@ def main(args: argparse.Namespace) -> None:
     source, output, alpha, tensors = check(args)
 
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save
 
     content = add_alpha(tensors, alpha)
     print(f"comfy_alpha {alpha}")
     with replace_atomically(output) as temporary:
-        # The published tool drops the header too; ComfyUI does not read it.
-        save_file(content, temporary)
-        written = load_file(temporary)
+        # The published tool drops the header too; ComfyUI does not read it. Not save_file: a full disk would be an
+        # error of its own kind.
+        temporary.write_bytes(save(content))
+        # From bytes: on Windows a mapped file cannot be renamed.
+        written = load(temporary.read_bytes())
         if written.keys() != content.keys() or not all(torch.equal(written[key], content[key]) for key in content):
             raise StepFailed(
                 f"What was written for '{output}' differs from what was meant. Check the disk; nothing was kept."

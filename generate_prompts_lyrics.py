@@ -17,6 +17,7 @@ import datetime
 import functools
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,9 @@ LYRIC_SOURCES = ("file", "embedded", "model")
 CAPTION_RATE = 16_000
 # Reading stops there only so that a file with a damaged header cannot fill the memory.
 LONGEST_SONG_SECONDS = 3 * 3600
+LONGEST_TIMEOUT = 24 * 3600  # seconds
+# llama-server takes 32 bits and stands for "any" with the last; attempts add a little to it.
+LARGEST_SEED = 2**32 - 100
 
 
 # --- 1. Command line ---
@@ -126,6 +130,15 @@ class Task:
     lyrics: bool
 
 
+def wanted(song: Song, args: argparse.Namespace) -> Task:
+    """What is to be written for a song, as its folder is now."""
+    return Task(
+        song,
+        prompt=args.overwrite or not song.prompt.exists(),
+        lyrics=args.lyrics and (args.overwrite or not song.lyrics.exists()),
+    )
+
+
 def plan(args: argparse.Namespace) -> list[Task]:
     """One task per song, in the order of the folder. Raises WrongInput with all problems."""
     problems = []
@@ -151,30 +164,25 @@ def plan(args: argparse.Namespace) -> list[Task]:
         problems.append(
             f"{names} would share '{stem}_prompt.txt'. Every song needs a name of its own: rename or remove one."
         )
+    tasks = [wanted(song, args) for song in songs]
+    if any(task.prompt or task.lyrics for task in tasks):
+        problems += _folder_problems(args.data_dir)
     unknown = sorted(set(lyric_sources(args)) - set(LYRIC_SOURCES))
-    if unknown:
+    if unknown or not lyric_sources(args):
         problems.append(
-            f"--lyric_sources holds {', '.join(repr(name) for name in unknown)}; "
+            f"--lyric_sources holds {', '.join(repr(name) for name in unknown) or 'none'}; "
             f"known are {', '.join(LYRIC_SOURCES)}. Give some of them, separated by commas."
         )
     if args.language is not None:
         problems += _language_problems(args.language)
-    if not 1 <= args.port <= 65535:
-        problems.append(f"--port {args.port} is no port. Give the port that llama-server listens on, 1 to 65535.")
-    if not args.timeout > 0:
-        problems.append(f"--timeout {args.timeout} must be more than 0 seconds. Leave it out for 600.")
+    if not 0 <= args.seed <= LARGEST_SEED:
+        problems.append(f"--seed {args.seed} is no seed. Give a whole number from 0 to {LARGEST_SEED}.")
+    problems += _server_problems(args)
     if args.backend in ("auto", "qwen"):
         problems += _model_problems(args)
     if problems:
         raise WrongInput(problems)
-    return [
-        Task(
-            song,
-            prompt=args.overwrite or not song.prompt.exists(),
-            lyrics=args.lyrics and (args.overwrite or not song.lyrics.exists()),
-        )
-        for song in songs
-    ]
+    return tasks
 
 
 def _only(songs: list[Song], names: list[str]) -> tuple[list[Song], list[str]]:
@@ -192,6 +200,38 @@ def _only(songs: list[Song], names: list[str]) -> tuple[list[Song], list[str]]:
 def lyric_sources(args: argparse.Namespace) -> list[str]:
     """The sources of --lyric_sources, in their fixed order where known."""
     return [name.strip() for name in args.lyric_sources.split(",") if name.strip()]
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    """Found out before a model listens for minutes and its texts have no place to go."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        return [
+            f"Nothing can be written in '{folder}' ({error.strerror}), and the texts go beside the songs. "
+            "Allow it, or copy the songs into a folder of yours."
+        ]
+
+
+def _server_problems(args: argparse.Namespace) -> list[str]:
+    problems = []
+    try:
+        named = bool(args.host.encode("idna")) and not set(args.host) & set("/ \t\n")
+    except UnicodeError:
+        named = False
+    if not named:
+        problems.append(
+            f"--host '{args.host}' is no host name. Give the name or address alone, such as 127.0.0.1, "
+            "and the port with --port."
+        )
+    if not 1 <= args.port <= 65535:
+        problems.append(f"--port {args.port} is no port. Give the port that llama-server listens on, 1 to 65535.")
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        problems.append(
+            f"--timeout {args.timeout} must be more than 0 and at most {LONGEST_TIMEOUT} seconds. Leave it out for 600."
+        )
+    return problems
 
 
 def _language_problems(language: str) -> list[str]:
@@ -256,7 +296,7 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
         # All of it: what lies beyond the length that a captioner hears at once is heard in further parts.
         waveform = read_audio(task.song.audio, max_seconds=LONGEST_SONG_SECONDS)
         if waveform.warning:
-            say(waveform.warning.rstrip("."))
+            say(waveform.warning)
         if waveform.original_seconds > LONGEST_SONG_SECONDS:
             say(f"lasts {waveform.original_seconds:.0f} s; only the first {LONGEST_SONG_SECONDS} s are heard")
     caption = None
@@ -296,17 +336,21 @@ def find_lyrics(song: Song, args: argparse.Namespace, say: Callable[[str], None]
     from ace_lora.lyric_sources import UnknownEncoding, UnreadableTags, embedded_lyrics, lyrics_beside
 
     found = None
-    if "file" in lyric_sources(args):
-        try:
+    try:
+        if "file" in lyric_sources(args):
             found = lyrics_beside(song)
-        except UnknownEncoding as error:
-            # The user put lyrics there; going on to another source would ignore them.
-            raise SongFailed(str(error)) from error
-    if found is None and "embedded" in lyric_sources(args):
-        try:
+        if found is None and "embedded" in lyric_sources(args):
             found = embedded_lyrics(song.audio)
-        except UnreadableTags as error:
-            say(str(error))
+    except UnknownEncoding as error:
+        # The user put lyrics there; going on to another source would ignore them.
+        raise SongFailed(str(error)) from error
+    except OSError as error:
+        raise SongFailed(
+            f"'{error.filename}' cannot be read ({error.strerror}). "
+            "Check its permissions, and programs that hold it open"
+        ) from error
+    except UnreadableTags as error:
+        say(str(error))
     if found is not None:
         times = " with times" if found.timed else ""
         say(f"lyrics from {found.source}, {len(found.lines)} lines{times}")
@@ -365,15 +409,15 @@ def caption_waveform(
     import torch
 
     from ace_lora.audio import resample
-    from ace_lora.signal_analysis import TooLittleSound, require_sound
+    from ace_lora.signal_analysis import TooLittleSound, is_silent, mix_down, require_sound
 
     try:
         # A model describes silence as well.
         require_sound(waveform.samples, waveform.rate)
     except TooLittleSound as error:
         raise SongFailed(str(error)) from error
-    mono = torch.from_numpy(waveform.samples).mean(dim=0, keepdim=True)
-    heard = resample(mono, waveform.rate, CAPTION_RATE)[0].clamp(-1, 1).numpy()
+    mono = torch.from_numpy(mix_down(waveform.samples))
+    heard = resample(mono[None], waveform.rate, CAPTION_RATE)[0].clamp(-1, 1).numpy()
     bounds = part_bounds(len(heard), int(captioner.longest_seconds * CAPTION_RATE))
     if len(bounds) > 1:
         say(
@@ -383,6 +427,8 @@ def caption_waveform(
 
     parts = []
     for start, end in bounds:
+        if len(bounds) > 1 and is_silent(heard[start:end]):
+            continue
 
         def ask(attempt: int, part: np.ndarray = heard[start:end]) -> Caption:
             caption = captioner.ask(part, tags=tags, lyrics=lyrics, language=args.language, attempt=attempt)
@@ -436,12 +482,14 @@ def captioner_loader(args: argparse.Namespace) -> LoadCaptioner:
 # --- 5. Files ---
 
 
-def write_texts(task: Task, texts: Texts, *, overwrite: bool) -> None:
-    """Write what is not None, each file whole; what it replaces is kept as a dated backup."""
-    song = task.song
-    if texts.tags is not None:
+def write_texts(song: Song, texts: Texts, *, overwrite: bool, say: Callable[[str], None]) -> None:
+    """Write what is not None, each file whole; what it replaces is kept as a dated backup.
+
+    Without `overwrite` a file that appeared while the song was listened to stays as it is.
+    """
+    if texts.tags is not None and not _stays(song.prompt, overwrite, say):
         _write(song.prompt, ", ".join(texts.tags))
-    if texts.lyrics is None:
+    if texts.lyrics is None or _stays(song.lyrics, overwrite, say):
         return
     if overwrite and song.timed_lyrics.exists():
         # Old times do not belong to the new lyrics, and would be used to crop them.
@@ -451,6 +499,13 @@ def write_texts(task: Task, texts: Texts, *, overwrite: bool) -> None:
     if texts.timed_lyrics is not None and not song.timed_lyrics.exists():
         write_text(song.timed_lyrics, texts.timed_lyrics)
     _write(song.lyrics, texts.lyrics)
+
+
+def _stays(path: Path, overwrite: bool, say: Callable[[str], None]) -> bool:
+    if overwrite or not path.exists():
+        return False
+    say(f"'{path.name}' has been written by somebody else meanwhile, and stays as it is")
+    return True
 
 
 def _write(path: Path, text: str) -> None:
@@ -491,7 +546,9 @@ def main(args: argparse.Namespace) -> None:
     done = skipped = 0
     failed = []
     with tqdm(tasks, unit="song", file=sys.stderr, dynamic_ncols=True) as bar:
-        for number, task in enumerate(bar, start=1):
+        for number, planned in enumerate(bar, start=1):
+            # Looked at again: hours may have passed, and the user, or a second run, has written some of them.
+            task = wanted(planned.song, args)
             name = task.song.audio.name
             bar.set_postfix_str(name)
 
@@ -499,7 +556,7 @@ def main(args: argparse.Namespace) -> None:
                 tqdm.write(f"{head} | {outcome}", file=sys.stdout)
 
             def say(text: str, name: str = name) -> None:
-                tqdm.write(f"{name}: {text}.", file=sys.stdout)
+                tqdm.write(f"{name}: {text.rstrip('.')}.", file=sys.stdout)
 
             if not task.prompt and not task.lyrics:
                 report("skipped")
@@ -513,7 +570,7 @@ def main(args: argparse.Namespace) -> None:
                 report(f"failed: {' '.join(str(error).split())}")
                 failed.append(name)
                 continue
-            write_texts(task, texts, overwrite=args.overwrite)
+            write_texts(task.song, texts, overwrite=args.overwrite, say=say)
             report("done" if texts.tags is None else f"done: {', '.join(texts.tags)}")
             done += 1
     print(f"done {done}, skipped {skipped}, failed {len(failed)}")

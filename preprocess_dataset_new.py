@@ -18,6 +18,7 @@ is complete. A song that cannot be used is listed with its reason and the others
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
@@ -29,15 +30,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.fingerprints import audio_fingerprint, digest, is_same_audio, weights_identity
 from ace_lora.records import (
     HDF5_SUFFIX,
     RECORD_SUFFIX,
+    NotARecord,
     Record,
     RecordError,
+    check_record,
     list_records,
     quantise_rows,
     read_header,
@@ -49,6 +52,9 @@ from ace_lora.records import (
 )
 from ace_lora.song_dataset import DatasetSong, read_dataset
 
+if TYPE_CHECKING:
+    import torch
+
 SSL_MODES = ("stored", "none", "at_training")
 
 # Networks in the order in which they run, and the part of the base weights that each is.
@@ -57,6 +63,8 @@ STAGES = {"latents": "dcae", "mert": "mert", "mhubert": "mhubert"}
 WEIGHTS = {**STAGES, "text": "text_encoder", "lyrics": "lyric_vocabulary"}
 # Raised when our computation of a piece changes its result: records made by the old one are then made again.
 VERSIONS = {"latents": 1, "mert": 1, "mhubert": 1, "text": 1, "lyrics": 1}
+
+LOCK_PREFIX = ".lock-"
 
 SAMPLE_RATE = 48_000  # of the decoded songs
 
@@ -101,6 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from ace_lora.base_weights import ensure_base_weights, find_base_weights
+    from ace_lora.device import choose_device
 
     all_songs, (shard, shards) = check(args)
     songs = all_songs[shard - 1 :: shards]
@@ -113,30 +122,60 @@ def main(args: argparse.Namespace) -> None:
     works = plan_all(songs, run, found)
 
     open_works = [work for work in works if not work.outcome]
-    check_kept_pieces(open_works)
+    device = choose_device(args.device) if any(work.stages for work in open_works) else None
     needed = needed_weights(open_works)
     weights = ensure_base_weights(checkpoint_dir(args), needed) if needed else {}
     complete_fingerprints(open_works, weights)
     tokenize_texts(open_works, run, weights, found.get("transformer"))
+    check_networks(open_works, weights)
 
     # Nothing has been written or moved so far; from here on a stop at any moment leaves only complete records.
     if shard == 1:
         set_orphans_aside(run.output, all_songs, args.input_name)
-    for work in open_works:
-        if work.damaged_hdf5:
-            folder = set_aside(run.output, [work.damaged_hdf5])
-            print(f"warning: {work.damaged_hdf5.name} was moved to '{folder}', its song is done again")
     if open_works:
-        run.output.mkdir(parents=True, exist_ok=True)
-        run.partial.mkdir(parents=True, exist_ok=True)
-    for work in open_works:
+        with alone(run):
+            make_records(open_works, run, weights, device)
+    clear_partial(run.partial, works, whole_dataset=shards == 1)
+    run.report.close()
+
+
+def make_records(works: list[Work], run: Run, weights: dict[str, Path], device: Any) -> None:
+    run.output.mkdir(parents=True, exist_ok=True)
+    for work in works:
+        if work.in_the_way:
+            folder = set_aside(run.output, [work.in_the_way])
+            print(f"warning: {work.in_the_way.name} was moved to '{folder}', its song is done again")
+    for work in works:
         if not work.stages:
             finish(work, {}, run)
             run.report.finished(work)
-    if any(work.stages for work in open_works):
-        run_networks(open_works, run, weights)
-    clear_partial(run.partial, works, whole_dataset=shards == 1)
-    run.report.close()
+    if any(work.stages for work in works):
+        run_networks(works, run, weights, device)
+
+
+@contextlib.contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Hold off a second run of the same share: both would write the same pieces. Raises WrongInput where one runs."""
+    from filelock import FileLock, Timeout
+
+    run.partial.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.partial / f"{LOCK_PREFIX}{run.args.shard.replace('/', '-of-')}")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise WrongInput(
+            f"Another run of this step is making records in '{run.output}'. Expected one at a time. "
+            "Wait for it to end, or stop it; to divide the work use --shard."
+        ) from None
+    except NotImplementedError:
+        pass  # some network disks know no locks
+    try:
+        yield
+    finally:
+        lock.release()
+        # What the system keeps open (Windows) another run uses.
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 # --- What there is to do ---
@@ -158,7 +197,7 @@ class Work:
     stages: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     outcome: str = ""  # "done", "skipped" or "failed: reason"
-    damaged_hdf5: Path | None = None
+    in_the_way: Path | None = None  # a file in the record's place, to be moved aside
     text_ids: list[int] | None = None
     lyrics: TokenizedLyrics | None = None
 
@@ -193,6 +232,8 @@ class Run:
 def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]:
     """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
     from ace_lora.base_weights import check_base_weights
+    from ace_lora.device import parse_device_name
+    from ace_lora.lyrics.tokenize import check_language
 
     problems, shard, songs = [], (1, 1), []
     try:
@@ -201,6 +242,15 @@ def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]
         problems += error.problems
     try:
         songs = read_dataset(args.input_name)
+    except WrongInput as error:
+        problems += error.problems
+    try:
+        parse_device_name(args.device)
+    except WrongInput as error:
+        problems += error.problems
+    try:
+        if args.lyric_language:
+            check_language(args.lyric_language)
     except WrongInput as error:
         problems += error.problems
     problems += output_problems(Path(args.output_dir), Path(args.input_name), songs)
@@ -367,19 +417,22 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
 
 
 def find_record(work: Work, output: Path) -> None:
-    """Set what is known of the song's record; an HDF5 record of other scripts counts as done."""
+    """Set what is known of the song's record; an HDF5 record of other scripts counts as done.
+
+    A damaged record is made again. What is not known to be a record of ours is the user's and has to be moved aside.
+    """
     path = output / f"{work.song.keys}{RECORD_SUFFIX}"
     hdf5 = path.with_name(f"{work.song.keys}{HDF5_SUFFIX}")
     try:
         if path.exists():
-            work.old, work.old_path = read_metadata(path), path
+            work.old, work.old_path = check_record(path), path
         elif hdf5.exists():
             read_metadata(hdf5)
             work.outcome = "skipped"
     except RecordError as error:
         work.warnings.append(f"its record {error.path.name} cannot be used and is made again: {error.reason}")
-        if error.path == hdf5:
-            work.damaged_hdf5 = hdf5
+        if error.path == hdf5 or isinstance(error, NotARecord):
+            work.in_the_way = error.path
 
 
 def is_same(now: dict[str, Any], recorded: dict[str, Any] | None) -> bool:
@@ -414,26 +467,29 @@ def piece_path(work: Work, stage: str, partial: Path) -> Path:
     return partial / f"{work.song.keys}.{stage}{RECORD_SUFFIX}"
 
 
-def check_kept_pieces(works: list[Work]) -> None:
-    """Read the records of which something is to be kept; where one is damaged, the whole song is done again."""
-    for work in works:
-        kept = set(work.fingerprint) - {"audio"} - work.redo
-        if not kept:
-            work.old_path = None
-        if not work.old_path:
-            continue
-        try:
-            read_record(work.old_path)
-        except RecordError as error:
-            print(f"warning: {work.name}: its record cannot be used and is made again: {error.reason}")
-            work.old_path = None
-            work.redo |= kept
-            work.stages = [stage for stage in STAGES if stage in work.redo]
-
-
 def needed_weights(works: list[Work]) -> list[str]:
     pieces = {piece for work in works for piece in (*work.stages, *work.redo & {"text", "lyrics"})}
     return [part for piece, part in WEIGHTS.items() if piece in pieces]
+
+
+def check_networks(works: list[Work], weights: dict[str, Path]) -> None:
+    """Compare the names and shapes in all weight files with the networks, before the first of them runs for hours.
+
+    Raises WrongInput with every file that does not fit.
+    """
+    stages = [stage for stage in STAGES if any(stage in work.stages for work in works)]
+    if not stages:
+        return
+    import torch
+
+    problems = []
+    for stage in stages:
+        try:
+            load_network(stage, weights[STAGES[stage]], "meta", torch.float32)
+        except WrongInput as error:
+            problems += error.problems
+    if problems:
+        raise WrongInput(problems)
 
 
 # --- Texts ---
@@ -505,13 +561,10 @@ def tokenize_lyrics(work: Work, run: Run, cropped_at: float | None) -> None:
 # --- Networks ---
 
 
-def run_networks(works: list[Work], run: Run, weights: dict[str, Path]) -> None:
+def run_networks(works: list[Work], run: Run, weights: dict[str, Path], device: Any) -> None:
     """Take one network after the other over all songs that need it, and write each record as soon as it is complete."""
     from tqdm import tqdm
 
-    from ace_lora.device import choose_device
-
-    device = choose_device(run.args.device)
     print(f"device: {device.reason}")
     ahead = DECODE_AHEAD_CPU if device.torch_device.type == "cpu" else DECODE_AHEAD_GPU
     for stage in STAGES:
@@ -520,7 +573,7 @@ def run_networks(works: list[Work], run: Run, weights: dict[str, Path]) -> None:
             continue
         print(f"{stage}: {len(here)} songs")
         started, seconds = time.monotonic(), 0.0
-        network = load_network(stage, weights[STAGES[stage]], device)
+        network = load_network(stage, weights[STAGES[stage]], device.torch_device, device.dtype)
         with (
             tqdm(total=len(here), desc=stage, unit="song", file=sys.stderr) as bar,
             ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
@@ -578,11 +631,11 @@ def free_memory(device: Any) -> None:
         torch.mps.empty_cache()
 
 
-def load_network(stage: str, folder: Path, device: Any) -> Any:
+def load_network(stage: str, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
     from ace_lora import dcae, ssl_features
 
     load = {"latents": dcae.load_latent_encoder, "mert": ssl_features.load_mert, "mhubert": ssl_features.load_mhubert}
-    return load[stage](folder, device=device.torch_device, dtype=device.dtype)
+    return load[stage](folder, device=device, dtype=dtype)
 
 
 def decode_ahead(works: list[Work], ahead: int) -> Iterator[tuple[Work, Future]]:
@@ -664,7 +717,7 @@ def finish(work: Work, computed: dict[str, Piece], run: Run) -> None:
     """Put a song's pieces together, from this run, from waiting files and from its earlier record, and write it."""
     import torch
 
-    old = read_record(work.old_path) if work.old_path else None
+    old = read_record(work.old_path) if work.old_path and set(work.fingerprint) - {"audio"} - work.redo else None
     facts = work.old if old else {}
     tensors: dict[str, Any] = {}
     for stage in STAGES:
@@ -748,7 +801,7 @@ def clear_partial(partial: Path, works: list[Work], whole_dataset: bool) -> None
     own = {work.song.keys for work in works}
     for path in partial.iterdir():
         keys, _, stage = path.name.removesuffix(RECORD_SUFFIX).rpartition(".")
-        left_behind = path.name.startswith(".tmp-") and whole_dataset
+        left_behind = path.name.startswith((".tmp-", LOCK_PREFIX)) and whole_dataset
         if left_behind or (stage in STAGES and keys not in failed and (whole_dataset or keys in own)):
             path.unlink()
     if not any(partial.iterdir()):

@@ -183,6 +183,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--offload", type=int, default=0, help="blocks kept in main memory and streamed to the card (default: 0)"
     )
 
+    machine.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the parts between the matrix products; faster on a card with Triton, and goes on without where "
+        "that does not work (default: off)",
+    )
+
     trial = parser.add_argument_group("trial")
     trial.add_argument(
         "--trial",

@@ -14,9 +14,9 @@ from ace_lora.captions import (
     UnusableAnswer,
     check_lyrics,
     check_tags,
-    clean_lines,
     clean_tags,
-    known_structure,
+    heard_lines,
+    stands_for_no_lyrics,
     sung_lines,
 )
 
@@ -126,9 +126,8 @@ def parse_transcription(answer: str) -> Caption:
     if heading is None:
         raise UnusableAnswer("the answer has no '# Lyrics' section")
     body = re.split(r"^#+\s", answer[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0]
-    lines = [known_structure(line) for line in clean_lines(body)]
-    sung = [line for line in sung_lines(lines) if not re.fullmatch(r"\W*(?:instrumental|none|n/?a)\W*", line, re.I)]
-    if not sung:
+    lines = heard_lines(body)
+    if all(stands_for_no_lyrics(line) for line in sung_lines(lines)):
         return Caption((), has_vocal=False)
     check_lyrics(lines)
     return Caption((), has_vocal=True, lyrics=tuple(lines))

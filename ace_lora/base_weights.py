@@ -425,6 +425,7 @@ class RemoteFile:
 
 
 def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE keeps everything off the network."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE
@@ -601,7 +602,7 @@ def _fetch_rest(file: RemoteFile, partial: Path) -> None:
         attempts = 0
         while there < file.size:
             try:
-                _append(url, partial, file.size, bar)
+                _append(url, partial, bar)
                 reason = "the server closed the connection"
             except httpx.HTTPError as error:
                 reason = _reason(error)
@@ -622,7 +623,7 @@ def _fetch_rest(file: RemoteFile, partial: Path) -> None:
             attempts += 1
 
 
-def _append(url: str, partial: Path, size: int, bar) -> None:
+def _append(url: str, partial: Path, bar) -> None:
     """One request for what `partial` lacks. Raises httpx.HTTPError; keeps what arrived."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status

@@ -11,9 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+from ace_lora.lyrics.timed import strip_times
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,14 +34,20 @@ _TEMPO_PATTERN = "^[a-z][a-z '-]{1,29}$"
 # No quote, backslash or control character, so that a line holds no escape sequence of JSON.
 _LINE_PATTERN = r'^[^"\\\x00-\x1F]{1,' + str(MAX_LINE_CHARACTERS) + "}$"
 
+_NUMBER = r"\d+(?:\.\d+)?(?:\s*(?:-|–|to)\s*\d+(?:\.\d+)?)?"
+_PER_MINUTE = r"(?:bpm\b|b\.\s?p\.\s?m\b\.?|beats?\s*(?:per|a|/)\s*min(?:ute)?s?\b)"
 _BPM = re.compile(
     r"\(?\b(?:at|around|about|approximately|approx\.?|circa|ca\.?|~)?\s*"
-    r"(?:\d+(?:\.\d+)?(?:\s*(?:-|–|to)\s*\d+(?:\.\d+)?)?\s*-?\s*(?:bpm|beats per minute)\b"
-    r"|(?:bpm|beats per minute)\b\s*[:=]?\s*(?:of\s*)?\d*(?:\.\d+)?(?:\s*(?:-|–|to)\s*\d+(?:\.\d+)?)?)\)?",
+    rf"(?:{_NUMBER}\s*-?\s*{_PER_MINUTE}|{_PER_MINUTE}\s*[:=]?\s*(?:of\s*)?(?:{_NUMBER})?"
+    rf"|(?<=tempo)(?:[\s:=(~]|of|at|around|about)*{_NUMBER}(?!\w))\)?",
     re.IGNORECASE,
 )
+# Words that lead to a number.
+_ABOUT = frozenset(("at", "around", "about", "approximately", "approx", "approx.", "circa", "ca.", "of"))
 # What models write into a field that they have nothing for.
-_NO_TAG = frozenset(("", "none", "n/a", "na", "null", "nil", "unknown", "other", "various", "-", "not applicable"))
+_NO_TAG = frozenset(
+    ("", "none", "n/a", "na", "null", "nil", "unknown", "other", "various", "-", "not applicable", "tempo")
+)
 _LONGEST_TAG = 40
 # A tag with more words is a sentence.
 _MOST_WORDS = 5
@@ -161,14 +170,15 @@ def parse_caption(answer: str, *, tags: bool, lyrics: bool) -> Caption:
 
     found: tuple[str, ...] = ()
     if tags:
-        words = [word for name in TAG_FIELDS for word in _strings(said, name)]
+        words = [word for name in TAG_FIELDS if name != "tempo" for word in _strings(said, name)]
+        words += [_without_numbers(word) for word in _strings(said, "tempo")]
         if has_vocal:
             words += [vocal_tag(word) for word in _strings(said, "vocal")]
         found = tuple(clean_tags(words))
         check_tags(found)
     lines: tuple[str, ...] = ()
     if lyrics and has_vocal:
-        lines = tuple(map(known_structure, clean_lines("\n".join(_strings(said, "lyrics")))))
+        lines = tuple(heard_lines("\n".join(_strings(said, "lyrics"))))
         check_lyrics(lines)
     return Caption(found, has_vocal, lines)
 
@@ -232,7 +242,7 @@ def clean_tags(words: Sequence[str]) -> list[str]:
     """Lower-case tags without duplicates, sorted; commas split, numbers of beats per minute and fillers go."""
     tags = set()
     for word in words:
-        for part in re.split(r"[,，、;；\n]", word):
+        for part in re.split(r"[,、;\n]", unicodedata.normalize("NFKC", word)):
             tag = " ".join(_BPM.sub(" ", part.lower()).split()).strip(" .:!?\"'`()[]{}*_#-/&")
             tag = " ".join(tag.split())
             if tag in _NO_TAG or not any(character.isalpha() for character in tag):
@@ -242,6 +252,16 @@ def clean_tags(words: Sequence[str]) -> list[str]:
             if len(tag) <= _LONGEST_TAG and len(tag.split()) <= _MOST_WORDS:
                 tags.add(tag)
     return sorted(tags)
+
+
+def _without_numbers(tempo: str) -> str:
+    """A word for the tempo without a number of beats that stands beside it: `fast (around 140)` gives `fast`."""
+    if not any(character.isdigit() for character in tempo):
+        return tempo
+    words = re.split(r"[\s()~:=]+", tempo)
+    return " ".join(
+        word for word in words if word.lower() not in _ABOUT and not any(character.isdigit() for character in word)
+    )
 
 
 def vocal_tag(word: str) -> str:
@@ -281,6 +301,11 @@ def clean_lines(text: str) -> list[str]:
     return lines
 
 
+def heard_lines(text: str) -> list[str]:
+    """The lines that a model heard: `clean_lines` with known structure tags; its times go, because they are guesses."""
+    return [known_structure(line) for line in clean_lines(strip_times(text))]
+
+
 def sung_lines(lines: Sequence[str]) -> list[str]:
     """The lines that are neither empty nor a structure tag such as `[verse]`."""
     return [line for line in lines if line.strip() and not _is_structure(line)]
@@ -289,6 +314,25 @@ def sung_lines(lines: Sequence[str]) -> list[str]:
 def _is_structure(line: str) -> bool:
     match = STRUCTURE_TAG.match(line)
     return bool(match and not line[match.end() :].strip(" :：")) or bool(_HEADING.match(line))
+
+
+# What players, download sites and models write in the place of lyrics for music without a voice.
+NO_VOICE = re.compile(
+    r"\W*(?:instrumental(?: music)?|no (?:lyrics|vocals)"
+    r"|(?:[此本该]歌曲为|这是一首)?(?:没有填词的)?纯音乐\W*(?:请您?欣赏|无歌词)?)\W*",
+    re.IGNORECASE,
+)
+# What models write for a voice of which they understand nothing.
+_NOT_UNDERSTOOD = re.compile(
+    r"\W*(?:none|n/?a|null|unknown|music|singing|inaudible|unintelligible"
+    r"|(?:lyrics )?(?:not available|unavailable))\W*",
+    re.IGNORECASE,
+)
+
+
+def stands_for_no_lyrics(line: str) -> bool:
+    """Whether a model's line, such as `(instrumental)` or `N/A`, is no lyrics but a remark that there are none."""
+    return bool(NO_VOICE.fullmatch(line) or _NOT_UNDERSTOOD.fullmatch(line))
 
 
 # The tags that the lyric vocabulary has a token for, and what transcribers call them otherwise.
@@ -314,7 +358,7 @@ def known_structure(line: str) -> str:
 
 def check_lyrics(lines: Sequence[str]) -> None:
     """Raise UnusableAnswer when a song with a voice has no lines, or lines that only loop or are broken."""
-    sung = [_comparable(line) for line in sung_lines(lines)]
+    sung = [_comparable(line) for line in sung_lines(lines) if not stands_for_no_lyrics(line)]
     sung = [line for line in sung if line]
     if not sung:
         raise UnusableAnswer("somebody sings but the lyrics are empty")

@@ -253,7 +253,8 @@ def read_state(folder: Path) -> SavedState:
                 f"'{folder / name}' is damaged or missing. Resume from an earlier checkpoint with --resume PATH."
             )
     try:
-        tensors = load_file(folder / STATE_TENSORS)
+        # Copies: Windows removes no file that is mapped into memory, and this one is removed in time.
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / STATE_TENSORS).items()}
     except (SafetensorError, OSError) as error:
         raise WrongInput(
             f"'{folder / STATE_TENSORS}' is damaged: {error}. Resume from an earlier checkpoint with --resume PATH."

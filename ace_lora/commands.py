@@ -11,10 +11,12 @@ Standard library only, so that `--help` of a script that imports this answers at
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -42,6 +44,10 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
 
     SIGTERM and, on Windows, CTRL_BREAK interrupt `main` as Ctrl+C does (KeyboardInterrupt).
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Started without a console, or with the stream closed.
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as the script runs
     for stream in (sys.stdout, sys.stderr):
         # A Windows console or pipe may default to a code page that cannot print the user's song names.
         if hasattr(stream, "reconfigure"):

@@ -25,6 +25,18 @@ class Device:
     reason: str
 
 
+def parse_device_name(requested: str) -> tuple[str, int]:
+    """`"cuda:1"` gives `("cuda", 1)`: the kind, and the number of the card. torch is not needed.
+
+    Raises WrongInput for a name that `choose_device` does not know.
+    """
+    kind, colon, index = requested.strip().lower().partition(":")
+    known = index.isdecimal() if colon else True
+    if kind not in ("auto", "cuda", "mps", "cpu") or (colon and kind != "cuda") or not known:
+        raise WrongInput(f"Device '{requested}' is not known. Expected auto, cuda, cuda:N, mps or cpu. Use auto.")
+    return kind, int(index or 0)
+
+
 def choose_device(requested: str = "auto", dtype: str = "auto") -> Device:
     """The first of CUDA, Apple MPS and CPU that works here, or the one that was asked for.
 
@@ -36,21 +48,18 @@ def choose_device(requested: str = "auto", dtype: str = "auto") -> Device:
     """
     import torch
 
-    name = requested.strip().lower()
-    kind, _, index = name.partition(":")
-    if kind not in ("auto", "cuda", "mps", "cpu") or (index and (kind != "cuda" or not index.isdigit())):
-        raise WrongInput(f"Device '{requested}' is not known. Expected auto, cuda, cuda:N, mps or cpu. Use auto.")
+    kind, card = parse_device_name(requested)
     if dtype != "auto" and dtype not in DTYPE_NAMES:
         raise WrongInput(f"Number format '{dtype}' is not known. Expected auto, {', '.join(DTYPE_NAMES)}. Use auto.")
 
-    without_cuda = _why_no_cuda(int(index or 0))
+    without_cuda = _why_no_cuda(card)
     if kind == "cuda" and without_cuda:
         raise WrongInput(
             f"Device '{requested}' cannot be used: {without_cuda}. Expected an NVIDIA card that PyTorch can use. "
             "Update the driver or install PyTorch for CUDA, or use the device 'cpu'."
         )
     if kind in ("auto", "cuda") and not without_cuda:
-        return _cuda_device(int(index or 0), dtype)
+        return _cuda_device(card, dtype)
 
     without_mps = _why_no_mps()
     if kind == "mps" and without_mps:

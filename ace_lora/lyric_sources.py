@@ -14,18 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ace_lora.captions import clean_lines
+from ace_lora.captions import NO_VOICE, clean_lines
 from ace_lora.lyrics.timed import TimedLine, parse_timed
 from ace_lora.songs import INSTRUMENTAL, Song
 
-# What players and download sites write in the place of lyrics for music without a voice.
-_NO_VOICE = re.compile(
-    r"\W*(?:instrumental|no lyrics|(?:[此本该]歌曲为|这是一首)?(?:没有填词的)?纯音乐\W*(?:请您?欣赏|无歌词)?)\W*",
-    re.IGNORECASE,
-)
 # Vorbis comments and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers write.
 # The ones with times come first.
 _COMMENT_NAMES = ("syncedlyrics", "synced lyrics", "lyrics", "unsyncedlyrics", "unsynced lyrics")
+
+# What music services write above the first sung line ("作词 : …", "Composed by: …"); nobody sings it.
+_CREDIT = re.compile(
+    r"(?:作?[词詞曲]|填[词詞]|[谱譜]曲|[编編]曲|演唱|原唱|歌手|歌名|[专專][辑輯]|制作人?|製作人?|[监監][制製]|混音|[录錄]音|母[带帶]|和[声聲]|"
+    r"吉他|[贝貝]斯|鼓|[键鍵][盘盤]|弦[乐樂]|出品|[发發]行|统筹|企[划劃]|OP|SP|ISRC|"
+    r"lyrics?(?: by)?|lyricist|composers?|composed by|music by|written by|writers?|arrange[rd](?: by)?|arrangement|"
+    r"producers?|produced by|vocals?(?: by)?|mix(?:ed|ing)?(?: by| engineer)?|master(?:ed|ing)(?: by| engineer)?)"
+    r"\s*[:：].*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -73,20 +78,15 @@ def embedded_lyrics(audio: Path) -> FoundLyrics | None:
 
     Raises UnreadableTags when the file's tags are damaged, OSError.
     """
-    import mutagen
-
+    audio.open("rb").close()  # mutagen would hide an OSError in one of its own
     try:
-        tags = _read_tags(audio)
-    except mutagen.MutagenError as error:
-        if isinstance(error.__context__, OSError) or isinstance(error.__cause__, OSError):
-            audio.open("rb").close()  # raises the plain OSError
+        found = [(name, lines) for name, lines in _embedded(_read_tags(audio)) if lines]
+    except Exception as error:
+        # Damaged files make mutagen raise IndexError and the like as well as its own errors.
         raise UnreadableTags(
-            f"The tags embedded in '{audio.name}' cannot be read: {error}. Repair them with a tag editor, "
+            f"The tags embedded in '{audio.name}' cannot be read ({error}). Repair them with a tag editor, "
             "or put the lyrics beside the song as a .lrc or .txt file."
         ) from error
-    if tags is None:
-        return None
-    found = [(name, lines) for name, lines in _embedded(tags) if lines]
     for name, lines in found:
         if any(line.seconds is not None for line in lines):
             return FoundLyrics(f"embedded {name}", lines)
@@ -105,7 +105,7 @@ class UnknownEncoding(Exception):
 
 
 def decode_lyrics(data: bytes, name: str) -> tuple[str, str]:
-    """(text, encoding) of a lyrics file: UTF-8, UTF-16 with a byte-order mark, else the code page that fits it.
+    """(text, encoding) of a lyrics file: UTF-8, UTF-16, else the code page that fits it.
 
     Raises UnknownEncoding.
     """
@@ -116,6 +116,10 @@ def decode_lyrics(data: bytes, name: str) -> tuple[str, str]:
     ):
         if data.startswith(mark):
             return _strictly(data, encoding, name), encoding
+    if b"\0" in data:
+        # UTF-16 without a byte-order mark: in line ends and stamps every second byte is zero.
+        encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
+        return _strictly(data, encoding, name), encoding
     try:
         return data.decode("utf-8"), "utf-8"
     except UnicodeDecodeError:
@@ -185,16 +189,28 @@ def _found(source: str, text: str) -> FoundLyrics | None:
 def _lines(text: str) -> tuple[TimedLine, ...]:
     """Lines of lyrics with or without `[mm:ss.xx]`; empty when the text holds nothing but times and headers."""
     lines = [TimedLine(line.seconds, " ".join(line.text.split())) for line in parse_timed("\n".join(clean_lines(text)))]
+    lines = _without_credits(lines)
     sung = [line.text for line in lines if line.text]
     if not sung:
         return ()
-    if len(sung) == 1 and _NO_VOICE.fullmatch(sung[0]):
+    if len(sung) == 1 and NO_VOICE.fullmatch(sung[0]):
         return (TimedLine(None, INSTRUMENTAL),)
     while not lines[-1].text:
         lines.pop()
     while not lines[0].text:
         lines.pop(0)
     return tuple(lines)
+
+
+def _without_credits(lines: list[TimedLine]) -> list[TimedLine]:
+    """`lines` from the first that is no credit; a title line goes too where credits follow it."""
+    first_sung = 0
+    for place, line in enumerate(lines):
+        if _CREDIT.fullmatch(line.text):
+            first_sung = place + 1
+        elif line.text and (place > 0 or line.text.startswith("[")):
+            break
+    return lines[first_sung:]
 
 
 # --- Embedded tags ---
@@ -210,7 +226,7 @@ def _read_tags(audio: Path) -> Any:
     for source in (audio, None):
         try:
             file = mutagen.File(source or io.BytesIO(audio.read_bytes()))
-        except mutagen.MutagenError as error:
+        except Exception as error:
             problem = problem or error
             continue
         if file is not None and file.tags:
@@ -227,10 +243,12 @@ def _read_tags(audio: Path) -> Any:
 
 
 def _embedded(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
-    """(name of the field, its lines) for every field of `tags` that may hold lyrics."""
+    """(name of the field, its lines) for every field of `tags` (None: there are none) that may hold lyrics."""
     from mutagen.id3 import ID3Tags
     from mutagen.mp4 import MP4Tags
 
+    if tags is None:
+        return
     if isinstance(tags, ID3Tags):
         yield from _id3_lyrics(tags)
     elif isinstance(tags, MP4Tags):

@@ -193,8 +193,8 @@ def draw_losses(metrics: Path, image: Path) -> None:
     if not columns["loss"]:
         return
     with matplotlib.rc_context({"font.size": 11}):
-        figure = Figure(figsize=(10, 5), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(10, 5))
+        axes = figure.add_axes((0.08, 0.12, 0.89, 0.84))  # an automatic layout takes as long as the drawing
         curves: tuple[tuple[str, str, dict[str, Any]], ...] = (
             ("loss", "training loss of each step", {"color": "0.8", "linewidth": 0.8}),
             ("loss_smooth", "training loss, smoothed", {"color": "tab:blue", "linewidth": 2}),

@@ -326,6 +326,7 @@ def free_memory() -> None:
 
 
 def write_wave(wave: torch.Tensor, output: Path) -> None:
+    """Write float32 [2, N] at 48 kHz, whole or not at all."""
     import soundfile
 
     from ace_lora.audio import SAMPLE_RATE

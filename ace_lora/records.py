@@ -58,6 +58,7 @@ SSL_BRANCHES = ("mert", "mhubert")
 _DTYPES = {"F32": ("float32", 4), "I64": ("int64", 8), "I8": ("int8", 1)}
 # A header longer than this is no header of ours: metadata of the longest lyrics takes some tens of kilobytes.
 _MAX_HEADER_BYTES = 16 * 2**20
+_BLOCK_BYTES = 1 << 20
 
 
 class RecordError(Exception):
@@ -69,6 +70,17 @@ class RecordError(Exception):
         super().__init__(
             f"Cannot use the record '{path}': {reason}. Expected a file written whole by preprocess_dataset_new.py. "
             "Delete the file and run that step again; it makes the record anew."
+        )
+
+
+class NotARecord(RecordError):
+    """A file in a record's place that was never one, so perhaps the user's own; or one of a newer program."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(path, reason)
+        self.args = (
+            f"Cannot use '{path}' as a record: {reason}. Expected nothing but records in this folder. "
+            "Move the file to another folder.",
         )
 
 
@@ -142,6 +154,30 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if missing:
         raise RecordError(path, f"it has no {missing[0]}")
     metadata.pop("keys", None)
+    return metadata
+
+
+def check_record(path: Path) -> dict[str, Any]:
+    """The metadata of a record after every byte of it has been compared with the checksums; torch is not needed.
+
+    Of an HDF5 record, which has no checksums, only what `read_metadata` checks is checked.
+    Raises RecordError and OSError as `read_record` does.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    if path.suffix == HDF5_SUFFIX:
+        return metadata
+    header = _read_header(path)
+    with path.open("rb") as file:
+        for name, entry in header.entries.items():
+            begin, end = entry["data_offsets"]
+            file.seek(header.data_start + begin)
+            checksum, left = 0, end - begin
+            while left and (block := file.read(min(left, _BLOCK_BYTES))):
+                checksum = zlib.crc32(block, checksum)
+                left -= len(block)
+            if left or checksum != header.checksums.get(name):
+                raise RecordError(path, f"{name} is damaged (its checksum does not fit)")
     return metadata
 
 
@@ -266,13 +302,16 @@ def _read_header(path: Path) -> _Header:
                 raise RecordError(path, f"it is cut short ({size} bytes)")
             (length,) = struct.unpack("<Q", prefix)
             if length > min(size - 8, _MAX_HEADER_BYTES):
-                raise RecordError(path, f"it is cut short or no safetensors file ({size} bytes)")
-            header = json.loads(file.read(length))
+                raise NotARecord(path, f"it is cut short or no safetensors file ({size} bytes)")
+            try:
+                header = json.loads(file.read(length))
+            except ValueError as error:
+                raise NotARecord(path, f"it is damaged or no safetensors file ({size} bytes)") from error
         own = header.pop("__metadata__", {})
         if own.get("format") != FORMAT_NAME:
-            raise RecordError(path, "it is a safetensors file, but not a training record")
+            raise NotARecord(path, "it is a safetensors file, but not a training record")
         if own.get("version") != str(FORMAT_VERSION):
-            raise RecordError(path, f"its format version is {own.get('version')}, this program's is {FORMAT_VERSION}")
+            raise NotARecord(path, f"its format version is {own.get('version')}, this program's is {FORMAT_VERSION}")
         checksums = json.loads(own["crc32"])
         if zlib.crc32(own["metadata"].encode("utf-8")) != checksums["metadata"]:
             raise RecordError(path, "its metadata is damaged (its checksum does not fit)")

@@ -65,7 +65,7 @@ def read_dataset(name: str) -> list[DatasetSong]:
     ]
     if problems:
         raise WrongInput(problems)
-    return [dataset_song(row) for row in rows]
+    return [dataset_song(row, folder) for row in rows]
 
 
 def _wrong_cell(row: dict[str, Any]) -> str | None:
@@ -79,12 +79,15 @@ def _wrong_cell(row: dict[str, Any]) -> str | None:
     return None
 
 
-def dataset_song(row: dict[str, Any]) -> DatasetSong:
-    """One row with what lies beside its audio file; remarks on texts that changed since the dataset was created."""
+def dataset_song(row: dict[str, Any], dataset: Path) -> DatasetSong:
+    """One row of the folder `dataset` with what lies beside its audio file.
+
+    Remarks name texts that changed since the dataset was created.
+    """
     # Other scripts leave the byte-order mark of a text file in.
     tags = split_tags(",".join(row["tags"]).removeprefix("\ufeff"))
     lyrics = row["norm_lyrics"].removeprefix("\ufeff")
-    files = Song(Path(row["filename"]))
+    files = Song(find_audio(Path(row["filename"]), dataset))
     remarks = []
     for path, recorded in ((files.prompt, tags), (files.lyrics, lyrics)):
         text = _text_beside(path)
@@ -101,6 +104,18 @@ def dataset_song(row: dict[str, Any]) -> DatasetSong:
         timed_lyrics=timed or "",
         remarks=tuple(remarks),
     )
+
+
+def find_audio(recorded: Path, dataset: Path) -> Path:
+    """The audio file of a row: as recorded, relative to the current folder, or else to a folder above the dataset.
+
+    Step 4 records `Taudio/xxx/song.mp3` when it is run beside `Taudio`. The same dataset can then be used from
+    anywhere, and after the folder that holds both has been moved.
+    """
+    if recorded.is_absolute() or recorded.exists():
+        return recorded
+    places = (parent / recorded for parent in dataset.resolve().parents)
+    return next((place for place in places if place.exists()), recorded)
 
 
 def _text_beside(path: Path) -> str | None:

@@ -9,6 +9,7 @@ n frames of a song (one per 320 samples).
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,7 @@ def _names_in_file(present: set[str], shapes: dict[str, tuple[int, ...]]) -> dic
     """Current name to the name that the file uses: files differ in a prefix and in how weight norm is written."""
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in present) else ""
     old, new = _NORM_NAMES
-    renamed = dict(zip(new, old, strict=True)) if prefix + old[0] in present else {}
+    renamed = dict(zip(new, old, strict=True)) if any(prefix + name in present for name in old) else {}
     return {name: prefix + renamed.get(name, name) for name in shapes}
 
 
@@ -216,11 +217,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(2, "Neither this file nor model.safetensors beside it exists", str(path))
     try:
         # weights_only: such a file could otherwise run any program.
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        # Only archives can be mapped; the oldest format of such files is none.
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        # Whatever a damaged archive makes torch raise: pickle, zip and runtime errors alike.
+        # Whatever a damaged archive makes torch raise: pickle, zip and runtime errors alike. The text goes on with
+        # advice for programmers.
+        reason = str(error).partition(". ")[0].partition("\n")[0]
         raise WrongWeights(
-            f"'{path}' is not a readable weight file ({type(error).__name__}: {error}). "
+            f"'{path}' is not a readable weight file ({type(error).__name__}: {reason}). "
             "A PyTorch state dictionary was expected. It is probably cut short; delete it and download it again."
         ) from error
     return {name: value for name, value in stored.items() if isinstance(value, Tensor)}

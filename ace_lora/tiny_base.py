@@ -249,10 +249,12 @@ def _write_parts(folder: Path) -> None:
 
 
 def _write_weights(path: Path, part: str, shapes: Shapes) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    # transformers refuses a file that does not say which framework its tensors are for.
-    save_file({name: _weight(part, name, shape) for name, shape in shapes.items()}, path, metadata={"format": "pt"})
+    tensors = {name: _weight(part, name, shape) for name, shape in shapes.items()}
+    # transformers refuses a file that does not say which framework its tensors are for. Not save_file: what it writes
+    # only its owner may read.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _weight(part: str, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed
 from ace_lora.processes import is_first_process, process_number, say
-from ace_lora.training_setup import Prepared, crops_lyrics, last_lora_file, max_frames, meta_transformer
+from ace_lora.training_setup import Prepared, crops_lyrics, last_lora_file, max_frames
 
 if TYPE_CHECKING:
     import torch
@@ -105,11 +105,13 @@ class Run:
         from ace_lora.flow_matching import build_schedule
         from ace_lora.text_encoder import comma_id, load_text_tokenizer
         from ace_lora.training import ConditionEncoder
+        from ace_lora.transformer import TransformerConfig
 
         args, prepared = self.args, self.prepared
         self.device = prepared.device.torch_device
         if self.device.type == "cuda":
             set_tf32()
+        base_config = TransformerConfig.from_json(prepared.weights["transformer"] / "config.json")
         all_songs = SongDataset(
             prepared.songs,
             SampleSettings(
@@ -120,12 +122,16 @@ class Run:
                 max_frames=max_frames(args),
                 comma_id=comma_id(load_text_tokenizer(prepared.weights["text_encoder"])),
                 lyric_vocabulary=prepared.weights.get("lyric_vocabulary"),
-                embedding_rows=meta_transformer(prepared.weights["transformer"]).config.lyric_encoder_vocab_size,
+                embedding_rows=base_config.lyric_encoder_vocab_size,
             ),
             self.compute_features(),
         )
         encode_text = self.load_text_encoder()
 
+        if args.compile:
+            from ace_lora.elementwise import compile_elementwise
+
+            say(compile_elementwise(self.device) or "compiled: the parts between the matrix products")
         self.model = self.load_base()
         self.adapter = adapter.adapter_tensors(self.model)
         if prepared.state:

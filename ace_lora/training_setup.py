@@ -254,6 +254,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     if "transformer" not in found:
         shapes = adapter_shapes(target_layers(meta_transformer(weights["transformer"]), config), config["r"])
 
+    assert chosen is not None
     device, precision, precision_notes = chosen
     return finish_preparation(
         args,
@@ -404,7 +405,7 @@ def find_state(args: argparse.Namespace, notes: list[str]) -> tuple[Path, SavedS
             "Give its path, or --resume alone for the newest checkpoint of --output_dir."
         )
     run_id = read_state_values(folder).get("run_id")
-    foreign = [path for path in find_loras(output_dir) if run_id_of(path) != run_id]
+    foreign = [path for path in find_loras(output_dir) if path.is_dir() and run_id_of(path) != run_id]
     if foreign:
         raise WrongInput(
             f"--output_dir '{output_dir}' holds LoRAs of another training ('{foreign[0].name}') than --resume "

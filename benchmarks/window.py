@@ -64,13 +64,15 @@ def memory_mb() -> float:
 def watch(app: ace_gui.App, code: str, *arguments: str) -> dict[str, float]:
     """Run `code` as a child of the window and measure what the event loop bears."""
     stalls: list[float] = []
-    last = time.monotonic()
+    work: list[float] = []
+    last, last_work = time.monotonic(), time.thread_time()
 
     def beat() -> None:
-        nonlocal last
-        now = time.monotonic()
+        nonlocal last, last_work
+        now, now_work = time.monotonic(), time.thread_time()
         stalls.append(now - last)
-        last = now
+        work.append(now_work - last_work)
+        last, last_work = now, now_work
         app.root.after(5, beat)
 
     highest = before = memory_mb()
@@ -86,9 +88,8 @@ def watch(app: ace_gui.App, code: str, *arguments: str) -> dict[str, float]:
         "seconds": seconds,
         "lines/s": app.runner.text.total / seconds,
         "longest stall ms": max(stalls) * 1000,
-        "99.9 % of beats within ms": statistics.quantiles(stalls, n=1000)[-1] * 1000
-        if len(stalls) > 1000
-        else max(stalls) * 1000,
+        "... of that computing, ms": max(work) * 1000,  # the rest is waiting, also for other programs' use of the cores
+        "99 % of gaps below ms": statistics.quantiles(stalls, n=100)[-1] * 1000,
         "memory before MB": before,
         "memory highest MB": highest,
     }
@@ -113,19 +114,7 @@ def startup_seconds(folder: Path, runs: int = 5) -> list[float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The window under a flood of output, and its start.")
-    parser.add_argument("--rate", type=int, default=100_000, help="lines per second (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the flood (default: %(default)s)")
-    args = parser.parse_args()
-    server = None
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        if not shutil.which("Xvfb"):
-            raise SystemExit("error: There is no display. Set DISPLAY or install Xvfb.")
-        command = ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x720x24", "-nolisten", "tcp"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert server.stdout is not None
-        os.environ["DISPLAY"] = ":" + server.stdout.readline().decode().strip()
+def measure_all(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_CONFIG_HOME"] = os.environ["APPDATA"] = name  # the log of a run without project goes there
@@ -143,8 +132,26 @@ def main() -> None:
             for key, value in watch(app, code, *arguments).items():
                 print(f"    {key:28} {value:12,.1f}")
         app._finish_close()
-    if server is not None:
-        server.terminate()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The window under a flood of output, and its start.")
+    parser.add_argument("--rate", type=int, default=100_000, help="lines per second (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the flood (default: %(default)s)")
+    args = parser.parse_args()
+    server = None
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        if not shutil.which("Xvfb"):
+            raise SystemExit("error: There is no display. Set DISPLAY or install Xvfb.")
+        command = ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x720x24", "-nolisten", "tcp"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert server.stdout is not None
+        os.environ["DISPLAY"] = ":" + server.stdout.readline().decode().strip()
+    try:
+        measure_all(args)
+    finally:
+        if server is not None:
+            server.terminate()
     print(json.dumps({"python": sys.version.split()[0], "platform": sys.platform, "cores": os.cpu_count()}))
 
 

@@ -1,6 +1,6 @@
 """Make the pictures of the window in this folder: a real run of the seven steps on two synthesised songs.
 
-    python docs/make_screenshots.py
+    python docs/make_screenshots.py [--folder "/home/me/ACE-Step LoRA"]
 
 Uses the real scripts with the tiny base model in a temporary folder, so the loss curve that is seen was trained. Starts
 an Xvfb of 1280x800 for itself; needs Xvfb and ImageMagick's `import`.
@@ -8,6 +8,7 @@ an Xvfb of 1280x800 for itself; needs Xvfb and ImageMagick's `import`.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import random
@@ -46,8 +47,7 @@ def write_song(path: Path, seconds: float, seed: int) -> None:
 
 class Studio:
     def __init__(self, folder: Path):
-        self.program = folder / "ACE-Step-LoRA"
-        self.program.mkdir()
+        self.program = folder
         for name in (*ace_gui.SCRIPTS, "start.py", "config", "ace_lora"):
             source = ROOT / name
             if source.is_dir():
@@ -56,6 +56,7 @@ class Studio:
                 shutil.copy(source, self.program)
         tiny = self.program / "tiny-base"
         subprocess.run([sys.executable, "-m", "ace_lora.tiny_base", str(tiny)], cwd=ROOT, check=True)
+        (folder / ".venv").symlink_to(sys.prefix)  # where the window looks for its Python first
         sources = folder / "music"
         sources.mkdir()
         for number, title in enumerate(TITLES):
@@ -65,7 +66,7 @@ class Studio:
         )
         self.root = ace_gui.open_root()
         self.app = ace_gui.App(self.root, self.program, settings)
-        self.root.geometry("1280x800+0+0")
+        self.root.geometry("1280x766+0+0")  # and the menu
         self.app._place_sash()
         self.app._use_home(self.program / "Taudio" / "qing_tian")
         self.app._import_into(self.app.project.home, [sources])
@@ -91,7 +92,7 @@ class Studio:
         end = time.monotonic() + 1.0
         self.until(lambda: time.monotonic() > end)
         path = DOCS / f"{name}_{self.app.settings.language}.png"
-        subprocess.run(["import", "-window", "root", "-colors", "128", "-strip", f"PNG8:{path}"], check=True)
+        subprocess.run(["import", "-window", "root", "+dither", "-colors", "256", "-strip", f"PNG8:{path}"], check=True)
         print(path.relative_to(ROOT), f"{path.stat().st_size / 1000:.0f} kB")
 
     def run(self, key: str) -> None:
@@ -130,6 +131,11 @@ class Studio:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the pictures of the window.")
+    parser.add_argument(
+        "--folder", type=Path, help="new folder for the run, as the pictures show it (default: temporary)"
+    )
+    args = parser.parse_args()
     for program in ("Xvfb", "import"):
         if not shutil.which(program):
             raise SystemExit(f"error: {program} is not installed. Install Xvfb and ImageMagick.")
@@ -138,8 +144,13 @@ def main() -> None:
     assert server.stdout is not None
     os.environ["DISPLAY"] = ":" + server.stdout.readline().decode().strip()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            Studio(Path(folder)).take_all()
+        folder = args.folder or Path(tempfile.mkdtemp())
+        folder.mkdir(parents=True, exist_ok=bool(not args.folder))
+        try:
+            Studio(folder).take_all()
+        finally:
+            (folder / ".venv").unlink(missing_ok=True)  # a link: what it points to must stay
+            shutil.rmtree(folder)
     finally:
         server.terminate()
 

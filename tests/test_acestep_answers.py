@@ -79,7 +79,9 @@ def test_sections_behind_the_lyrics_are_not_lyrics():
     assert caption.lyrics == ("[verse]", "Hello morning")
 
 
-@pytest.mark.parametrize("body", ["[Instrumental]", "[Intro]\n[Instrumental]\n[Outro]", "", "Instrumental", "N/A"])
+@pytest.mark.parametrize(
+    "body", ["[Instrumental]", "[Intro]\n[Instrumental]\n[Outro]", "", "Instrumental", "N/A", "(no vocals)"]
+)
 def test_transcription_without_a_voice(body):
     assert parse_transcription(f"# Languages\nunknown\n# Lyrics\n{body}") == Caption((), False)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ace_lora import adapter
 from ace_lora.commands import WrongInput
+from ace_lora.transformer import ACEStepTransformer, TransformerConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "transformer"
 CONFIGS = Path(__file__).parent.parent / "config"
@@ -63,6 +64,32 @@ def test_shipped_configurations(name, rank, targets):
     config = adapter.read_lora_config(CONFIGS / name)
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (rank, 1, True)
     assert len(config["target_modules"]) == targets
+
+
+@pytest.mark.parametrize(
+    ("golden", "config"),
+    [
+        ("lora_keys_transformer_only.json", "lora_config_transformer_only.json"),
+        ("lora_keys_with_lyric_encoder.json", "lora_config.json"),
+    ],
+)
+def test_keys_and_shapes_of_the_published_model(golden, config):
+    expected = json.loads((GOLDEN / golden).read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        model = ACEStepTransformer(TransformerConfig())
+    values = adapter.read_lora_config(CONFIGS / config)
+    shapes = adapter.adapter_shapes(adapter.target_layers(model, values), values["r"])
+    assert {key: list(shape) for key, shape in shapes.items()} == expected["keys"]
+    assert sum(math.prod(shape) for shape in shapes.values()) == expected["parameters"]
+    adapter.inject_adapter(model, values)
+    assert {key: tuple(tensor.shape) for key, tensor in adapter.adapter_tensors(model).items()} == shapes
+
+
+def test_projectors_can_be_adapted_too():
+    with torch.device("meta"):
+        model = ACEStepTransformer(TransformerConfig())
+    layers = adapter.target_layers(model, adapter.read_lora_config(CONFIGS / "lora_config_with_projectors.json"))
+    assert len(layers) == 192 + 18 + 6 and layers["projectors.1.4"] == (5120, 768)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Run with: pytest tests/test_add_alpha_in_lora.py - expected alphas: the published tool's (golden add_alpha.json)."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +135,25 @@ def test_missing_empty_and_damaged_input(tmp_path, config, capsys):
         assert run(*args, "--lora_config_path", config) == 2
         assert name in capsys.readouterr().err
     assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX can limit the size of files")
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, config, capsys):
+    import resource
+
+    make_lora(tmp_path / "in.safetensors")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    args = ("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "out.safetensors")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        status = run(*args, "--lora_config_path", config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    errors = capsys.readouterr().err
+    assert status == 1 and errors.startswith("error: File too large. Free the disk") and "Traceback" not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"in.safetensors", config.name})
 
 
 def test_parse_args_needs_no_torch():

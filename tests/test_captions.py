@@ -112,6 +112,22 @@ def test_replies_of_unconstrained_servers_are_mended(text):
     assert parse(text) == parse(answer())
 
 
+@pytest.mark.parametrize(
+    ("tempo", "tags"),
+    [("fast (around 140)", ["fast"]), ("fast 140", ["fast"]), ("about 120-130", []), ("mid-tempo", ["mid-tempo"])],
+)
+def test_numbers_beside_the_tempo_are_left_out(tempo, tags):
+    assert set(parse(answer(tempo=[tempo])).tags) ^ set(parse(answer(tempo=[])).tags) == set(tags)
+
+
+def test_times_that_a_model_makes_up_are_left_out():
+    assert parse(answer(lyrics=["[00:12.50] [Verse 1]", "[00:14] one line", "[00:16]another"])).lyrics == (
+        "[verse]",
+        "one line",
+        "another",
+    )
+
+
 # --- Answers that cannot ---
 
 
@@ -138,6 +154,9 @@ def test_replies_of_unconstrained_servers_are_mended(text):
         (answer(genre=["ro\ufffdck"]), "broken"),
         (answer(lyrics=[]), "lyrics are empty"),
         (answer(lyrics=["[verse]", "", "..."]), "lyrics are empty"),
+        (answer(lyrics=["(Instrumental)"]), "lyrics are empty"),
+        (answer(lyrics=["N/A"]), "lyrics are empty"),
+        (answer(lyrics=["Lyrics not available.", "纯音乐，请欣赏"]), "lyrics are empty"),
         (answer(lyrics="la la la\n" * 11), "repeat"),
         (answer(lyrics=["a b", "c d", "e f"] * 9), "repeat"),
         (answer(lyrics=["yeah " * 13]), "repeats"),
@@ -164,7 +183,12 @@ def test_a_chorus_may_repeat_itself():
     ("words", "tags"),
     [
         (["fast 120 BPM"], ["fast"]),
-        (["120bpm", "~ 98.5 BPM", "128 beats per minute", "tempo: around 90-95 bpm"], ["tempo"]),
+        (["120bpm", "~ 98.5 BPM", "128 beats per minute", "tempo: around 90-95 bpm"], []),
+        (["140 b.p.m.", "140 beats/min", "120 beats per min", "beats per minute: 90", "１２０ＢＰＭ"], []),
+        (
+            ["tempo 120", "tempo: 98.5", "Tempo of around 98", "mid-tempo (around 110)", "downtempo 90s"],
+            ["downtempo 90s", "mid-tempo"],
+        ),
         (["slow (around 70 BPM)"], ["slow"]),
         (["BPM: 120", "bpm 90", "BPM"], []),
         (["120"], []),

@@ -268,13 +268,90 @@ def test_lyrics_in_no_known_encoding_fail_their_song_only(songs, capsys):
     assert (songs / "two_lyrics.txt").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions bind no administrator")
+def test_lyrics_that_may_not_be_read_fail_their_song_only(songs, capsys):
+    (songs / "one.lrc").write_text(LRC, "utf-8")
+    (songs / "one.lrc").chmod(0)
+    assert run(songs, "--lyrics") == 1
+    (songs / "one.lrc").chmod(0o644)
+    assert re.search(r"one\.mp3 \| failed: '.*one\.lrc' cannot be read \(Permission denied\)", capsys.readouterr().out)
+    assert {name.split("_")[0] for name in texts(songs)} == {"one.lrc", "two", "三 首"}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions bind no administrator")
+def test_a_folder_that_may_not_be_written(songs, capsys):
+    (songs / "one_prompt.txt").write_text("my own, tags", "utf-8")
+    songs.chmod(0o555)
+    try:
+        assert run(songs) == 2
+        assert re.search(r"error: Nothing can be written in '.*' \(Permission denied\)", capsys.readouterr().err)
+        assert run(songs, "--only", "one") == 0
+    finally:
+        songs.chmod(0o755)
+
+
+def test_tags_of_broken_bytes_are_said_and_passed_over(songs, capsys):
+    soundfile.write(songs / "damaged.ogg", beats(), RATE)
+    data = (songs / "damaged.ogg").read_bytes()
+    (songs / "damaged.ogg").write_bytes(data[: data.index(b"\x03vorbis") + 20])
+    assert run(songs, "--lyrics") == 1
+    captured = capsys.readouterr()
+    assert "damaged.ogg: The tags embedded in 'damaged.ogg' cannot be read" in captured.out
+    assert "done 3, skipped 0, failed 1\n" in captured.out
+    assert ".." not in captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_a_text_that_appears_meanwhile_stays(songs, capsys, monkeypatch):
+    """The user writes it by hand, or a second run does, while the song is listened to."""
+    import generate_prompts_lyrics
+
+    describe = generate_prompts_lyrics.describe
+
+    def slow(task, *arguments):
+        found = describe(task, *arguments)
+        task.song.prompt.write_text("my own, tags", "utf-8")
+        task.song.lyrics.write_text("my own words", "utf-8")
+        (songs / "two_prompt.txt").write_text("tags, of two", "utf-8")
+        return found
+
+    monkeypatch.setattr(generate_prompts_lyrics, "describe", slow)
+    (songs / "one.lrc").write_text(LRC, "utf-8")
+    assert run(songs, "--lyrics", "--only", "one") == 0
+    assert texts(songs) == {
+        "one.lrc": LRC,
+        "one_prompt.txt": "my own, tags",
+        "one_lyrics.txt": "my own words",
+        "two_prompt.txt": "tags, of two",
+    }
+    assert "one.mp3: 'one_prompt.txt' has been written by somebody else meanwhile" in capsys.readouterr().out
+    (songs / "two_prompt.txt").unlink()
+    (songs / "one_prompt.txt").unlink()
+    capsys.readouterr()
+    assert run(songs, "--only", "one", "two") == 0
+    assert "song 2/2 | two.flac | skipped\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes streams with a POSIX shell")
+def test_without_streams(songs):
+    command = f"'{sys.executable}' generate_prompts_lyrics.py --backend analysis --data_dir '{songs}' --only two"
+    assert subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], cwd=ROOT).returncode == 0
+    assert set(texts(songs)) == {"two_prompt.txt"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "problems"),
     [
         (["--only", "four", "five.mp3"], [r"--only names 'four', 'five\.mp3'"]),
         (["--lyric_sources", "file,web,ocr"], [r"--lyric_sources holds 'ocr', 'web'; known are file, embedded, model"]),
         (["--language", "sv"], [r"--language 'sv' is not one that ACE-Step's lyrics know"]),
+        (["--lyric_sources", " ,"], [r"--lyric_sources holds none"]),
         (["--port", "0", "--timeout", "-1"], [r"--port 0 is no port", r"--timeout -1\.0 must be more than 0"]),
+        (["--timeout", "inf", "--seed", "-1"], [r"--seed -1 is no seed", r"--timeout inf must be .* at most 86400"]),
+        (["--seed", "9" * 30], [r"--seed 9{30} is no seed"]),
+        (["--host", "http://127.0.0.1"], [r"--host 'http://127\.0\.0\.1' is no host name"]),
+        (["--host", "a..b"], [r"--host 'a\.\.b' is no host name"]),
+        (["--host", ""], [r"--host '' is no host name"]),
         (["--backend", "qwen", "--model", "./no/such/folder"], [r"--model '\./no/such/folder' is no folder"]),
         (
             ["--backend", "qwen", "--model", "ACE-Step/acestep-transcriber"],
@@ -461,6 +538,25 @@ def test_a_long_song_is_captioned_in_parts(tmp_path, thinker, capsys, monkeypatc
     out = capsys.readouterr().out
     assert "is more than the 300 s that the model hears at once: captioned in 3 parts." in out
     assert "of which training uses the first 360 s" in out
+
+
+def test_silent_parts_are_not_described(tmp_path, thinker, monkeypatch):
+    """A model would make up tags and lyrics for the silence before a hidden track."""
+    from ace_lora.captioner_qwen import QwenCaptioner
+    from ace_lora.captions import Caption
+
+    song = beats(seconds=10)[:: RATE // 8000, 0]
+    soundfile.write(tmp_path / "hidden.wav", np.concatenate([song, np.zeros(620 * 8000), song]), 8000)
+    heard = []
+
+    def ask(self, samples, **wanted):
+        heard.append(float(np.abs(samples).max()))
+        return Caption(("pop", "rock"), False, ())
+
+    monkeypatch.setattr(QwenCaptioner, "ask", ask)
+    assert run(tmp_path, "--model", str(thinker), "--device", "cpu", backend="qwen") == 0
+    assert len(heard) == 2
+    assert min(heard) > 0.1
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run(songs, tmp_path):

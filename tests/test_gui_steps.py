@@ -378,7 +378,8 @@ def test_flags_that_the_fork_does_not_know_are_hidden_and_its_own_are_shown(tmp_
     space = Workspace(Project(tmp_path / "Taudio" / "x"), Settings(tmp_path / "s"), tmp_path, {"trainer_new.py": flags})
     assert space.arguments("train") == [
         "--dataset_path", "Taudio/x_prep", "--batch_size", "1", "--num_workers", "0", "--tag_dropout", "0.5",
-        "--learning_rate", "1e-4", "--max_steps", "2000", "--precision", "bf16-mixed", "--save_every_n_train_steps", "100",
+        "--learning_rate", "1e-4", "--max_steps", "2000", "--precision", "bf16-mixed",
+        "--save_every_n_train_steps", "100",
     ]  # fmt: skip
     assert space.stop_file("train") is None and not space.can_resume()
 
@@ -626,11 +627,18 @@ def test_base_weights_are_found_in_both_layouts(tmp_path: Path, monkeypatch: pyt
         path.mkdir(parents=True, exist_ok=True)
         (path / "model.safetensors").write_bytes(b"12345")
     settings = Settings(tmp_path / "s", checkpoint_dir=str(root))
-    assert {part: size for part, (_, size) in ace_gui.find_weights(settings).items()} == dict.fromkeys(
+    assert {part: size for part, (_, size) in ace_gui.find_weights(settings, tmp_path).items()} == dict.fromkeys(
         ace_gui.BASE_WEIGHTS, 5
     )
     settings.checkpoint_dir = ""
-    assert all(path is None for path, _ in ace_gui.find_weights(settings).values())
+    assert all(path is None for path, _ in ace_gui.find_weights(settings, tmp_path).values())
+
+
+def test_optional_groups_are_read_from_the_setup_script(tmp_path: Path):
+    (tmp_path / "start.py").write_text('import os\nGROUPS = {"captioning": "prompts"}\n', encoding="utf-8")
+    assert ace_gui.read_groups(tmp_path / "start.py") == {"captioning": "prompts"}
+    (tmp_path / "start.py").write_text("GROUPS = make()", encoding="utf-8")
+    assert ace_gui.read_groups(tmp_path / "start.py") == {} == ace_gui.read_groups(tmp_path / "none.py")
 
 
 def test_disk_estimate_follows_the_library(place: Place):

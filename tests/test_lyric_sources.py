@@ -82,7 +82,9 @@ def beside(song: Song, name: str, data: bytes) -> FoundLyrics | None:
 
 
 @pytest.mark.parametrize(
-    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "gbk", "gb18030"], ids=lambda encoding: encoding
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-le", "utf-16-be", "gbk", "gb18030"],
+    ids=lambda encoding: encoding,
 )
 def test_lrc_in_every_encoding_with_its_times(song, encoding):
     data = b"\xff\xfe" + LRC.encode("utf-16-le") if encoding == "utf-16-le-bom" else LRC.encode(encoding)
@@ -116,6 +118,22 @@ def test_lrc_comes_before_txt(song):
 def test_an_empty_lrc_gives_way_to_the_txt(song):
     (song("mp3").audio.parent / "song.txt").write_text(TEXT, "utf-8")
     assert beside(song("mp3"), "song.lrc", b"[ti:Song]\n[00:00.00]\n\n").lines == TEXT_LINES
+
+
+def test_credits_above_the_first_line_are_not_lyrics(song):
+    credits = "[00:00.00]晴天 - 某人\n[00:01.00]作词：某人\n[00:02.00]Composed by: Somebody\n"
+    text = credits + "[00:12.00]故事的小黄花\n[00:15.00]鼓：咚咚"
+    found = beside(song("mp3"), "song.lrc", text.encode())
+    assert found.lines == (TimedLine(12.0, "故事的小黄花"), TimedLine(15.0, "鼓：咚咚"))
+
+
+def test_a_first_line_without_credits_below_it_is_sung(song):
+    found = beside(song("mp3"), "song.lrc", "[00:01.00]Hello - again\n[00:03.00]曲终人散".encode())
+    assert found.text == "Hello - again\n曲终人散"
+
+
+def test_nothing_but_credits_is_no_lyrics(song):
+    assert beside(song("mp3"), "song.lrc", "[00:00.00]作曲 : 某人\n[00:01.00]编曲 : 某人".encode()) is None
 
 
 def test_upper_case_extension(song):
@@ -324,6 +342,29 @@ def test_damaged_tags_say_so(song):
     audio = song("flac").audio
     audio.write_bytes(b"fLaC" + b"\xff" * 200)
     with pytest.raises(UnreadableTags, match=r"'song\.flac' cannot be read"):
+        embedded_lyrics(audio)
+
+
+def test_an_ogg_whose_last_comment_has_no_end(song):
+    """One byte too long, it swallows the bit behind it, and mutagen raises IndexError."""
+    audio = song("ogg").audio
+    file = mutagen.File(audio)
+    file.delete()
+    file["LYRICS"] = "la"
+    file.save(padding=lambda _: 0)
+    data = audio.read_bytes()
+    assert data.count(b"\x09\x00\x00\x00LYRICS=la") == 1
+    audio.write_bytes(data.replace(b"\x09\x00\x00\x00LYRICS=la", b"\x0a\x00\x00\x00LYRICS=la"))
+    with pytest.raises(UnreadableTags, match="index"):
+        embedded_lyrics(audio)
+
+
+def test_bytes_of_no_encoding_in_an_mp4(song):
+    audio = song("m4a").audio
+    file = mutagen.File(audio)
+    file["----:com.apple.iTunes:LYRICS"] = [b"caf\xe9 \x81 la"]
+    file.save()
+    with pytest.raises(UnreadableTags, match="0x81"):
         embedded_lyrics(audio)
 
 

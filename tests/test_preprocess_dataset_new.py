@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from golden_audio import assert_digest, audio, golden_json, weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import convert2hf_dataset_new as convert
 import preprocess_dataset_new as preprocess
@@ -407,10 +408,10 @@ def test_pieces_of_an_interrupted_run_are_used(two_songs, tiny, tmp_path_factory
     make_tiny_base(broken)
     path = next((broken / "MERT-v1-330M").glob("*.safetensors"))
     whole = path.read_bytes()
-    save_file({"something else": torch.ones(1)}, path)
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(path).items()}, path)
     two_songs.tiny = broken
     status, out, errors = two_songs.preprocess()
-    assert status != 0 and errors and "latents: 2 songs" in out
+    assert status == 1 and "2 of 2 songs could not" in errors and "latents: 2 songs" in out
     assert not list_records(two_songs.prep) and two_songs.others() == {"prep.partial"}
     pieces = sorted(path.name for path in (two_songs.folder / "prep.partial").iterdir())
     assert pieces == ["b.latents.safetensors", "夜曲.latents.safetensors"]
@@ -565,17 +566,40 @@ def test_damaged_records_are_made_again(two_songs):
     assert status == 0 and "its record b.safetensors cannot be used and is made again: it is cut short" in out
     assert same(two_songs.records()["b"], whole["b"])
 
-    # Damage inside is found when a piece of the record is to be kept.
+    # Damage inside, which the size does not show, whether or not something else has changed.
     damaged = bytearray(content)
     damaged[-100] ^= 1
-    path.write_bytes(damaged)
-    with pytest.raises(RecordError):
-        read_record(path)
-    (two_songs.songs / "b_prompt.txt").write_text("ambient, slow", encoding="utf-8")
-    two_songs.convert()
+    for prompt in ("ambient", "ambient, slow"):
+        path.write_bytes(damaged)
+        with pytest.raises(RecordError):
+            read_record(path)
+        (two_songs.songs / "b_prompt.txt").write_text(prompt, encoding="utf-8")
+        two_songs.convert()
+        status, out, _ = two_songs.preprocess("--ssl", "none")
+        assert status == 0 and "b.wav: its record b.safetensors cannot be used and is made again" in out
+        assert same(two_songs.records()["b"], whole["b"], ["target_latents", "lyric_token_ids"])
+    assert two_songs.others() == set()
+
+
+def test_a_file_of_the_users_in_a_records_place_is_set_aside(two_songs):
+    two_songs.prep.mkdir()
+    own = {
+        "b.safetensors": (two_songs.tiny / "MERT-v1-330M" / "model.safetensors").read_bytes(),
+        "夜曲.safetensors": b"my notes about this song",
+    }
+    for name, content in own.items():
+        (two_songs.prep / name).write_bytes(content)
     status, out, _ = two_songs.preprocess("--ssl", "none")
-    assert status == 0 and "b.wav: its record cannot be used and is made again" in out
-    assert same(two_songs.records()["b"], whole["b"], ["target_latents", "lyric_token_ids"])
+    assert status == 0 and "b.safetensors was moved to" in out
+    assert set(two_songs.records()) == {"b", "夜曲"}
+    for name, content in own.items():
+        (moved,) = two_songs.folder.glob(f"prep.set_aside/*/{name}")
+        assert moved.read_bytes() == content
+    # Beside the records it is only named, and nobody is told to delete it.
+    (two_songs.prep / "lora.safetensors").write_bytes(own["b.safetensors"])
+    status, out, _ = two_songs.preprocess("--ssl", "none")
+    assert status == 0 and "lora.safetensors' as a record" in out and "Delete" not in out
+    assert (two_songs.prep / "lora.safetensors").read_bytes() == own["b.safetensors"]
 
 
 # --- Shares and wrong input ---
@@ -607,6 +631,50 @@ def test_all_wrong_input_at_once(two_songs):
     )
     assert status == 2 and len(lines_of(errors, "error: ")) == 3
     assert "does not exist" in errors and "is a file" in errors
+
+
+def test_device_and_language_are_checked_before_anything_is_written(two_songs):
+    status, _, errors = two_songs.preprocess("--device", "gpu", "--lyric_language", "xx", "--shard", "9")
+    assert status == 2 and len(lines_of(errors, "error: ")) == 3
+    assert "Device 'gpu'" in errors and "lyric language 'xx'" in errors
+    assert two_songs.others() == set() and not two_songs.prep.exists()
+
+
+def test_all_weight_files_are_compared_before_the_first_network_runs(two_songs, tmp_path_factory):
+    broken = tmp_path_factory.mktemp("broken") / "base"
+    make_tiny_base(broken)
+    for part in ("music_dcae_f8c8", "mHuBERT-147"):
+        path = next((broken / part).glob("*.safetensors"))
+        save_file({**load_file(path), "foreign.weight": torch.ones(1)}, path)
+    two_songs.tiny = broken
+    status, out, errors = two_songs.preprocess()
+    assert status == 2 and "latents:" not in out
+    problems = lines_of(errors, "error: ")
+    assert len(problems) == 2 and all("unexpected: foreign.weight" in problem for problem in problems)
+    assert "music_dcae_f8c8" in problems[0] and "mHuBERT-147" in problems[1]
+    assert two_songs.others() == set() and not two_songs.prep.exists()
+
+
+def test_a_second_run_at_the_same_time_is_refused(two_songs):
+    partial = two_songs.folder / "prep.partial"
+    partial.mkdir()
+    with FileLock(partial / ".lock-1-of-1"):
+        status, _, errors = two_songs.preprocess("--ssl", "none")
+        assert status == 2 and "Another run of this step is making records" in errors
+        assert not two_songs.prep.exists()
+        # Shares of one dataset are made to run at the same time.
+        assert two_songs.preprocess("--ssl", "none", "--shard", "1/2")[0] == 0
+    assert two_songs.preprocess("--ssl", "none")[0] == 0
+    assert set(two_songs.records()) == {"b", "夜曲"} and two_songs.others() == set()
+
+
+def test_a_dataset_with_relative_paths_can_be_used_from_any_folder(two_songs, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(two_songs.folder)
+    arguments = ["--data_dir", two_songs.songs.name, "--output_name", "filenames"]
+    assert run_script(convert.main, convert.parse_args(arguments)) == 0
+    assert two_songs.preprocess("--ssl", "none")[0] == 0
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert two_songs.preprocess("--ssl", "none")[1].splitlines()[-1] == "done 0, skipped 2, failed 0"
 
 
 @pytest.mark.parametrize("place", ["songs", "dataset"])

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from ace_lora.records import (
+    NotARecord,
     Record,
     RecordError,
+    check_record,
     list_records,
     quantise_rows,
     read_metadata,
@@ -172,8 +174,11 @@ def test_every_changed_byte_of_the_tensors_is_noticed(small_file):
         damaged = bytearray(whole)
         damaged[position] ^= 0x10
         small_file.write_bytes(damaged)
-        with pytest.raises(RecordError, match="damaged"):
-            read_record(small_file)
+        for read in (read_record, check_record):
+            with pytest.raises(RecordError, match="damaged"):
+                read(small_file)
+    small_file.write_bytes(whole)
+    assert check_record(small_file) == read_metadata(small_file) == {"prompt": "pop"}
 
 
 def test_a_changed_header_never_ends_in_another_error(small_file):
@@ -195,7 +200,7 @@ def test_a_changed_header_never_ends_in_another_error(small_file):
 def test_other_safetensors_files_are_no_records(tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file({"weight": torch.ones(2)}, path)
-    with pytest.raises(RecordError, match="not a training record"):
+    with pytest.raises(NotARecord, match=r"not a training record.*Move the file"):
         read_record(path)
     write_tensors(path, {"weight": torch.ones(2)}, {"keys": "song"})
     with pytest.raises(RecordError, match="no target_latents"):

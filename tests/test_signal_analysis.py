@@ -9,6 +9,7 @@ from ace_lora.signal_analysis import (
     bpm_tag,
     measure,
     measure_bpm,
+    mix_down,
     signal_tags,
 )
 
@@ -38,6 +39,16 @@ def test_tempo_is_measured_to_half_a_beat_per_minute(bpm, tag):
     assert measured.bpm == pytest.approx(bpm, abs=0.5)
     assert tag in signal_tags(measured)
     assert bpm_tag(measured.bpm) == f"{bpm} bpm"
+
+
+def test_channels_that_cancel_each_other_are_heard():
+    left = clicks(100)
+    noise = np.random.default_rng(0).normal(scale=1e-4, size=left.shape).astype(np.float32)  # of a lossy encoder
+    measured = measure(np.concatenate([left, noise - left]), RATE)
+    assert measured.bpm == pytest.approx(100, abs=0.5)
+    assert measured.centroid_hz == pytest.approx(measure(left, RATE).centroid_hz)
+    sides = np.concatenate([left, np.zeros_like(left)])
+    assert np.array_equal(mix_down(sides), left[0] / 2)
 
 
 def test_a_left_out_beat_does_not_shift_the_tempo():

@@ -148,6 +148,17 @@ def test_loading_is_strict_and_names_the_tensor(tmp_path, fault, pickled):
         load_mert(folder, **CPU)
 
 
+@pytest.mark.parametrize("lost", ["weight_g", "weight_v"])
+def test_half_of_an_old_weight_norm_is_named_as_the_file_would(tmp_path, lost):
+    position = "encoder.pos_conv_embed.conv."
+    tensors = tensors_of("mert")
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        tensors[position + old] = tensors.pop(f"{position}parametrizations.weight.{new}")
+    del tensors[position + lost]
+    with pytest.raises(WrongWeights, match=f"missing: {position}{lost}\\. Expected".replace("conv.", r"conv\.")):
+        load_mert(write_checkpoint(tmp_path, "mert", tensors, pickled=True), **CPU)
+
+
 def test_a_checkpoint_of_the_other_extractor_is_refused(tmp_path):
     """A MERT with layer norm in every convolution would load into nothing that this configuration describes."""
     tensors = tensors_of("mert")

@@ -81,11 +81,8 @@ class LyricTokenizer:
         packages and they are not usable; tokenise all songs before writing anything.
         """
         language = language or None  # LyricTokens.main_language of empty lyrics is "", and may come back here
-        if language is not None and language not in SUPPORTED_LANGUAGES:
-            raise WrongInput(
-                f"The lyric language '{language}' is not one that the model knows. "
-                f"Expected one of: {' '.join(SUPPORTED_LANGUAGES)}. Choose one of them, or leave it to be detected."
-            )
+        if language is not None:
+            check_language(language)
         if _is_captioner_prompt(lyrics):
             return LyricTokens(
                 [_STOP],
@@ -159,6 +156,15 @@ class LyricTokenizer:
             return ids, ""
         spans = (span for token, span in zip(ids, encoding.offsets, strict=True) if token == _UNKNOWN)
         return ids, "".join(text[start:stop] for start, stop in spans)
+
+
+def check_language(language: str) -> None:
+    """Raise WrongInput unless `language` is one of SUPPORTED_LANGUAGES."""
+    if language not in SUPPORTED_LANGUAGES:
+        raise WrongInput(
+            f"The lyric language '{language}' is not one that the model knows. "
+            f"Expected one of: {' '.join(SUPPORTED_LANGUAGES)}. Choose one of them, or leave it to be detected."
+        )
 
 
 def _is_captioner_prompt(lyrics: str) -> bool:
