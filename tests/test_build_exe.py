@@ -170,28 +170,30 @@ def test_first_steps_of_the_workflow(program: Path, display: str):
     def windows() -> list[str]:
         return xdotool("search", "--onlyvisible", "--name", "ACE-Step LoRA")
 
-    def run_step(number: int, result: Path) -> None:
-        """Go to the step's page, start it, and wait for what it makes."""
-        until(lambda: "idle" in state(), process)
-        # There is no window manager that would give the window the keyboard.
-        xdotool("windowfocus", "--sync", window, "key", f"alt+{number}", "key", "F5")
-        until(result.exists, process)
+    def run_step(number: int, name: str) -> None:
+        """Go to the step's page, start it as soon as the window is free, wait until its title says that it is done."""
 
-    def state() -> str:
-        """What the log says last: a step that ended is told in a line of its own."""
-        logs = sorted((home / "logs").glob("*.log"))
-        return "idle" if not logs or "exit" in logs[-1].read_text(encoding="utf-8") else "running"
+        def is_done() -> bool:
+            title = " ".join(xdotool("getwindowname", window))
+            running = " · " in title
+            if "✓ " + name not in title and not running:
+                # There is no window manager that would give the window the keyboard.
+                xdotool("windowfocus", window, "key", f"alt+{number}", "key", "F5")
+            return "✓ " + name in title
+
+        until(is_done, process)
 
     try:
         until(windows, process)
         (window,) = windows()
         # 1. The song is there, under the pinyin of its name.
         until((home / "qing_tian.wav").exists, process)
-        run_step(2, home / "qing_tian_prompt.txt")
+        run_step(2, "Prompts")
         assert "tempo" in (home / "qing_tian_prompt.txt").read_text(encoding="utf-8")
-        run_step(3, home / "qing_tian_lyrics.txt")
+        run_step(3, "Lyrics")
         assert (home / "qing_tian_lyrics.txt").read_text(encoding="utf-8").strip() == "[instrumental]"
-        run_step(4, home.with_name("demo_filenames") / "state.json")
+        run_step(4, "Dataset")
+        assert (home.with_name("demo_filenames") / "state.json").exists()
     finally:
         process.terminate()
         process.wait()
