@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the seven steps on a synthesised song with the tiny base model.")
     parser.add_argument("--output_dir", type=Path, help="new folder for everything (default: demo/<date>)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the song (default: 20)")
-    parser.add_argument("--max_steps", type=int, default=120, help="training steps (default: 120)")
+    parser.add_argument("--max_steps", type=int, default=100, help="training steps (default: 100)")
     return parser.parse_args(argv)
 
 

@@ -356,7 +356,7 @@ class Progress:
             self._seen.add(name)
         elif text.startswith("Installing collected packages:"):
             count = text.count(",") + 1
-            self._doing = f"unpacking {count} packages"
+            self._doing = f"unpacking {count} packages" if count > 1 else "unpacking"
             self._say(f"  {self._doing} …")
         elif text.startswith("ERROR:"):
             self._say("  " + text[:300])
@@ -367,8 +367,8 @@ class Progress:
             return
         elapsed = int(time.monotonic() - self._started)
         megabytes = sum(path.stat().st_size for path in _files(self._downloads)) / 1e6
-        arriving = f", {megabytes:.0f} MB" if megabytes >= 1 else ""
-        words = f"  {self._doing}{arriving}, {elapsed // 60}:{elapsed % 60:02d}"
+        arrived = f", {megabytes:.0f} MB so far" if megabytes >= 1 and not self._doing.startswith("unpacking") else ""
+        words = f"  {self._doing}{arrived}, {elapsed // 60}:{elapsed % 60:02d}"
         if self._terminal:
             print(f"\r{words:<76}", end="", flush=True)
         else:
@@ -446,6 +446,17 @@ def pip_install(python: Path, arguments: list[str], what: str, lock: IO[bytes]) 
                 "The system ended it, most likely for want of memory. Close other programs, then run the command again."
             )
         raise StepFailed(f"{what[0].upper()}{what[1:]} could not be installed. {why} ({environment / LOG})")
+
+
+def compile_analysis(python: Path) -> None:
+    """Let librosa compile its loops now: it takes half a minute, once, and else the first prompts would wait for it."""
+    if not (HOME / "ace_lora" / "signal_analysis.py").exists():
+        return
+    print("Compiling the signal analysis …", flush=True)
+    # Five seconds of two clicks per second: enough for every loop to be needed. A failure here is told by that step.
+    clicks = "clicks = numpy.zeros((1, 110250), 'float32'); clicks[0, ::11025] = 1"
+    program = f"import numpy; from ace_lora.signal_analysis import measure_bpm; {clicks}; measure_bpm(clicks, 22050)"
+    subprocess.run([str(python), "-c", program], cwd=HOME, capture_output=True)
 
 
 def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
@@ -548,6 +559,8 @@ def _fill(
             pip_install(python, ["-r", str(path), *extra], f"the packages of {path.relative_to(HOME)}", lock)
             stamp[path.name] = wanted[path.name]
             write_stamp(environment, stamp)
+            if path == base:
+                compile_analysis(python)
 
 
 # --- What is started -------------------------------------------------------------------------------------------------
