@@ -358,8 +358,6 @@ class Progress:
             count = text.count(",") + 1
             self._doing = f"unpacking {count} packages" if count > 1 else "unpacking"
             self._say(f"  {self._doing} …")
-        elif text.startswith("ERROR:"):
-            self._say("  " + text[:300])
 
     def tick(self) -> None:
         """Call about every second: shows that something is going on when pip has long said nothing."""
