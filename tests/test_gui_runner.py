@@ -248,6 +248,12 @@ def test_a_left_over_process_is_told_from_another_one(run: Run):
     assert not ace_gui.process_runs(0, "x")
 
 
+def test_a_log_file_that_cannot_be_written_does_not_keep_a_step_from_running(run: Run):
+    (run.folder / "logs").write_text("a file where the folder should be")
+    assert run.start("print('ran')").wait().code == 0
+    assert run.lines[-1] == "ran" and run.lines[0].startswith("[log file: ")
+
+
 def test_tensorboard_that_is_missing_says_so(tmp_path: Path):
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho "$0: No module named tensorboard" >&2\nexit 1\n')
