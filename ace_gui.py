@@ -665,6 +665,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings.",
     ),
     "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
+    "env.python_setting": (
+        "手动指定的 Python“{path}”不存在，改用了上面这个。",
+        "There is no Python “{path}”, which was chosen by hand; the one above is used instead.",
+    ),
     "where.setting": ("手动指定", "chosen by hand"),
     "where.running": ("本窗口所用", "that of this window"),
     "where.VIRTUAL_ENV": ("已激活的虚拟环境", "the active environment"),
@@ -2406,8 +2410,10 @@ def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path
     inner = ("Scripts/python.exe", "python.exe") if WINDOWS else ("bin/python3", "bin/python")
     found: list[tuple[str, Path]] = []
     if settings.python:
-        chosen = Path(settings.python).expanduser()
-        found.append(("setting", chosen if chosen.is_absolute() else program / chosen))
+        chosen = program / Path(settings.python).expanduser()
+        found += [
+            ("setting", path) for path in (chosen, *(chosen / name for name in inner))
+        ]  # also an environment's folder
     for folder in (".venv", "venv", "python"):
         found += [(folder, program / folder / name) for name in inner]
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
@@ -2580,6 +2586,8 @@ def judge_environment(
         findings.append(Finding("bad", "env.no_python", {}, "python"))
     else:
         findings.append(Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python"))
+        if space.settings.python and python[0] != "setting":
+            findings.append(Finding("warn", "env.python_setting", {"path": space.settings.python}, "python"))
         findings += _judge_report(space, report)
     missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
     if missing:
@@ -4713,7 +4721,7 @@ class TextsPage(StepPage):
         if self._save_timer:
             self.frame.after_cancel(self._save_timer)
             self._save_timer = None
-        if self.open_song is None or not self.open_song.audio.exists():
+        if self.open_song is None or not self.open_song.audio.parent.is_dir():
             return True
         for kind in self.dirty():
             path, text = self._path(kind), self.editors[kind].get()
@@ -4781,6 +4789,7 @@ class TextsPage(StepPage):
                 state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled"
             )
         if self.open_song is not None and not self.open_song.audio.exists():
+            self.save()  # its texts may still be wanted when the audio comes back
             self.open_song = None
             self._load_first()
         elif self.open_song is not None:
@@ -5508,12 +5517,12 @@ class App:
             move_project(self.project, target)
             if owned:
                 self.space.claim_checkpoints()
-        except FileExistsError as error:
-            self.say("bad", self.ui.t("move.exists", path=error))
-            return
         except OSError as error:
-            self.say("bad", self.ui.t("failed.file", error=error))
+            if isinstance(error, FileExistsError) and error.errno is None:  # of `move_project`, not of the system
+                self.say("bad", self.ui.t("move.exists", path=error))
+                return
             self.open_project(target if target.is_dir() and not (old and old.is_dir()) else old)
+            self.say("bad", self.ui.t("failed.file", error=error))
             return
         self.open_project(target)
         self.say("good", self.ui.t("move.done", new=shown_path(target, self.program)))
@@ -5730,7 +5739,7 @@ class App:
     def _probe_ended(self, project: Project, asked: list[Path]) -> None:
         if project is not self.project:
             return
-        names = {path.name for path in (project.home.iterdir() if project.home else ())}
+        names = list_files(project.home) if project.home else {}
         project.probes = {name: probe for name, probe in project.probes.items() if name in names}
         self._flush_project()
         self.look_at_disk(force=True)
@@ -6648,11 +6657,11 @@ class App:
         else:
             self.banner_action.grid_remove()
         self.banner.pack(fill="x", side="top", before=self._bar_frame)
-        self.root.after_idle(self._keep_log_in_sight)
+        self.banner.after_idle(self._keep_log_in_sight)
 
     def _keep_log_in_sight(self) -> None:
         """A long banner takes its room from the page, not from the log: three lines of it stay."""
-        if self._destroyed or not self.banner.winfo_manager():
+        if not self.banner.winfo_exists() or not self.banner.winfo_manager():
             return
         self.root.update_idletasks()
         missing = self.ui.px(64) - self.log.frame.winfo_height()

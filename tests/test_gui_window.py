@@ -1345,6 +1345,42 @@ def test_what_was_refused_and_what_is_faulty_are_both_said(make_window, songs: l
     assert "· nowhere.wav: there is no such file." in window.banner() and "· quiet: is silent" in window.banner()
 
 
+def test_a_project_folder_that_vanishes_leaves_an_empty_library(make_window):
+    window = make_window()
+    app = window.app
+    app.open_project(project_with_songs(window.program, "prep"))
+    shutil.rmtree(app.project.home)
+    window.until(lambda: not app.songs)
+    for key in app.rail:
+        window.show(key)
+    app.set_value("train", ace_gui.TRAIN_FIELDS[0], "3")
+    window.until(lambda: app._save_timer is None)
+    assert window.statuses() == ["ready"] + ["locked"] * 6
+
+
+def test_what_was_typed_for_a_song_that_vanished_is_kept(make_window):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program, "prep")
+    app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["prompt"].text, "hello")
+    (home / "a.wav").unlink()
+    window.until(lambda: len(app.songs) == 1)
+    assert page.open_song.stem == "b" and (home / "a_prompt.txt").read_text() == "hello"
+
+
+def test_a_move_that_fails_says_why(make_window, tmp_path: Path):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program)
+    app.open_project(home)
+    (tmp_path / "file").write_text("")
+    app.change_home("x", str(tmp_path / "file" / "x"))
+    window.press("move")
+    assert "A file could not be used" in window.banner() and app.project.home == home and len(app.songs) == 2
+
+
 def test_keys_typed_behind_a_dialog_do_nothing(make_window):
     window = make_window()
     app = window.app
