@@ -1484,7 +1484,8 @@ def find_sources(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            for inner in sorted(path.rglob("*")):
+            # Outer folders first: of two equal songs the one that is not in a sub-folder of copies stays.
+            for inner in sorted(path.rglob("*"), key=lambda inner: (len(inner.parts), inner)):
                 if is_audio(inner) and inner.is_file() and BIN_FOLDER not in inner.parts:
                     found.setdefault(inner)
         else:
@@ -4362,7 +4363,7 @@ class SongsPage(StepPage):
     COLUMNS = (
         ("title", 230, "w"),
         ("file", 200, "w"),
-        ("length", 66, "e"),
+        ("length", 90, "e"),
         ("prompt", 76, "center"),
         ("lyrics", 76, "center"),
         ("record", 76, "center"),
@@ -4501,7 +4502,7 @@ class SongsPage(StepPage):
 
     def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...] | str]:
         t = self.ui.t
-        values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem and song.seconds is None
+        values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem not in ("", "long")
                   else human_seconds(song.seconds), t(f"mark.{song.prompt}"), t(f"mark.{song.lyrics}"), t(f"mark.{song.record}"))  # fmt: skip
         if song.problem and song.problem != "long":
             return (f"⚠ {song.title}", *values[1:]), ("bad",)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import tkinter as tk
+import tkinter.font
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -1379,6 +1380,16 @@ def test_a_move_that_fails_says_why(make_window, tmp_path: Path):
     app.change_home("x", str(tmp_path / "file" / "x"))
     window.press("move")
     assert "A file could not be used" in window.banner() and app.project.home == home and len(app.songs) == 2
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_the_marks_in_the_song_table_fit_their_columns(make_window, language: str):
+    window = make_window(language=language)
+    page = window.app.page("songs")
+    font = tk.font.nametofont("TkDefaultFont", root=window.root)
+    for column, prefix in (("length", "short."), ("prompt", "mark."), ("lyrics", "mark."), ("record", "mark.")):
+        for key in (key for key in ace_gui.TEXTS if key.startswith(prefix)):
+            assert font.measure(page.ui.t(key)) + 12 <= page.table.column(column, "width"), (column, key)
 
 
 def test_keys_typed_behind_a_dialog_do_nothing(make_window):
