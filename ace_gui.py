@@ -108,6 +108,7 @@ SETTLE_S = 1.5  # after the child's end: how long output may still come through 
 STOP_SECONDS = {"train": 180.0}  # a training step and saving may take long on a small card
 DEFAULT_STOP_SECONDS = 20.0
 AUTOSAVE_MS = 1500
+MAX_BANNER_LINES = 3  # of a list above the log, which must not hide it
 MAX_CURVE_POINTS = 200_000
 
 MIRRORS = ("https://huggingface.co", "https://hf-mirror.com")
@@ -200,6 +201,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "locked": ("请先完成第 {number} 步：{why}", "Finish step {number} first: {why}"),
     "songs.none": ("还没有歌曲。", "There are no songs yet."),
     "songs.done": ("共有 {count} 首歌。", "Songs in the library: {count}."),
+    "texts.unusable": (
+        "有 {count} 首歌无法读取或没有声音，得不到文本：{songs}。请在“准备音频”页移除或换掉。",
+        "Songs that are unreadable or silent get no text: {count} ({songs}). Remove or replace them on the page “Songs”.",
+    ),
     "prompt.missing": ("还有 {count} 首歌没有提示词：{songs}", "Songs without a prompt: {count} ({songs})"),
     "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
     "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
@@ -260,11 +265,13 @@ TEXTS: dict[str, tuple[str, str]] = {
     "short.silent": ("无声", "silent"),
     "short.long": ("过长", "too long"),
     "short.empty": ("空文件", "empty"),
-    "problem.unreadable": ("无法读取，文件可能已损坏（{detail}）。请换一个文件。", "cannot be read, perhaps damaged ({detail}). Replace the file."),
+    "problem.unreadable": ("无法读取，文件可能已损坏。请换一个文件。", "cannot be read, perhaps damaged. Replace the file."),
     "problem.silent": ("几乎全程无声，会被跳过。请换一个文件。", "is silent and would be skipped. Replace the file."),
     "problem.long": ("超过 6 分钟，只会用前 6 分钟。", "is longer than six minutes; only the first six are used."),
     "problem.empty": ("是空文件。请移除。", "is an empty file. Remove it."),
     "problems.found": ("有 {count} 首歌需要注意：", "Songs that need attention: {count}"),
+    "problems.item": ("· {name}：{what}", "· {name}: {what}"),
+    "problems.more": ("……另有 {count} 首，在表中标有 ⚠。", "… and {count} more, marked ⚠ in the table."),
     "project.name": ("名称", "Name"),
     "project.folder": ("文件夹", "Folder"),
     "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
@@ -519,6 +526,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
     "run.elapsed": ("已用 {time}", "elapsed {time}"),
     "run.left": ("剩余 {time}", "left {time}"),
+    "run.loss": ("损失", "loss"),
     "run.rate": ("{rate} 步/秒", "{rate} it/s"),
     "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
     "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
@@ -549,6 +557,16 @@ TEXTS: dict[str, tuple[str, str]] = {
         "用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。",
         "Twenty steps on the longest song: reports memory, speed and hours for the whole run.",
     ),
+    "trial.fits": (
+        "试跑完成：{seconds} 秒/步，整个训练（{steps} 步）约需 {hours}，内存或显存最多 {peak}（共 {memory}），检查点约占 {disk}。",
+        "Trial run: {seconds} s per step, about {hours} for all {steps} steps, {peak} of {memory} memory at the most, "
+        "{disk} for checkpoints.",
+    ),
+    "trial.unfit": ("试跑结果：显存放不下。关闭占用显卡的程序，或填“最长秒数”（如 120）。",
+                    "Trial run: it does not fit. Close programs that use the card, or set “Longest crop”, such as 120."),
+    "trial.savings": ("需要这些省显存设置：{flags}", "It needs these savings: {flags}"),
+    "trial.apply": ("采用这些设置", "Use these settings"),
+    "trial.applied": ("已采用试跑找到的设置：{flags}", "The settings found by the trial are set: {flags}"),
     "chart.title": ("损失曲线", "Loss"),
     "chart.empty": ("开始训练后，这里会画出损失曲线。", "The loss is drawn here while the training runs."),
     "chart.raw": ("原始", "raw"),
@@ -583,6 +601,13 @@ TEXTS: dict[str, tuple[str, str]] = {
     "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
     "close.stop": ("停止并退出", "Stop and close"),
     "close.stay": ("继续运行", "Keep running"),
+    "close.title_unsaved": ("有文本没有保存", "A text is not saved"),
+    "close.unsaved": (
+        "正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。",
+        "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them.",
+    ),
+    "close.keep_text": ("返回编辑", "Back to the text"),
+    "close.discard": ("放弃并退出", "Close without saving"),
     # Menus and buttons
     "ok": ("确定", "OK"),
     "cancel": ("取消", "Cancel"),
@@ -640,6 +665,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings.",
     ),
     "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
+    "env.python_setting": (
+        "手动指定的 Python“{path}”不存在，改用了上面这个。",
+        "There is no Python “{path}”, which was chosen by hand; the one above is used instead.",
+    ),
     "where.setting": ("手动指定", "chosen by hand"),
     "where.running": ("本窗口所用", "that of this window"),
     "where.VIRTUAL_ENV": ("已激活的虚拟环境", "the active environment"),
@@ -963,6 +992,19 @@ def settings_path(program: Path) -> Path:
     return (program if try_writable(program) else user_config_folder()) / SETTINGS_FILE
 
 
+def text_tables(stored: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Two levels of names and texts, as settings and presets are stored; anything else in there is left out."""
+    return {
+        str(name): {str(flag): str(text) for flag, text in values.items()}
+        for name, values in stored.items()
+        if isinstance(values, dict)
+    }
+
+
+def _is_probe(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and isinstance(value[3], str)
+
+
 @dataclass
 class Settings:
     """What holds for all projects. Unknown keys of the file (a newer version's) are kept."""
@@ -1000,8 +1042,13 @@ class Settings:
                 setattr(settings, key, value)
             elif key not in cls._KEYS:
                 settings.unknown[key] = value
+        # A file that was edited by hand may hold anything; what cannot be used gets its default.
         if settings.language not in LANGUAGES:
             settings.language = "zh"
+        if settings.scale != "auto" and not settings.scale.isdecimal():
+            settings.scale = "auto"
+        settings.recent = [home for home in settings.recent if isinstance(home, str)]
+        settings.presets, settings.draft = text_tables(settings.presets), text_tables(settings.draft)
         return settings
 
     def save(self) -> None:
@@ -1062,11 +1109,12 @@ class Project:
                 setattr(project, key, value)
             elif key not in (*cls._KEYS, "version"):
                 project.unknown[key] = value
-        project.values = {
-            step: {str(flag): str(text) for flag, text in values.items()}
-            for step, values in project.values.items()
-            if isinstance(values, dict)
-        }
+        project.values = text_tables(project.values)
+        project.titles = {name: str(title) for name, title in project.titles.items()}
+        project.receipts = {step: value for step, value in project.receipts.items() if isinstance(value, dict)}
+        project.probes = {name: value for name, value in project.probes.items() if _is_probe(value)}
+        if not isinstance(project.backend_run.get("pid", 0), int):
+            project.backend_run = {}
         return project
 
     def save(self) -> None:
@@ -1305,6 +1353,8 @@ def read_header(path: Path) -> tuple[float | None, str]:
                 return (samples / rate, "") if rate and samples else (None, "")
             if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
                 return _read_wav(file)
+            if head[:4] == b"RF64" and head[8:12] == b"WAVE":  # above 4 GB
+                return None, ""
     except OSError as error:
         return None, f"unreadable|{error.strerror or error}"
     return (None, "unreadable|no RIFF/WAVE header") if path.suffix.lower() == ".wav" else (None, "")
@@ -1434,7 +1484,8 @@ def find_sources(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            for inner in sorted(path.rglob("*")):
+            # Outer folders first: of two equal songs the one that is not in a sub-folder of copies stays.
+            for inner in sorted(path.rglob("*"), key=lambda inner: (len(inner.parts), inner)):
                 if is_audio(inner) and inner.is_file() and BIN_FOLDER not in inner.parts:
                     found.setdefault(inner)
         else:
@@ -2205,6 +2256,9 @@ def _songs_state(space: Workspace, songs: list[Song]) -> StepState:
 def _texts_state(songs: list[Song], kind: str) -> StepState:
     without = [song.stem for song in songs if getattr(song, kind) in ("missing", "empty")]
     if without:
+        unusable = [song.stem for song in songs if song.stem in without and song.problem not in ("", "long")]
+        if unusable:
+            return StepState("ready", "texts.unusable", {"count": len(unusable), "songs": _names(unusable)})
         return StepState("ready", f"{kind}.missing", {"count": len(without), "songs": _names(without)})
     return StepState("done", f"{kind}.done", {"count": len(songs)})
 
@@ -2357,8 +2411,10 @@ def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path
     inner = ("Scripts/python.exe", "python.exe") if WINDOWS else ("bin/python3", "bin/python")
     found: list[tuple[str, Path]] = []
     if settings.python:
-        chosen = Path(settings.python).expanduser()
-        found.append(("setting", chosen if chosen.is_absolute() else program / chosen))
+        chosen = program / Path(settings.python).expanduser()
+        found += [
+            ("setting", path) for path in (chosen, *(chosen / name for name in inner))
+        ]  # also an environment's folder
     for folder in (".venv", "venv", "python"):
         found += [(folder, program / folder / name) for name in inner]
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
@@ -2531,6 +2587,8 @@ def judge_environment(
         findings.append(Finding("bad", "env.no_python", {}, "python"))
     else:
         findings.append(Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python"))
+        if space.settings.python and python[0] != "setting":
+            findings.append(Finding("warn", "env.python_setting", {"path": space.settings.python}, "python"))
         findings += _judge_report(space, report)
     missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
     if missing:
@@ -2936,6 +2994,36 @@ class Curve:
         self.rate.append(rate if rate is not None else float("nan"))
 
 
+def read_trial(folder: Path, since: float) -> dict[str, Any] | None:
+    """What a trial run that began at `since` (Unix time) wrote under the log folder; None without such a file."""
+    for path in (folder / "trial.json", *folder.glob("*/trial.json")):
+        with contextlib.suppress(OSError, ValueError):
+            if path.stat().st_mtime >= since - 1:
+                result = json.loads(path.read_text(encoding="utf-8"))
+                return result if isinstance(result, dict) else None
+    return None
+
+
+def trial_sentence(language: str, result: dict[str, Any]) -> str:
+    """A trial's result for the user: time, memory and disk of the whole run, and the savings that it needs."""
+    if not result.get("fits"):
+        return say(language, "trial.unfit")
+    hours = float(result.get("hours") or 0)
+    fields = {
+        "seconds": f"{float(result.get('seconds_per_step') or 0):.2f}", "steps": result.get("max_steps", "?"),
+        "hours": human_seconds(hours * 3600), "peak": f"{float(result.get('peak_memory_gb') or 0):.1f} GB",
+        "memory": f"{float(result.get('memory_gb') or 0):.1f} GB", "disk": f"{float(result.get('disk_gb') or 0):.1f} GB",
+    }  # fmt: skip
+    lines = [say(language, "trial.fits", fields)]
+    if result.get("savings"):
+        lines.append(say(language, "trial.savings", {"flags": saving_flags(result)}))
+    return "\n".join(lines)
+
+
+def saving_flags(result: dict[str, Any]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in (result.get("savings") or {}).items())
+
+
 def find_metrics(folder: Path) -> Path | None:
     """The newest metrics.csv under the trainer's log folder."""
     try:
@@ -3031,6 +3119,9 @@ class Runner:
                 log_path.parent.mkdir(parents=True, exist_ok=True)
                 log = log_path.open("wb")
                 log.write(f"{stamp()}  {subprocess.list2cmdline(argv)}\n".encode())
+        except OSError as error:  # a read-only folder: the run goes on, and the pane shows it
+            text.feed(f"[log file: {error}]\n".encode())
+        try:
             process = start_process(argv, cwd, environment)
         except OSError as error:
             if log:
@@ -3119,7 +3210,9 @@ class Runner:
                 yield event
 
 
-def start_process(argv: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_process(
+    argv: list[str], cwd: Path, environment: dict[str, str], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     """A child in a process group of its own, with one pipe for all its output and no input to wait for."""
     group: dict[str, Any] = {"start_new_session": True}
     if WINDOWS:
@@ -3128,7 +3221,7 @@ def start_process(argv: list[str], cwd: Path, environment: dict[str, str]) -> su
         argv,
         cwd=cwd,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         shell=False,
@@ -3202,6 +3295,15 @@ def process_runs(pid: int, script: str) -> bool:
     return script.encode() in result.stdout
 
 
+# TensorBoard as `python -m tensorboard.main` runs it, which ends when its input does: the window holds the other end,
+# so a window that was killed takes it along (on every system, without polling).
+TENSORBOARD_CODE = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+runpy.run_module("tensorboard.main", run_name="__main__", alter_sys=True)
+"""
+
+
 class TensorBoard:
     """The real TensorBoard in a process of its own on 127.0.0.1; ends with the window."""
 
@@ -3228,11 +3330,12 @@ class TensorBoard:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a read-only place: TensorBoard itself says that it finds nothing
+            folder.mkdir(parents=True, exist_ok=True)
         argv = [
             str(python),
-            "-m",
-            "tensorboard.main",
+            "-c",
+            TENSORBOARD_CODE,
             "--logdir",
             str(folder),
             "--host",
@@ -3245,7 +3348,7 @@ class TensorBoard:
 
     def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str], wanted: int) -> None:
         try:
-            process = start_process(argv, program, environment)
+            process = start_process(argv, program, environment, stdin=subprocess.PIPE)
         except OSError as error:
             self.answers.put(("failed", str(error)))
             return
@@ -3317,6 +3420,9 @@ class Ui:
         root.tk.call("tk", "scaling", self.scale * 96 / 72)
         self._set_fonts()
         self._set_styles()
+        with contextlib.suppress(tk.TclError):  # Tk's own file dialogs (where the system has none) speak it too
+            root.tk.call("::msgcat::mclocale", "zh_cn" if language == "zh" else "en")
+            root.tk.eval("namespace eval ::tk {::msgcat::mcload [file join $::tk_library msgs]}")
         self._icons: dict[tuple[str, int], tk.PhotoImage] = {}
 
     def px(self, length: float) -> int:
@@ -3657,8 +3763,16 @@ class LogPane:
         # ScrolledText brings a scroll bar of the old kind.
         self.text.vbar.pack_forget()
         bar = ttk.Scrollbar(self.text.frame, command=self.text.yview, style="Log.Vertical.TScrollbar")
-        self.text.configure(yscrollcommand=bar.set)
         bar.pack(side="right", fill="y")
+        self._end_shown = True
+
+        def moved(first: str, last: str) -> None:
+            self._end_shown = float(last) > 0.9999
+            bar.set(first, last)
+
+        self.text.configure(yscrollcommand=moved)
+        # A banner or a smaller window takes lines from the bottom: without this the pane would follow no longer.
+        self.text.bind("<Configure>", lambda _event: self.text.see("end-1c") if self._end_shown else None)
         self.text.pack(fill="both", expand=True)
         for tag, colour in (("bad", "log_bad"), ("warn", "log_warn"), ("head", "log_head"), ("muted", "log_muted")):
             self.text.tag_configure(tag, foreground=COLOURS[colour])
@@ -3675,14 +3789,16 @@ class LogPane:
         for sequence in self.text.bind_class("Text"):
             if not editing.fullmatch(sequence):
                 self.text.bind_class("ReadOnlyText", sequence, self.text.tk.call("bind", "Text", sequence))
-        self.text.bindtags((str(self.text), "ReadOnlyText", str(self.text.winfo_toplevel()), "all"))
+        # `str` of a ScrolledText is its frame's path.
+        self.text.bindtags((self.text._w, "ReadOnlyText", str(self.text.winfo_toplevel()), "all"))
 
     def write(self, lines: list[str], current: str = "", skipped: int = 0) -> None:
         """Append finished lines and show `current` as the last, unfinished one."""
         if not lines and not skipped and current == self._current:
             return
         text = self.text
-        at_end = text.yview()[1] > 0.999
+        # 0.999 of 5,000 lines is five lines above the end: whoever scrolled up by a notch must stay there.
+        at_end = (last := text.yview()[1]) >= 1 or (last > 0.999 and text.dlineinfo("end-1c") is not None)
         if self._current:
             text.delete("live", "end-1c")
         pieces: list[str] = []
@@ -4134,13 +4250,15 @@ class StepPage:
         self.start_button.pack(side="right")
 
     def start(self) -> None:
-        self.app.start_step(self.key)
+        if not self.app.asking:  # a second press before the first one's question is on the screen
+            self.app.start_step(self.key)
 
     def shown(self) -> None:
         """The page has come to the front."""
 
-    def left(self) -> None:
-        """Another page comes to the front, or the window closes: store what is not stored yet."""
+    def left(self) -> bool:
+        """Another page comes to the front, or the window closes: store what is not stored yet; False when that failed."""
+        return True
 
     def refresh(self) -> None:
         """Paint from the project's state; called after every change."""
@@ -4156,6 +4274,8 @@ class StepPage:
             self.start_button.configure(state="normal" if startable else "disabled")
         if self.forms:
             problems = self.app.space.problems(self.key)
+            if status == "locked":  # what earlier steps will fill in is not the user's mistake
+                problems = {flag: problem for flag, problem in problems.items() if problem[0] != "wrong.empty"}
             for form in self.forms:
                 form.refresh(problems)
 
@@ -4243,7 +4363,7 @@ class SongsPage(StepPage):
     COLUMNS = (
         ("title", 230, "w"),
         ("file", 200, "w"),
-        ("length", 66, "e"),
+        ("length", 90, "e"),
         ("prompt", 76, "center"),
         ("lyrics", 76, "center"),
         ("record", 76, "center"),
@@ -4382,7 +4502,7 @@ class SongsPage(StepPage):
 
     def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...] | str]:
         t = self.ui.t
-        values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem and song.seconds is None
+        values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem not in ("", "long")
                   else human_seconds(song.seconds), t(f"mark.{song.prompt}"), t(f"mark.{song.lyrics}"), t(f"mark.{song.record}"))  # fmt: skip
         if song.problem and song.problem != "long":
             return (f"⚠ {song.title}", *values[1:]), ("bad",)
@@ -4520,8 +4640,8 @@ class TextsPage(StepPage):
         self.refresh()
         self._load_first()
 
-    def left(self) -> None:
-        self.save()
+    def left(self) -> bool:
+        return self.save()
 
     def _load_first(self) -> None:
         if not self.frame.winfo_exists():
@@ -4545,7 +4665,11 @@ class TextsPage(StepPage):
 
     def _open(self, song: Song | None) -> None:
         """Show a song's texts, after storing what was changed in those of the last one."""
-        self.save()
+        if not self.save():
+            # What could not be stored stays in the editors; the list goes back to its song.
+            if self.open_song is not None and self.list.exists(self.open_song.audio.name):
+                self.list.selection_set(self.open_song.audio.name)
+            return
         self.open_song = song
         if song is not None:
             self.app.current_song = song.audio.name
@@ -4590,13 +4714,16 @@ class TextsPage(StepPage):
         # A power cut or a killed window then costs no more than the last seconds of typing.
         self._save_timer = self.frame.after(AUTOSAVE_MS, self.save)
 
-    def save(self) -> None:
-        """Write what differs from the files; a text that changed on disk meanwhile goes into the bin first."""
+    def save(self) -> bool:
+        """Write what differs from the files; a text that changed on disk meanwhile goes into the bin first.
+
+        False when it could not be written.
+        """
         if self._save_timer:
             self.frame.after_cancel(self._save_timer)
             self._save_timer = None
-        if self.open_song is None or not self.open_song.audio.exists():
-            return
+        if self.open_song is None or not self.open_song.audio.parent.is_dir():
+            return True
         for kind in self.dirty():
             path, text = self._path(kind), self.editors[kind].get()
             assert path is not None and self.app.project.home is not None
@@ -4606,10 +4733,11 @@ class TextsPage(StepPage):
                 write_atomically(path, text)
             except OSError as error:
                 self.app.say("bad", self.ui.t("save.failed", file=path.name, error=error.strerror or error))
-                return
+                return False
             self._loaded[kind] = text
         self._say_status()
         self.app.disk_changed()
+        return True
 
     def _say_status(self) -> None:
         if self.open_song is None:
@@ -4662,6 +4790,7 @@ class TextsPage(StepPage):
                 state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled"
             )
         if self.open_song is not None and not self.open_song.audio.exists():
+            self.save()  # its texts may still be wanted when the audio comes back
             self.open_song = None
             self._load_first()
         elif self.open_song is not None:
@@ -4844,9 +4973,10 @@ class EnvironmentPage:
     def shown(self) -> None:
         self.app.query_environment(only_if_unknown=True)
 
-    def left(self) -> None:
+    def left(self) -> bool:
         for key in self.variables:
             self._store(key)
+        return True
 
     def refresh(self) -> None:
         findings = self.app.findings()
@@ -5001,7 +5131,8 @@ class App:
         self.panes.add(bottom, weight=1)
         self._pages: dict[str, Any] = {}
         for sequence, command in self._accelerators().items():
-            root.bind(sequence, lambda _event, command=command: (command(), "break")[1])
+            # Keys that were typed before a dialog had the focus still come to this window.
+            root.bind(sequence, lambda _event, command=command: (self.asking or command(), "break")[1])
 
     def _accelerators(self) -> dict[str, Callable[[], object]]:
         keys: dict[str, Callable[[], object]] = {
@@ -5170,6 +5301,15 @@ class App:
         page.shown()
         self.refresh()
 
+    def _texts_stored(self) -> bool:
+        """Store what stands in the pages; False, said by the page, when a text could not be: no page may go then."""
+        keys = dict.fromkeys(("prompts", "lyrics", self.page_key))
+        return all([self._pages[key].left() for key in keys if key in self._pages])
+
+    @property
+    def asking(self) -> bool:
+        return self.dialog is not None and not self.dialog.closed
+
     def _focus_next_area(self) -> None:
         """F6 walks between the steps, the page and the log."""
         areas = [self.rail.get(self.page_key, self.rail["songs"]), self.page(self.page_key).frame, self.log.text]
@@ -5180,9 +5320,8 @@ class App:
 
     def change_look(self, language: str = "", scale: str = "") -> None:
         """Rebuild the window in another language or size; everything shown is in the state, so nothing is lost."""
-        if self.dialog and not self.dialog.closed:
+        if self.asking or not self._texts_stored():
             return
-        self.page(self.page_key).left()
         self.settings.language = language or self.settings.language
         self.settings.scale = scale or self.settings.scale
         self.settings.log_height = 0
@@ -5210,8 +5349,8 @@ class App:
         if self.busy:
             self.say("info", self.ui.t("busy"))
             return
-        if self.page_key in self._pages:
-            self._pages[self.page_key].left()
+        if not self._texts_stored():
+            return
         self._flush_project()
         if home is not None:
             home = absolute(home)
@@ -5220,6 +5359,7 @@ class App:
         )
         self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
         self.results.clear()
+        self._title_mark = ""
         self.current_song = ""
         self.curve = None
         self._failed_run = None
@@ -5378,12 +5518,12 @@ class App:
             move_project(self.project, target)
             if owned:
                 self.space.claim_checkpoints()
-        except FileExistsError as error:
-            self.say("bad", self.ui.t("move.exists", path=error))
-            return
         except OSError as error:
-            self.say("bad", self.ui.t("failed.file", error=error))
+            if isinstance(error, FileExistsError) and error.errno is None:  # of `move_project`, not of the system
+                self.say("bad", self.ui.t("move.exists", path=error))
+                return
             self.open_project(target if target.is_dir() and not (old and old.is_dir()) else old)
+            self.say("bad", self.ui.t("failed.file", error=error))
             return
         self.open_project(target)
         self.say("good", self.ui.t("move.done", new=shown_path(target, self.program)))
@@ -5532,10 +5672,10 @@ class App:
         lines = [self.ui.t("import.done", count=len(report.added))]
         for name, reason in report.refused:
             key, _, detail = reason.partition("|")
-            lines.append(f"· {name}: " + self.ui.t(key, detail=detail))
+            lines.append(self.ui.t("problems.item", name=name, what=self.ui.t(key, detail=detail)))
         self.log.write([f"— {line}" if number == 0 else line for number, line in enumerate(lines)])
-        if len(lines) > 8:
-            lines = [*lines[:7], self.ui.t("import.more", count=len(lines) - 7)]
+        if len(lines) > 1 + MAX_BANNER_LINES:
+            lines = [*lines[: 1 + MAX_BANNER_LINES], self.ui.t("import.more", count=len(lines) - 1 - MAX_BANNER_LINES)]
         self.look_at_disk(force=True)
         self.say("warn" if report.refused else "good", "\n".join(lines))
         if self.closing:
@@ -5593,22 +5733,29 @@ class App:
 
         def work() -> None:
             probe_songs(unknown, python, self.program, environment, tell)
-            self.inbox.put(lambda: self._probe_ended(project))
+            self.inbox.put(lambda: self._probe_ended(project, unknown))
 
         threading.Thread(target=work, daemon=True, name="probe").start()
 
-    def _probe_ended(self, project: Project) -> None:
+    def _probe_ended(self, project: Project, asked: list[Path]) -> None:
         if project is not self.project:
             return
-        before = {song.audio.name: song.problem for song in self.songs}
-        names = {path.name for path in (project.home.iterdir() if project.home else ())}
+        names = list_files(project.home) if project.home else {}
         project.probes = {name: probe for name, probe in project.probes.items() if name in names}
         self._flush_project()
         self.look_at_disk(force=True)
-        new = [song for song in self.songs if song.problem and before.get(song.audio.name) != song.problem]
-        if new:
-            lines = [f"· {song.title}: " + self.ui.t(f"problem.{song.problem}", detail=song.detail) for song in new[:6]]
-            self.say("warn", "\n".join([self.ui.t("problems.found", count=len(new)), *lines]))
+        found = [song for song in self.songs if song.problem and song.audio in asked]
+        if found:
+            self.log.write([f"— {song.audio.name}: {song.detail}" for song in found if song.detail])
+            lines = [self.ui.t("problems.found", count=len(found))]
+            for song in found[:MAX_BANNER_LINES]:
+                what = self.ui.t(f"problem.{song.problem}")
+                lines.append(self.ui.t("problems.item", name=song.title, what=what))
+            if len(found) > MAX_BANNER_LINES:
+                lines.append(self.ui.t("problems.more", count=len(found) - MAX_BANNER_LINES))
+            if self._banner and self._banner[0] == "warn":  # what was not added a moment ago stays to be read
+                lines.insert(0, self._banner[1])
+            self.say("warn", "\n".join(lines))
 
     def save_texts(self) -> None:
         if self.page_key in ("prompts", "lyrics"):
@@ -5742,6 +5889,8 @@ class App:
 
     def reset(self) -> None:
         """Every setting back to its default; no file of the user's is touched."""
+        if not self._texts_stored():
+            return
         self.project.values.clear()
         fresh = Settings(self.settings.path)
         for key in (
@@ -5906,8 +6055,9 @@ class App:
         self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None
     ) -> None:
         """Check everything that can be checked, ask what has to be asked, then run the step's script."""
-        if self.page_key in self._pages:
-            self._pages[self.page_key].left()
+        if not self._texts_stored():
+            self.chain.clear()
+            return
         self.look_at_disk(force=True)
         if not self.can_start(key):
             return
@@ -6074,7 +6224,7 @@ class App:
     def run_all(self) -> None:
         """Start every step that is not done, in order; the first failure ends it."""
         self.look_at_disk(force=True)
-        if self.busy or not self.songs:
+        if self.busy or self.asking or not self.songs:
             return
         self.chain = [step.key for step in STEPS[1:] if self.states[step.key].status != "done"]
         first = next((step for step in STEPS[1:] if self.states[step.key].status == "stale"), None)
@@ -6101,7 +6251,7 @@ class App:
         self.show_page(key)
         answers = {**(self._chain_answers if key == "train" else {})}
         self.start_step(key, answers=answers)
-        if self.state != "running" and (self.dialog is None or self.dialog.closed):
+        if self.state != "running" and not self.asking:
             self.chain.clear()
 
     def stop_pressed(self) -> None:
@@ -6154,9 +6304,12 @@ class App:
         elif succeeded:
             self.say("good", self.ui.t("run.done", title=title, spent=spent))
         else:
-            self.results[key] = "failed"
+            if not trial:
+                self.results[key] = "failed"
             self._failed_run = (key, event.code, errors)
             self._explain_failure(key, event.code, errors)
+        if trial and not stopped:
+            self._show_trial()
         ending = "stopped" if stopped else "good" if succeeded else "bad"
         self.log.write(
             [f"— {self.ui.t('log.ended', title=title, code='-' if event.code is None else event.code, spent=spent)}"]
@@ -6178,6 +6331,24 @@ class App:
         self.chain.pop(0)
         if self.chain:
             self._next_in_chain()
+
+    def _show_trial(self) -> None:
+        """What the trial measured, in a sentence, with a button for the savings that it found."""
+        result = read_trial(self.space.log_folder(), self._started_wall)
+        if result is None:
+            return
+        sentence = trial_sentence(self.settings.language, result)
+        self.log.write([f"— {line}" for line in sentence.split("\n")])
+        action = (self.ui.t("trial.apply"), lambda: self._apply_savings(result)) if result.get("savings") else None
+        self.say("good" if result.get("fits") else "bad", sentence, action)
+
+    def _apply_savings(self, result: dict[str, Any]) -> None:
+        for row in self.space.fields("train"):
+            if row.flag in result["savings"]:
+                self.project.set_value("train", row.flag, str(result["savings"][row.flag]), self.space.default(row))
+        self._flush_project()
+        self.refresh()
+        self.say("good", self.ui.t("trial.applied", flags=saving_flags(result)))
 
     def _explain_failure(self, key: str, code: int | None, errors: list[tuple[str, dict[str, str]]]) -> None:
         t = self.ui.t
@@ -6445,7 +6616,7 @@ class App:
                 unit = self.ui.t("run.rate", rate=f"{shown.rate:.2f}" if shown.rate >= 0.1 else f"{shown.rate:.3f}")
                 figures.append(unit)
             if shown.loss is not None:
-                figures.append(f"loss {shown.loss:.4f}")
+                figures.append(f"{self.ui.t('run.loss')} {shown.loss:.4f}")
             figures.insert(0, f"{shown.done}/{shown.total}")
             self.run_progress.configure(value=1000 * shown.done / max(1, shown.total))
         text = "    ".join(figures)
@@ -6487,6 +6658,16 @@ class App:
         else:
             self.banner_action.grid_remove()
         self.banner.pack(fill="x", side="top", before=self._bar_frame)
+        self.banner.after_idle(self._keep_log_in_sight)
+
+    def _keep_log_in_sight(self) -> None:
+        """A long banner takes its room from the page, not from the log: three lines of it stay."""
+        if not self.banner.winfo_exists() or not self.banner.winfo_manager():
+            return
+        self.root.update_idletasks()
+        missing = self.ui.px(64) - self.log.frame.winfo_height()
+        if missing > 0 and self.panes.winfo_height() > 1:
+            self.panes.sashpos(0, max(self.ui.px(200), self.panes.sashpos(0) - missing))
 
     def _hide_banner(self) -> None:
         self._banner = None
@@ -6521,7 +6702,7 @@ class App:
 
     def close(self) -> None:
         """Ask when something runs, stop it, then go."""
-        if self.dialog and not self.dialog.closed:
+        if self.asking:
             self.dialog.window.lift()
             return
         if self.state == "idle" and not self.importing:
@@ -6542,11 +6723,19 @@ class App:
             return
         self.refresh()
 
-    def _finish_close(self) -> None:
+    def _ask_discard(self) -> None:
+        """A text could not be written: closing now would lose it, so the user decides."""
+        t, self.closing = self.ui.t, False
+        self._ask(t("close.title_unsaved"), t("close.unsaved"),
+                  [("cancel", t("close.keep_text"), "Primary.TButton"), ("discard", t("close.discard"), "Danger.TButton")],
+                  lambda key: self._finish_close(discard=True) if key == "discard" else self.refresh(), icon="stale")  # fmt: skip
+
+    def _finish_close(self, discard: bool = False) -> None:
         if self.state != "idle" or self.importing or self._destroyed:
             return
-        if self.page_key in self._pages:
-            self._pages[self.page_key].left()
+        if not self._texts_stored() and not discard:
+            self._ask_discard()
+            return
         self._flush_project()
         self.settings.geometry = self.root.geometry()
         with contextlib.suppress(tk.TclError):

@@ -597,3 +597,34 @@ def test_the_window_imports_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(ace_gui.__file__).parent, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_settings_and_projects_with_values_of_a_wrong_kind_still_open(tmp_path: Path):
+    path = tmp_path / "settings.json"
+    stored = {
+        "scale": "large",
+        "recent": [1, "kept"],
+        "presets": {"a": 3, "b": {"max_steps": 5}},
+        "draft": {"train": []},
+    }
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    settings = ace_gui.Settings.load(path)
+    assert (settings.scale, settings.recent, settings.draft) == ("auto", ["kept"], {})
+    assert settings.presets == {"b": {"max_steps": "5"}} and settings.damaged is None
+    home = tmp_path / "x"
+    home.mkdir()
+    (home / "a.wav").write_bytes(b"")
+    stored = {
+        "titles": {"a.wav": 7}, "receipts": {"dataset": 5}, "probes": {"a.wav": [1]}, "backend_run": {"pid": "many"},
+        "values": {"train": 3},
+    }  # fmt: skip
+    (home / ace_gui.PROJECT_FILE).write_text(json.dumps(stored), encoding="utf-8")
+    project = ace_gui.Project.load(home)
+    assert [song.title for song in scan_library(project)] == ["7"]
+    assert (project.receipts, project.probes, project.backend_run, project.values) == ({}, {}, {}, {})
+
+
+def test_a_wav_above_four_gigabytes_is_left_to_the_scripts_reader(tmp_path: Path):
+    path = tmp_path / "long.wav"
+    path.write_bytes(b"RF64" + b"\xff" * 4 + b"WAVEds64" + bytes(60))
+    assert ace_gui.read_header(path) == (None, "")

@@ -552,6 +552,19 @@ def test_the_frozen_exe_is_never_the_python(tmp_path: Path, monkeypatch: pytest.
     assert ace_gui.python_candidates(Settings(tmp_path / "s"), tmp_path / "program") == []
 
 
+def test_a_chosen_python_may_be_an_environments_folder_and_a_missing_one_is_said(place, tmp_path: Path):
+    inner = ("Scripts/python.exe",) if ace_gui.WINDOWS else ("bin/python3",)
+    python = tmp_path / "my env" / inner[0]
+    python.parent.mkdir(parents=True)
+    python.write_text("")
+    settings = Settings(tmp_path / "s", python=str(tmp_path / "my env"))
+    assert ace_gui.python_candidates(settings, tmp_path)[0] == ("setting", python)
+    place.space.settings.python = str(tmp_path / "nowhere")
+    found = ace_gui.python_candidates(place.space.settings, place.space.program)[0]
+    findings = ace_gui.judge_environment(place.space, place.songs, found, None)
+    assert "env.python_setting" in [finding.key for finding in findings]
+
+
 def report(**more) -> dict:
     packages = {name: "1.0" for name in ace_gui.PACKAGES}
     return {

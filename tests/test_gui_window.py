@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import tkinter as tk
+import tkinter.font
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def display() -> Iterator[None]:
 
 
 STAND_IN = """
-import argparse, os, pathlib, sys, time
+import argparse, json, os, pathlib, sys, time
 parser = argparse.ArgumentParser()
 {flags}
 args = parser.parse_args()
@@ -93,6 +94,14 @@ if not pathlib.Path("empty_prep").exists():
         "--precision --save_every_n_train_steps --checkpoint_dir",
         """
 out = pathlib.Path(args.output_dir or "checkpoints")
+if args.trial:
+    fits = not pathlib.Path("small_card").exists()
+    folder = pathlib.Path(args.log_dir or "logs") / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"fits": fits, "savings": {"batch_size": 2} if fits else {}, "seconds_per_step": 1.5, "hours": 0.5,
+              "max_steps": 2000, "peak_memory_gb": 7.25, "memory_gb": 10.0, "disk_gb": 2.0}
+    (folder / "trial.json").write_text(json.dumps(result))
+    sys.exit(not fits)
 first = len(list(out.glob("*_lora"))) if args.resume else 0
 if list(out.glob("*_lora")) and not args.resume:
     sys.exit("error: the folder already holds LoRAs")
@@ -785,6 +794,34 @@ def test_flags_of_the_script_beside_the_window_decide_what_is_shown(make_window,
     assert page.trial_button is not None
 
 
+def test_a_trial_run_ends_in_a_sentence_and_its_savings_at_a_click(make_window):
+    window = make_window()
+    app = window.app
+    app.open_project(project_with_songs(window.program, "prep"))
+    page = window.show("train")
+    window.click(page.trial_button)
+    window.until(lambda: app.state == "idle")
+    assert "1.50 s per step, about 30:00 for all 2000 steps, 7.2 GB of 10.0 GB memory" in window.banner()
+    assert "--batch_size 2" in window.banner() and app.states["train"].status == "ready"
+    window.click(app.banner_action)
+    assert app.space.value("train", ace_gui.TRAIN_FIELDS[0]) == "2"
+    (window.program / "small_card").write_text("")
+    window.click(page.trial_button)
+    window.until(lambda: app.state == "idle")
+    assert "it does not fit" in window.banner()
+    assert window.statuses()[5] == "ready"  # a trial is no failed training
+
+
+def test_an_old_trial_is_not_taken_for_the_present_one(tmp_path: Path):
+    path = tmp_path / "run" / "trial.json"
+    path.parent.mkdir()
+    path.write_text('{"fits": true}')
+    assert ace_gui.read_trial(tmp_path, path.stat().st_mtime) == {"fits": True}
+    assert ace_gui.read_trial(tmp_path, path.stat().st_mtime + 60) is None
+    path.write_text("{broken")
+    assert ace_gui.read_trial(tmp_path, path.stat().st_mtime) is None
+
+
 # While something runs
 
 
@@ -1246,3 +1283,187 @@ def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: 
     [result] = program.glob("qing_tian-step40.safetensors")
     header = json.loads(result.read_bytes()[8 : 8 + struct.unpack("<Q", result.read_bytes()[:8])[0]])
     assert any(key.endswith(".alpha") for key in header) and any(key.endswith(".lora_A.weight") for key in header)
+
+
+# What goes wrong
+
+
+def test_a_text_that_cannot_be_written_is_not_lost(make_window):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program)
+    (home / "a_lyrics.txt").mkdir()  # stands for a full disk or a read-only folder, also for root
+    app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["lyrics"].text, "precious")
+    window.click(page.tools[1])  # next song
+    assert page.open_song.stem == "a" and page.editors["lyrics"].get() == "precious"
+    assert page.list.selection() == ("a.wav",) and "Cannot save a_lyrics.txt" in window.banner()
+    app.change_look(language="zh")
+    app.open_project(None)
+    assert app.project.home == home and page.editors["lyrics"].get() == "precious"
+    app.close()
+    window.press("cancel")
+    assert not app._destroyed and page.editors["lyrics"].get() == "precious"
+    (home / "a_lyrics.txt").rmdir()
+    window.click(page.tools[1])
+    assert page.open_song.stem == "b" and (home / "a_lyrics.txt").read_text() == "precious"
+
+
+def test_a_window_can_be_closed_with_a_text_that_cannot_be_written(make_window):
+    window = make_window()
+    home = project_with_songs(window.program)
+    (home / "a_lyrics.txt").mkdir()
+    window.app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["lyrics"].text, "x")
+    window.app.close()
+    window.dialog.press("discard")
+    assert window.app._destroyed
+
+
+def test_every_faulty_song_is_said_however_the_window_looks_meanwhile(make_window):
+    window = make_window()
+    app = window.app
+    home = window.program / "Taudio" / "x"
+    write_wav(home / "fine.wav")
+    for number in range(6):
+        write_wav(home / f"quiet{number}.wav", seconds=0.5 + number, level=0)
+    app.open_project(home)
+    window.until(lambda: app.banner.winfo_manager())
+    assert "Songs that need attention: 6" in window.banner() and "and 3 more" in window.banner()
+    assert len(window.banner().splitlines()) == 5
+    window.until(lambda: app.log.frame.winfo_height() >= app.ui.px(60))  # the log is still in sight
+    assert "unreadable or silent get no text: 6" in app.describe("prompts")[1]
+
+
+def test_what_was_refused_and_what_is_faulty_are_both_said(make_window, songs: list[Path], tmp_path: Path):
+    window = make_window()
+    app = window.app
+    app.add_sources([*songs, write_wav(tmp_path / "quiet.wav", level=0), tmp_path / "nowhere.wav"])
+    window.press("ok")
+    window.until(lambda: "Songs that need attention: 1" in window.banner())
+    assert "· nowhere.wav: there is no such file." in window.banner() and "· quiet: is silent" in window.banner()
+
+
+def test_a_project_folder_that_vanishes_leaves_an_empty_library(make_window):
+    window = make_window()
+    app = window.app
+    app.open_project(project_with_songs(window.program, "prep"))
+    shutil.rmtree(app.project.home)
+    window.until(lambda: not app.songs)
+    for key in app.rail:
+        window.show(key)
+    app.set_value("train", ace_gui.TRAIN_FIELDS[0], "3")
+    window.until(lambda: app._save_timer is None)
+    assert window.statuses() == ["ready"] + ["locked"] * 6
+
+
+def test_what_was_typed_for_a_song_that_vanished_is_kept(make_window):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program, "prep")
+    app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["prompt"].text, "hello")
+    (home / "a.wav").unlink()
+    window.until(lambda: len(app.songs) == 1)
+    assert page.open_song.stem == "b" and (home / "a_prompt.txt").read_text() == "hello"
+
+
+def test_a_move_that_fails_says_why(make_window, tmp_path: Path):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program)
+    app.open_project(home)
+    (tmp_path / "file").write_text("")
+    app.change_home("x", str(tmp_path / "file" / "x"))
+    window.press("move")
+    assert "A file could not be used" in window.banner() and app.project.home == home and len(app.songs) == 2
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_the_marks_in_the_song_table_fit_their_columns(make_window, language: str):
+    window = make_window(language=language)
+    page = window.app.page("songs")
+    font = tk.font.nametofont("TkDefaultFont", root=window.root)
+    for column, prefix in (("length", "short."), ("prompt", "mark."), ("lyrics", "mark."), ("record", "mark.")):
+        for key in (key for key in ace_gui.TEXTS if key.startswith(prefix)):
+            assert font.measure(page.ui.t(key)) + 12 <= page.table.column(column, "width"), (column, key)
+
+
+def test_keys_typed_behind_a_dialog_do_nothing(make_window):
+    window = make_window()
+    app = window.app
+    app.open_project(project_with_songs(window.program, "prep"))
+    app.ask_reset()
+    first = app.dialog
+    app.root.event_generate("<Control-q>")
+    app.root.event_generate("<F5>")
+    window.pump()
+    assert app.dialog is first and not first.closed and app.state == "idle" and app.page_key == "songs"
+
+
+def test_a_locked_form_does_not_call_empty_what_earlier_steps_fill_in(make_window):
+    window = make_window()
+    window.app.open_project(project_with_songs(window.program))
+    page = window.show("strength")
+    assert [str(row.note.cget("style")) for row in page.forms[0].rows] == ["Small.TLabel"] * 3
+
+
+def test_scrolling_up_by_a_notch_stays_in_a_long_log(make_window):
+    window = make_window()
+    log = window.app.log
+    log.write([f"line {n}" for n in range(5500)])
+    window.pump()
+    log.text.yview_scroll(-3, "units")
+    window.pump()
+    top = log.text.index("@0,0")
+    log.write(["more"])
+    window.pump()
+    assert log.text.index("@0,0") == top
+    log.text.see("end")
+    window.pump()
+    log.write(["and more"])
+    window.pump()
+    assert log.text.dlineinfo("end-1c") is not None
+
+
+def test_a_banner_does_not_hide_the_end_of_the_log(make_window):
+    window = make_window()
+    log = window.app.log
+    log.write([f"line {n}" for n in range(200)])
+    window.pump()
+    window.app.say("bad", "one\ntwo\nthree")
+    window.pump()
+    assert log.text.dlineinfo("end-1c") is not None
+    log.text.yview_moveto(0.5)
+    window.pump()
+    top = log.text.index("@0,0")
+    window.app._hide_banner()
+    window.pump()
+    assert log.text.index("@0,0") == top
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+@pytest.mark.skipif(os.name == "nt", reason="a job object does this on Windows")
+def test_tensorboard_ends_with_a_window_that_was_killed(tmp_path: Path):
+    code = (
+        "import ace_gui, os, pathlib, sys, time\n"
+        "board = ace_gui.TensorBoard()\n"
+        "board.open(pathlib.Path(sys.executable), pathlib.Path(sys.argv[1]), pathlib.Path('.'), dict(os.environ))\n"
+        "print(board.answers.get(timeout=120), board._process.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    window = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert window.stdout is not None
+    line = window.stdout.readline()
+    assert "ready" in line
+    pid = int(line.split()[-1])
+    assert ace_gui.process_runs(pid, "tensorboard")
+    window.kill()
+    window.wait()
+    deadline = time.monotonic() + 30
+    while ace_gui.process_runs(pid, "tensorboard"):
+        assert time.monotonic() < deadline, "TensorBoard outlived its window"
+        time.sleep(0.05)
