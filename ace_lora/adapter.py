@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import zlib
 from collections.abc import Iterable, Mapping
@@ -203,12 +204,19 @@ def adapter_shapes(layers: Mapping[str, tuple[int, int]], rank: int) -> dict[str
 # --- Layers in the model ---
 
 
+def silence_optional_packages() -> None:
+    """Keep remarks of packages that PEFT looks for out of the user's log; to be called before it is imported."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def inject_adapter(model: nn.Module, config: Mapping[str, Any], name: str = ADAPTER, *, seed: int = 0) -> nn.Module:
     """Freeze `model` and put a float32 LoRA into its target layers; afterwards only the LoRA requires gradients.
 
     A is uniform in ±1/sqrt(in) from a generator per tensor, so that it depends on nothing but `seed` and the tensor's
     name; B is zero: the model's output is unchanged at first. Returns `model`, changed in place.
     """
+    silence_optional_packages()
     import torch
     from peft import LoraConfig, inject_adapter_in_model
     from torch import nn
@@ -438,6 +446,7 @@ def _sort_metadata(path: Path) -> None:
 
 def peft_config_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     """The content of PEFT's `adapter_config.json` for this adapter, in JSON types."""
+    silence_optional_packages()
     from peft import LoraConfig
 
     values = LoraConfig(

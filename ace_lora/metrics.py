@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ace_lora.adapter import silence_optional_packages
 from ace_lora.files import replace_atomically, write_json
 
 COLUMNS = (
@@ -243,8 +244,7 @@ def silence_libraries() -> None:
 
     Call it before the libraries are imported: some speak while they are.
     """
-    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    silence_optional_packages()
     import lightning.pytorch  # noqa: F401  sets its loggers' levels when it is imported
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):

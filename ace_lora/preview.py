@@ -188,10 +188,11 @@ def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: 
 
     Raises WrongInput when a tensor has no place in the model or no partner.
     """
+    from ace_lora.adapter import ADAPTER, adapter_tensors, lora_mismatches, silence_optional_packages
+
+    silence_optional_packages()
     import torch
     from peft import LoraConfig, inject_adapter_in_model
-
-    from ace_lora.adapter import ADAPTER, adapter_tensors, lora_mismatches
 
     scales, source = lora_scales(lora, stated_scale)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

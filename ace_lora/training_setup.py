@@ -77,6 +77,11 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         "one of " + ", ".join(PRECISIONS),
         "LoRA weights are float32 in each of them; bf16-mixed is usual.",
     )
+    if args.plan == "auto" and args.num_nodes > 1:
+        problems.append(
+            f"--plan auto makes its trial on one machine, but --num_nodes is {args.num_nodes}. Run --trial on one of "
+            "them, then give the flags that it found to all."
+        )
     bad_name = not args.exp_name.strip() or any(letter in '<>:"/\\|?*' for letter in args.exp_name)
     need(not bad_name, "exp_name", "a name that can be a folder's", 'Leave out < > : " / \\ | ? *.')
     if args.resume and args.last_lora_path:

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,6 +53,13 @@ def test_rank_r_pruned_to_r_is_unchanged(tmp_path, capsys):
         assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
         assert read_lora_config(tmp_path / f"o{rank}" / CONFIG_NAME)["r"] == 4
     assert "kept 100.00 %" in capsys.readouterr().out
+
+
+def test_libraries_say_nothing(tmp_path):
+    make_lora(tmp_path / "in_lora")
+    argv = ["--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--new_rank", "2"]
+    done = subprocess.run([sys.executable, resize_lora.__file__, *map(str, argv)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 3
 
 
 def test_new_rank_keeps_the_best_and_prints_the_energy(tmp_path, capsys):

@@ -534,10 +534,13 @@ def test_random_pieces_with_lyrics_that_follow(base, tmp_path, capsys):
 def test_two_processes_equal_one_with_the_double_batch(base, tmp_path):
     make_records(tmp_path / "prep", base / "tiny", (24, 17))
     data = {"dataset_path": tmp_path / "prep", "max_steps": 2}
-    process = start(base, tmp_path, devices=2, output_dir=tmp_path / "two" / "checkpoints", **data)
+    # With a trial first, which the second process must not make again.
+    process = start(base, tmp_path, devices=2, plan="auto", output_dir=tmp_path / "two" / "checkpoints", **data)
     out, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
-    assert out.count("step 2/2 |") == out.count("saved: ") == 1  # only the first process prints and writes
+    assert (
+        out.count("step 2/2 |") == out.count("saved: ") == out.count("trial: as given: fits") == 1
+    )  # only the first process prints and writes
     assert train(base, tmp_path / "one", batch_size=2, **data) == 0
     one, two = (state_tensors(tmp_path / name, folders(tmp_path / name)[0]) for name in ("one", "two"))
     moments = [key for key in one if key.endswith("/exp_avg")]
@@ -590,6 +593,9 @@ def test_trial_tells_the_costs_and_leaves_the_output_alone(base, tmp_path, capsy
         assert part in out
     assert folders(tmp_path) == ["epoch=0-step=1_lora"]
     assert train(base, tmp_path, trial=True, batch_size=0) == 2
+    capsys.readouterr()
+    assert train(base, tmp_path, plan="auto", num_nodes=2) == 2
+    assert "--plan auto" in capsys.readouterr().err
 
 
 def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, capsys, monkeypatch):
