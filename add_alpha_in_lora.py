@@ -1,6 +1,7 @@
 """Write a copy of a LoRA that ComfyUI plays at strength 1 as it was trained: with an alpha beside each layer.
 
-Reads a LoRA file that `trainer_new.py` saved (or its `*_lora` folder) and the LoRA configuration of that training.
+Reads a LoRA file that `trainer_new.py` or `resize_lora.py` wrote (or its folder) and the LoRA configuration of that
+training, which such files hold in their header and have beside them.
 Writes one .safetensors file: the same weights and, for each layer, `<module path>.alpha` = r · s, where s is the
 scale of the training: alpha / sqrt(r) with rsLoRA, else alpha / r.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ace_lora.adapter import (
     CONFIG_NAME,
@@ -22,9 +24,13 @@ from ace_lora.adapter import (
     comfy_alpha,
     read_lora_config,
     read_lora_file,
+    saved_config,
 )
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import replace_atomically
+
+if TYPE_CHECKING:
+    from ace_lora.adapter import LoraFile
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,30 +65,28 @@ def find_input(name: str) -> Path:
     return path
 
 
-def find_config(flag: str | None, lora: Path) -> dict:
+def find_config(flag: str | None, lora: LoraFile) -> dict:
     """The configuration given by --lora_config_path, else the one that the training saved; they must agree."""
-    saved = lora.parent / CONFIG_NAME
+    trained = saved_config(lora)
     if flag is None:
-        if not saved.is_file():
+        if trained is None:
             raise WrongInput(
-                f"No {CONFIG_NAME} beside '{lora}', so the strength of the training is not known. "
-                "Give the LoRA configuration of the training with --lora_config_path."
+                f"'{lora.path}' has no configuration in its header and no {CONFIG_NAME} beside it, so the strength of "
+                "the training is not known. Give the LoRA configuration of the training with --lora_config_path."
             )
-        return read_lora_config(saved, need_targets=False)
+        return trained
     config = read_lora_config(Path(flag), need_targets=False)
-    if saved.is_file():
-        trained = read_lora_config(saved, need_targets=False)
-        for key in ("r", "lora_alpha", "use_rslora"):
-            if config[key] != trained[key]:
-                raise WrongInput(
-                    f"'{flag}' has {key} = {config[key]}, but the training of '{lora}' was saved with {key} = "
-                    f"{trained[key]} ('{saved}'). Leave --lora_config_path out to use the saved one."
-                )
+    for key in ("r", "lora_alpha", "use_rslora"):
+        if trained and config[key] != trained[key]:
+            raise WrongInput(
+                f"'{flag}' has {key} = {config[key]}, but the training of '{lora.path}' was saved with {key} = "
+                f"{trained[key]}. Leave --lora_config_path out to use the saved one."
+            )
     return config
 
 
 def check(args: argparse.Namespace) -> tuple[Path, Path, float, dict]:
-    """Input file, output file, alpha and tensors to write; raises WrongInput with every problem found."""
+    """Input file, output file, alpha and what to write; raises WrongInput with every problem found."""
     problems: list[str] = []
     output = Path(args.output_name)
     source, config, lora = None, None, None
@@ -98,13 +102,17 @@ def check(args: argparse.Namespace) -> tuple[Path, Path, float, dict]:
             "Use the file as it is, or choose the file that the training saved."
         )
     try:
-        if source or args.lora_config_path:
-            config = find_config(args.lora_config_path, source or Path(args.input_name))
+        if lora:
+            config = find_config(args.lora_config_path, lora)
+        elif args.lora_config_path:
+            read_lora_config(Path(args.lora_config_path), need_targets=False)
     except WrongInput as error:
         problems += error.problems
-    if config and lora and lora.ranks != {config["r"]}:
+    # Layers that resize_lora.py pruned to different ranks go with the configuration that it saved.
+    ranks = lora.ranks if lora else set()
+    if config and ranks != {config["r"]} and (args.lora_config_path or max(ranks) != config["r"]):
         problems.append(
-            f"'{source}' has rank {', '.join(map(str, sorted(lora.ranks)))}, the LoRA configuration has r = "
+            f"'{source}' has rank {', '.join(map(str, sorted(ranks)))}, the LoRA configuration has r = "
             f"{config['r']}. Give the configuration of that training with --lora_config_path."
         )
     if output.suffix.lower() != ".safetensors" or output.is_dir():
@@ -117,16 +125,15 @@ def check(args: argparse.Namespace) -> tuple[Path, Path, float, dict]:
         raise WrongInput(problems)
     assert source is not None and config is not None and lora is not None
     alpha = comfy_alpha(config["r"], config["lora_alpha"], config["use_rslora"])
-    return source, output, alpha, lora.tensors
+    return source, output, alpha, add_alpha(lora.tensors, alpha, config["r"])
 
 
 def main(args: argparse.Namespace) -> None:
-    source, output, alpha, tensors = check(args)
+    source, output, alpha, content = check(args)
 
     import torch
     from safetensors.torch import load, save
 
-    content = add_alpha(tensors, alpha)
     print(f"comfy_alpha {alpha}")
     with replace_atomically(output) as temporary:
         # The published tool drops the header too; ComfyUI does not read it. Not save_file: a full disk would be an
@@ -138,14 +145,10 @@ def main(args: argparse.Namespace) -> None:
             raise StepFailed(
                 f"What was written for '{output}' differs from what was meant. Check the disk; nothing was kept."
             )
-    layers = len(content) - len(tensors)
+    alphas = [float(tensor) for key, tensor in content.items() if key.endswith(".alpha")]  # as the format holds them
+    values = ", ".join(str(value) for value in sorted(set(alphas)))
     print(f"input: {source}")
-    print(f"output: {output} ({layers} layers with alpha {content_alpha(content)}), checked by reading it back")
-
-
-def content_alpha(content: dict) -> float:
-    """The alpha as the file's number format holds it."""
-    return next(float(tensor) for key, tensor in content.items() if key.endswith(".alpha"))
+    print(f"output: {output} ({len(alphas)} layers with alpha {values}), checked by reading it back")
 
 
 if __name__ == "__main__":

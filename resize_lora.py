@@ -21,7 +21,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, read_lora_config, read_lora_file
+from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, read_lora_file, saved_config
 from ace_lora.commands import WrongInput, run_script
 from ace_lora.files import replace_atomically, write_json
 
@@ -52,10 +52,7 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict | None]:
     try:
         lora = read_lora_file(source)
         problems += layer_problems(lora)
-        if (source.parent / CONFIG_NAME).is_file():
-            config = read_lora_config(source.parent / CONFIG_NAME)
-        elif "lora_adapter_metadata" in lora.metadata:
-            config = json.loads(lora.metadata["lora_adapter_metadata"])
+        config = saved_config(lora)
     except WrongInput as error:
         problems += error.problems
     if Path(args.output_name).exists():
@@ -170,7 +167,10 @@ def adapted_config(config: dict, ranks: dict[str, tuple[int, int]]) -> dict:
         return config["lora_alpha"] * (math.sqrt(share) if config["use_rslora"] else share)
 
     most = max(new for _, new in ranks.values())
-    values = peft_config_dict({**config, "r": most, "lora_alpha": _whole(alpha_for(most))})
+    targets = config.get("target_modules")
+    if not isinstance(targets, list):  # PEFT also takes a pattern
+        targets = list(ranks)
+    values = peft_config_dict({**config, "target_modules": targets, "r": most, "lora_alpha": _whole(alpha_for(most))})
     others = {layer: new for layer, (_, new) in ranks.items() if new != most}
     values["rank_pattern"] = others
     values["alpha_pattern"] = {layer: _whole(alpha_for(new)) for layer, new in others.items()}

@@ -216,9 +216,9 @@ def main(args: argparse.Namespace) -> None:
 
     silence_libraries()
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
-        from ace_lora.trial import run_trial
+        from ace_lora.trial import run_trial, savings_of_first_process
 
-        savings = run_trial(args)
+        savings = run_trial(args) if is_first_process() else savings_of_first_process(args)
         if args.trial:
             return
         vars(args).update(savings)

@@ -11,6 +11,7 @@ This module imports torch only inside functions, so that scripts can read a conf
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import zlib
@@ -30,6 +31,7 @@ WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 COMFYUI_NAME = "pytorch_lora_weights_comfyui.safetensors"
 CONFIG_NAME = "adapter_config.json"
 ADAPTER = "lora"  # PEFT's name of the adapter inside the model; it appears in no file
+PROGRAM = Path(__file__).parents[1]  # holds the folder config
 
 _REQUIRED = ("r", "lora_alpha", "use_rslora", "target_modules")
 # What PEFT writes into adapter_config.json beside the four above without changing the arithmetic of the adapter.
@@ -59,10 +61,13 @@ _NEUTRAL: tuple[object, ...] = (None, False, 0, 0.0, "none", [], {}, "")
 def read_lora_config(path: Path, *, need_targets: bool = True) -> dict[str, Any]:
     """The keys r, lora_alpha, use_rslora and target_modules of a LoRA configuration or a PEFT `adapter_config.json`.
 
-    `need_targets=False` is for tools that only need the strength; `target_modules` may then be missing.
-    Raises WrongInput with every problem of the file.
+    A relative path that leads to nothing from the current folder is looked for beside the program, where the shipped
+    configurations are. `need_targets=False` is for tools that only need the strength; `target_modules` may then be
+    missing. Raises WrongInput with every problem of the file.
     """
     path = Path(path)
+    if not path.exists() and (PROGRAM / path).is_file():
+        path = PROGRAM / path
     if not path.is_file():
         raise WrongInput(
             f"No LoRA configuration at '{path}'. Expected a JSON file with r, lora_alpha, use_rslora and "
@@ -85,6 +90,20 @@ def read_lora_config(path: Path, *, need_targets: bool = True) -> dict[str, Any]
     if problems:
         raise WrongInput(problems)
     return {key: content[key] for key in _REQUIRED if key in content}
+
+
+def saved_config(lora: LoraFile) -> dict[str, Any] | None:
+    """What the file says of its training, keys as `read_lora_config`: in its header, else beside it.
+
+    None where neither says it; raises WrongInput when the file beside it cannot be used.
+    """
+    with contextlib.suppress(json.JSONDecodeError):
+        content = json.loads(lora.metadata.get("lora_adapter_metadata", "null"))
+        # Other programs put other things there, which are no mistake of the user's.
+        if isinstance(content, dict) and not _config_problems(content, lora.path, need_targets=False):
+            return {key: content[key] for key in _REQUIRED if key in content}
+    beside = lora.path.with_name(CONFIG_NAME)
+    return read_lora_config(beside, need_targets=False) if beside.is_file() else None
 
 
 def _config_problems(content: dict[str, Any], path: Path, need_targets: bool) -> list[str]:
@@ -391,7 +410,7 @@ def save_lora(
 
     content = {key: tensor.detach().to("cpu", torch.bfloat16).contiguous() for key, tensor in tensors.items()}
     if with_alpha:
-        content = add_alpha(content, comfy_alpha(config["r"], config["lora_alpha"], config["use_rslora"]))
+        content = add_alpha(content, comfy_alpha(config["r"], config["lora_alpha"], config["use_rslora"]), config["r"])
     header = {
         "format": "pt",
         "lora_adapter_metadata": json.dumps(peft_config_dict(config), indent=2, sort_keys=True),
@@ -431,12 +450,16 @@ def peft_config_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: (value.value if hasattr(value, "value") else value) for key, value in values.items()}
 
 
-def add_alpha(tensors: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    """`tensors` and, for each `<module path>.lora_A.weight`, a 0-dim `<module path>.alpha` in its dtype."""
+def add_alpha(tensors: Mapping[str, torch.Tensor], alpha: float, rank: int) -> dict[str, torch.Tensor]:
+    """`tensors` and, for each `<module path>.lora_A.weight`, a 0-dim `<module path>.alpha` in its dtype.
+
+    `alpha` is that of layers with `rank` rows; layers pruned to fewer get less, so that all play at the same scale.
+    """
     import torch
 
     result = dict(tensors)
     for key, tensor in tensors.items():
         if key.endswith(".lora_A.weight"):
-            result[key.removesuffix(".lora_A.weight") + ".alpha"] = torch.tensor(alpha, dtype=tensor.dtype)
+            value = torch.tensor(alpha * len(tensor) / rank, dtype=tensor.dtype)
+            result[key.removesuffix(".lora_A.weight") + ".alpha"] = value
     return result

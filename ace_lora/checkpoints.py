@@ -145,6 +145,21 @@ def write_checkpoint(
     return target
 
 
+def set_aside(output_dir: Path, epoch: int, step: int) -> Path | None:
+    """Rename what has the name of a checkpoint but no training state that can be read; its new name, if there was any.
+
+    A run that goes on from an earlier checkpoint, because that one is damaged, comes to its step again.
+    """
+    folder = Path(output_dir) / checkpoint_name(epoch, step)
+    if not folder.exists() or run_id_of(folder) is not None:
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
+        number += 1
+    os.replace(folder, aside)
+    return aside
+
+
 def remove_old(output_dir: Path, run_id: str, keep: int, newest: Path) -> list[Path]:
     """Remove all but the `keep` last written checkpoints of this run (`keep` 0 or less: none)."""
     if keep <= 0:

@@ -40,15 +40,15 @@ class StopRequest:
         self._earlier: dict[int, Any] = {}
 
     def requested(self) -> bool:
-        return self.signalled or self.path.exists()
+        return self.signalled or self.path.is_file()
 
     def forget_file(self, older_than: float = math.inf) -> bool:
         """Remove the STOP file, if it is older than a time in seconds since the epoch; whether it was removed."""
         try:
-            if self.path.stat().st_mtime >= older_than:
+            if not self.path.is_file() or self.path.stat().st_mtime >= older_than:
                 return False
             self.path.unlink()
-        except FileNotFoundError:
+        except FileNotFoundError:  # gone meanwhile
             return False
         return True
 
@@ -543,6 +543,7 @@ class Run:
             free_bytes,
             pack,
             remove_old,
+            set_aside,
             write_checkpoint,
         )
 
@@ -574,6 +575,9 @@ class Run:
             "metrics": str(self.metrics.csv_path.absolute()) if self.metrics.csv_path else None,
             "versions": software_versions(),
         }
+        aside = set_aside(self.output_dir, epoch, step)
+        if aside:
+            say(f"set aside: {aside}, which has no training state that can be read")
         with self.weights_to_keep():
             folder = write_checkpoint(
                 self.output_dir,

@@ -77,6 +77,11 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         "one of " + ", ".join(PRECISIONS),
         "LoRA weights are float32 in each of them; bf16-mixed is usual.",
     )
+    if args.plan == "auto" and args.num_nodes > 1:
+        problems.append(
+            f"--plan auto makes its trial on one machine, but --num_nodes is {args.num_nodes}. Run --trial on one of "
+            "them, then give the flags that it found to all."
+        )
     bad_name = not args.exp_name.strip() or any(letter in '<>:"/\\|?*' for letter in args.exp_name)
     need(not bad_name, "exp_name", "a name that can be a folder's", 'Leave out < > : " / \\ | ? *.')
     if args.resume and args.last_lora_path:
@@ -137,12 +142,26 @@ def choose_precision(args: argparse.Namespace) -> tuple[Device, str, list[str]]:
     return device, precision, notes
 
 
+def folder_problems(flag: str, folder: Path) -> list[str]:
+    """Why nothing can be written to `folder`, which is made when it is needed."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        what = "is a file" if existing == folder.absolute() else f"lies below a file ('{existing}')"
+        return [f"--{flag} '{folder}' {what}, expected a folder. Choose the name of a folder."]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"--{flag} '{folder}' cannot be written to. Choose a folder of yours, or change its permissions."]
+    return []
+
+
 def output_problems(output_dir: Path, resume: str | None) -> list[str]:
     """Why `output_dir` cannot be used for a new run."""
     from ace_lora.checkpoints import find_loras
 
-    if output_dir.exists() and not output_dir.is_dir():
-        return [f"--output_dir '{output_dir}' is a file. Choose the name of a folder."]
+    problems = folder_problems("output_dir", output_dir)
+    if problems:
+        return problems
     loras = find_loras(output_dir)
     if loras and resume is None:
         return [
@@ -196,6 +215,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     output_dir = Path(args.output_dir)
     if is_first_process() and not args.trial_attempt:
         problems += output_problems(output_dir, args.resume)
+        problems += folder_problems("log_dir", Path(args.log_dir)) if args.logger != "none" else []
     songs = attempt(scan_dataset, Path(args.dataset_path), need_ssl=args.ssl_coeff > 0)
     config = attempt(read_lora_config, Path(args.lora_config_path))
     last_lora = attempt(read_lora_file, last_lora_file(args)) if args.last_lora_path else None
@@ -385,13 +405,17 @@ def find_state(args: argparse.Namespace, notes: list[str]) -> tuple[Path, SavedS
     output_dir = Path(args.output_dir)
     if args.resume == "auto":
         checkpoint, damaged = newest_state(output_dir)
-        notes += [f"Passed over: {note}" for note in damaged]
+        passed_over = [f"Passed over: {note}" for note in damaged]
+        notes += passed_over
         if checkpoint is None:
             loras = find_loras(output_dir)
             if loras:
                 raise WrongInput(
-                    f"--resume: '{output_dir}' holds LoRAs ('{loras[0].name}', …) but no training state to go on "
-                    "from. Start a new training from such a file with --last_lora_path and another --output_dir."
+                    [
+                        f"--resume: '{output_dir}' holds LoRAs ('{loras[0].name}', …) but no training state to go on "
+                        "from. Start a new training from such a file with --last_lora_path and another --output_dir.",
+                        *passed_over,
+                    ]
                 )
             notes.append(f"--resume: there is no checkpoint in '{output_dir}' yet, so training starts at step 0.")
             return None

@@ -1,11 +1,13 @@
 """What a training will cost, measured: a few steps on the longest songs, with savings added until they fit.
 
 Each attempt is a process of its own, so that one that runs out of memory leaves nothing behind, and a card is measured
-as the training will find it. The result is printed and written to `<log_dir>/<exp_name>/trial.json`:
+as the training will find it. A training in several processes is measured in one. The result is printed and written to
+`<log_dir>/<exp_name>/trial.json`:
 
     fits                whether the settings, with `savings`, can be trained
     savings             flags to add to the command, by name; empty when none are needed
-    peak_memory_gb      of the whole process, memory_gb: what there is; spilled: whether the driver had to borrow
+    peak_memory_gb      of the whole process, memory_gb: what there is or may be used
+    spilled             whether the driver had to borrow main memory
     seconds_per_step    on the longest songs; hours: for the whole run, at the mean length
     checkpoint_gb, disk_gb, free_disk_gb
     tried               every attempt with its flags and outcome
@@ -120,7 +122,7 @@ def run_trial(args: argparse.Namespace) -> dict[str, Any]:
             break
     last = tried[-1]
     result = _costs(args, prepared, last) | {"fits": last["fits"], "savings": savings, "tried": tried}
-    path = Path(args.log_dir) / args.exp_name / "trial.json"
+    path = result_path(args)
     write_json(path, result)
     print(f"trial: written to {path}")
     if not last["fits"]:
@@ -130,6 +132,15 @@ def run_trial(args: argparse.Namespace) -> dict[str, Any]:
         )
     _print_costs(args, prepared, result)
     return savings
+
+
+def result_path(args: argparse.Namespace) -> Path:
+    return Path(args.log_dir) / args.exp_name / "trial.json"
+
+
+def savings_of_first_process(args: argparse.Namespace) -> dict[str, Any]:
+    """What the trial found that the first process has just made, before it started this one."""
+    return json.loads(result_path(args).read_text(encoding="utf-8"))["savings"]
 
 
 def _is_new(args: argparse.Namespace, savings: dict[str, Any], extra: dict[str, Any], tried: list) -> bool:
@@ -160,6 +171,7 @@ def _attempt(args: argparse.Namespace, savings: dict[str, Any]) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "attempt.json"
         values = {**vars(args), **savings, "trial_attempt": str(file), "trial": False, "plan": "none", "resume": None}
+        values |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}  # each process of several needs what one needs
         script = Path(__file__).parents[1] / "trainer_new.py"
         process = subprocess.run(
             [sys.executable, str(script), *command_line(values)],
@@ -171,6 +183,13 @@ def _attempt(args: argparse.Namespace, savings: dict[str, Any]) -> dict[str, Any
         if file.is_file():
             attempt = json.loads(file.read_text(encoding="utf-8"))
             limit = args.memory_limit_gb or math.inf
+            if args.devices * args.num_nodes > 1:
+                attempt["peak_memory_gb"] += attempt["parameters"] * 4 / 2**30  # in which they sum up gradients
+            if attempt["device_type"] == "cpu":
+                attempt["peak_memory_gb"] *= args.devices  # they share the main memory
+            share = SPILL_SHARE if attempt["device_type"] == "cuda" else 1
+            attempt["spilled"] |= attempt["peak_memory_gb"] > share * attempt["memory_gb"]
+            attempt["memory_gb"] = min(limit, attempt["memory_gb"])
             attempt["fits"] = not attempt["spilled"] and attempt["peak_memory_gb"] <= limit
         elif process.returncode == 2:
             raise WrongInput(

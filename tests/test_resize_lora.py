@@ -3,12 +3,15 @@
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import add_alpha_in_lora
 import resize_lora
 from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, peft_config_dict, read_lora_config, save_lora
 from ace_lora.commands import run_script
@@ -52,6 +55,13 @@ def test_rank_r_pruned_to_r_is_unchanged(tmp_path, capsys):
     assert "kept 100.00 %" in capsys.readouterr().out
 
 
+def test_libraries_say_nothing(tmp_path):
+    make_lora(tmp_path / "in_lora")
+    argv = ["--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--new_rank", "2"]
+    done = subprocess.run([sys.executable, resize_lora.__file__, *map(str, argv)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 3
+
+
 def test_new_rank_keeps_the_best_and_prints_the_energy(tmp_path, capsys):
     before = make_lora(tmp_path / "in_lora")
     out = tmp_path / "新 out.safetensors"
@@ -92,6 +102,30 @@ def test_layers_of_different_rank_keep_their_scale(tmp_path):
     config = json.loads((tmp_path / "o" / CONFIG_NAME).read_text(encoding="utf-8"))
     assert config["r"] == 3 and config["rank_pattern"] == {LAYERS[1]: 1}
     assert config["alpha_pattern"][LAYERS[1]] / math.sqrt(1) == pytest.approx(0.5)
+
+
+def test_a_pruned_lora_can_be_pruned_again_and_given_alpha(tmp_path):
+    tensors = make_lora(tmp_path / "in_lora")
+    tensors[f"{LAYERS[1]}.lora_B.weight"][:, 1:] = 0
+    save_lora(tmp_path / "in_lora" / WEIGHTS_NAME, tensors, CONFIG)
+    assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "once", "--sv_ratio", 10) == 0
+    # As a file alone: the configuration is in its header.
+    assert run("--input_name", tmp_path / "once", "--output_name", tmp_path / "2.safetensors", "--new_rank", 2) == 0
+    for name in ("once", "2.safetensors"):
+        argv = ["--input_name", str(tmp_path / name), "--output_name", str(tmp_path / f"{name}_alpha.safetensors")]
+        assert run_script(add_alpha_in_lora.main, add_alpha_in_lora.parse_args(argv)) == 0
+        written = load_file(argv[-1])
+        for layer in LAYERS:
+            scale = float(written[f"{layer}.alpha"]) / len(written[f"{layer}.lora_A.weight"])
+            assert scale == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("header", ['{"transformer.r": 64}', "{bad", "[1]", '{"r": "4"}'])
+def test_headers_of_other_programs_are_no_mistake(tmp_path, header):
+    tensors = make_lora(tmp_path / "in_lora")
+    save_file(tensors, tmp_path / "in.safetensors", metadata={"lora_adapter_metadata": header})
+    assert run("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "o", "--new_rank", 2) == 0
+    assert not (tmp_path / "o" / CONFIG_NAME).exists()
 
 
 def test_alpha_values_follow_the_rank(tmp_path):

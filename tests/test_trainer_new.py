@@ -159,6 +159,19 @@ def test_parse_args_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_default_configuration_is_found_from_any_folder(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    default = trainer_new.parse_args(["--dataset_path", "x"]).lora_config_path
+    assert prepare(trainer_new.parse_args(arguments(base, tmp_path, lora_config_path=default))).lora_config["r"] == 64
+
+
+def test_folders_that_cannot_be_are_named_before_anything_loads(base, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    assert train(base, tmp_path, output_dir=tmp_path / "file", log_dir=tmp_path / "file" / "logs") == 2
+    problems = capsys.readouterr().err.splitlines()
+    assert len(problems) == 2 and "is a file" in problems[0] and "lies below a file" in problems[1]
+
+
 def test_all_problems_are_reported_at_once(base, tmp_path, capsys):
     write_config(tmp_path / "bad.json", r=0, target_modules=["to_q"])
     flags = {
@@ -521,10 +534,13 @@ def test_random_pieces_with_lyrics_that_follow(base, tmp_path, capsys):
 def test_two_processes_equal_one_with_the_double_batch(base, tmp_path):
     make_records(tmp_path / "prep", base / "tiny", (24, 17))
     data = {"dataset_path": tmp_path / "prep", "max_steps": 2}
-    process = start(base, tmp_path, devices=2, output_dir=tmp_path / "two" / "checkpoints", **data)
+    # With a trial first, which the second process must not make again.
+    process = start(base, tmp_path, devices=2, plan="auto", output_dir=tmp_path / "two" / "checkpoints", **data)
     out, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
-    assert out.count("step 2/2 |") == out.count("saved: ") == 1  # only the first process prints and writes
+    assert (
+        out.count("step 2/2 |") == out.count("saved: ") == out.count("trial: as given: fits") == 1
+    )  # only the first process prints and writes
     assert train(base, tmp_path / "one", batch_size=2, **data) == 0
     one, two = (state_tensors(tmp_path / name, folders(tmp_path / name)[0]) for name in ("one", "two"))
     moments = [key for key in one if key.endswith("/exp_avg")]
@@ -577,6 +593,9 @@ def test_trial_tells_the_costs_and_leaves_the_output_alone(base, tmp_path, capsy
         assert part in out
     assert folders(tmp_path) == ["epoch=0-step=1_lora"]
     assert train(base, tmp_path, trial=True, batch_size=0) == 2
+    capsys.readouterr()
+    assert train(base, tmp_path, plan="auto", num_nodes=2) == 2
+    assert "--plan auto" in capsys.readouterr().err
 
 
 def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, capsys, monkeypatch):
@@ -755,7 +774,24 @@ def test_resume_with_nothing_there_finished_or_damaged(base, tmp_path, capsys):
     assert "Passed over" in out and "resuming at step 2/6" in out
     (tmp_path / "other" / "checkpoints" / "epoch=0-step=1_lora").mkdir(parents=True)
     assert train(base, tmp_path / "other", resume=True) == 2
-    assert "--last_lora_path" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--last_lora_path" in error and "Passed over" in error
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_run_goes_on_past_the_place_of_a_damaged_checkpoint(base, tmp_path, capsys, damage):
+    assert train(base, tmp_path, max_steps=4, save_every_n_train_steps=2) == 0
+    newest = tmp_path / "checkpoints" / "epoch=1-step=4_lora"
+    before = state_tensors(tmp_path, newest.name)
+    if damage == "cut":
+        (newest / STATE_JSON).write_text('{"ver', encoding="utf-8")
+    else:
+        (newest / STATE_JSON).unlink()
+    assert train(base, tmp_path, max_steps=4, resume=True) == 0
+    assert "set aside" in capsys.readouterr().out
+    assert_same_state(state_tensors(tmp_path, newest.name), before)
+    assert folders(tmp_path) == ["epoch=0-step=2_lora", newest.name, f"{newest.name}.damaged-1"]
+    assert_same_state(state_tensors(tmp_path, f"{newest.name}.damaged-1"), before)
 
 
 def test_longer_run_after_the_end(base, tmp_path, capsys):
