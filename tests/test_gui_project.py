@@ -628,3 +628,11 @@ def test_a_wav_above_four_gigabytes_is_left_to_the_scripts_reader(tmp_path: Path
     path = tmp_path / "long.wav"
     path.write_bytes(b"RF64" + b"\xff" * 4 + b"WAVEds64" + bytes(60))
     assert ace_gui.read_header(path) == (None, "")
+
+
+def test_of_equal_songs_the_one_in_the_outer_folder_comes_first(tmp_path: Path):
+    for name in ("copies/a.wav", "z.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = ace_gui.find_sources([tmp_path])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["z.wav", "copies/a.wav"]
