@@ -76,6 +76,10 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
         print(f"error: {_describe_os_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     except Exception as error:
+        if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+            # What would be an OSError in a library that is not written in Rust.
+            print(f"error: {error}. Free the disk, then run the same command again.", file=sys.stderr)
+            return EXIT_FAILED
         # Not foreseen, so a bug of ours: the traceback is what a report needs.
         traceback.print_exc()
         print(

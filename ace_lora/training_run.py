@@ -537,6 +537,8 @@ class Run:
 
     def save(self, step: int, epoch: int) -> None:
         """Write the checkpoint of this step and remove this run's oldest."""
+        from safetensors import SafetensorError
+
         from ace_lora.checkpoints import (
             SavedState,
             checkpoint_bytes,
@@ -578,17 +580,24 @@ class Run:
         aside = set_aside(self.output_dir, epoch, step)
         if aside:
             say(f"set aside: {aside}, which has no training state that can be read")
-        with self.weights_to_keep():
-            folder = write_checkpoint(
-                self.output_dir,
-                epoch=epoch,
-                step=step,
-                lora=self.adapter,
-                config=self.prepared.lora_config,
-                metadata=self.lora_metadata(step, epoch),
-                state=SavedState(values, tensors),
-                comfyui=args.save_comfyui,
-            )
+        try:
+            with self.weights_to_keep():
+                folder = write_checkpoint(
+                    self.output_dir,
+                    epoch=epoch,
+                    step=step,
+                    lora=self.adapter,
+                    config=self.prepared.lora_config,
+                    metadata=self.lora_metadata(step, epoch),
+                    state=SavedState(values, tensors),
+                    comfyui=args.save_comfyui,
+                )
+        except (OSError, SafetensorError) as error:
+            # Quotas and limits of file sizes are not seen in the free space.
+            raise StepFailed(
+                f"The checkpoint of step {step} cannot be written to '{self.output_dir}': {error}. "
+                f"{self.where_to_go_on()} Free the disk or mend what is wrong with it, then add --resume."
+            ) from error
         self.last_saved, self.saved_step = folder, step
         say(f"saved: {folder}")
         for removed in remove_old(self.output_dir, self.run_id, args.save_last, folder):

@@ -62,6 +62,22 @@ def test_libraries_say_nothing(tmp_path):
     assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_full_disk_is_told_in_a_sentence(tmp_path, capsys):
+    import resource
+
+    make_lora(tmp_path / "in_lora")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--new_rank", 2) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert "Free the disk" in error and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["in_lora"]
+
+
 def test_new_rank_keeps_the_best_and_prints_the_energy(tmp_path, capsys):
     before = make_lora(tmp_path / "in_lora")
     out = tmp_path / "新 out.safetensors"

@@ -269,6 +269,26 @@ def test_disk_that_is_too_small_is_reported_beforehand(base, tmp_path, capsys, m
 # --- One run ---
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_disk_that_fills_up_meanwhile_ends_the_run_with_a_sentence(base, tmp_path, capsys):
+    import resource
+
+    def train_with_limit(size, **flags):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            return train(base, tmp_path, **flags)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert train(base, tmp_path, max_steps=2) == 0
+    assert train_with_limit(200_000, max_steps=4, resume=True) == 1
+    error = capsys.readouterr().err
+    assert "step 4 cannot be written" in error and "step=2_lora' (step 2)" in error and "Traceback" not in error
+    assert folders(tmp_path) == ["epoch=0-step=2_lora"]  # the good one, and nothing of the other
+    assert train(base, tmp_path, max_steps=4, resume=True) == 0
+
+
 def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
     assert train(base, tmp_path, max_steps=5, save_every_n_train_steps=2, logger="tensorboard", save_comfyui=True) == 0
     out = capsys.readouterr().out
