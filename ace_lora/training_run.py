@@ -143,9 +143,11 @@ class Run:
             say(f"starting from the weights of '{args.last_lora_path}'")
         if args.ssl_coeff == 0:
             # The heads do not run, so adapters in them stay as they are.
-            for key, parameter in self.adapter.items():
-                if key.startswith("projectors."):
-                    parameter.requires_grad_(False)
+            in_heads = [parameter for key, parameter in self.adapter.items() if key.startswith("projectors.")]
+            for parameter in in_heads:
+                parameter.requires_grad_(False)
+            if not in_heads:
+                self.model.drop_ssl_heads()
         self.trained = {key: parameter for key, parameter in self.adapter.items() if parameter.requires_grad}
         self.model.eval()
         self.flow = build_schedule(args.shift)
@@ -274,8 +276,7 @@ class Run:
             for song in self.prepared.songs:
                 ids = read_record(song.path, ssl=False).lyric_token_ids
                 states[song.name] = self.model.encode_lyrics(ids[None].to(self.device))[0].cpu()
-        for module in (self.model.lyric_encoder, self.model.lyric_embs, self.model.lyric_proj):
-            module.to("meta")
+        self.model.drop_lyric_branch()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return states
