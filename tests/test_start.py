@@ -392,10 +392,9 @@ def starts_as(python: str | Path, version: str) -> bool:
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.8", "3.9", "3.14"])
 def test_python_of_this_version_says_it_itself(version, tmp_path):
-    candidates = [
-        shutil.which(f"python{version}"),
-        *Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python"),
-    ]
+    # Version managers keep all Pythons in folders beside each other.
+    beside = Path(sys.base_prefix).parent.glob(f"{version}.*/bin/python")
+    candidates = [shutil.which(f"python{version}"), *beside]
     pythons = [python for python in candidates if python and starts_as(python, version)]
     if not pythons:
         pytest.skip(f"there is no Python {version} on this machine")
