@@ -41,19 +41,20 @@ def test_demo_runs_the_seven_steps_and_names_what_it_made(tmp_path: Path):
 
 
 def test_failed_step_is_named_and_ends_the_demo(tmp_path: Path):
-    # A file where the checkpoints should go.
+    # A file where the tiny base model should go.
     output = tmp_path / "run"
     output.mkdir()
-    (output / "checkpoints").write_text("in the way", encoding="utf-8")
+    (output / "tiny_base").write_text("in the way", encoding="utf-8")
     answer = subprocess.run(
         [sys.executable, demo.__file__, "--output_dir", str(output), "--seconds", "4", "--max_steps", "2"],
         capture_output=True,
         encoding="utf-8",
     )
     assert answer.returncode == 1
-    assert "error: The step '6. Train' ended with status" in answer.stderr
-    assert "== 7." not in answer.stdout
+    assert "error: The step 'Tiny base model' ended with status" in answer.stderr
+    assert "== 1." not in answer.stdout
     assert "Traceback" not in answer.stdout + answer.stderr
+    assert (output / "tiny_base").read_text(encoding="utf-8") == "in the way"
 
 
 def test_synthesised_song_is_stereo_and_alive(tmp_path: Path):
