@@ -531,7 +531,7 @@ def test_accumulation_equals_the_larger_batch(base, tmp_path):
             torch.testing.assert_close(tensor, other[key], rtol=1e-3, atol=1e-5)
 
 
-def test_worker_processes_give_the_same_training(base, tmp_path):
+def test_threads_that_read_give_the_same_training(base, tmp_path):
     for workers in (0, 2):
         assert train(base, tmp_path / str(workers), num_workers=workers, max_steps=3) == 0
     one, other = (state_tensors(tmp_path / name, "epoch=0-step=3_lora") for name in "02")
