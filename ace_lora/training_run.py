@@ -220,7 +220,7 @@ class Run:
         )
 
     def load_text_encoder(self) -> Any:
-        """A function from ids [1,Lt] to states [1,Lt,text width]."""
+        """A function from ids [1,Lt] to states [1,Lt,text width] in main memory."""
         import torch
 
         from ace_lora.text_encoder import load_text_encoder
@@ -234,11 +234,16 @@ class Run:
         encoder = load_text_encoder(self.prepared.weights["text_encoder"], device=device, dtype=dtype)
         if device.type != self.device.type:
             say("text encoder: in main memory, ahead of the card")
+        # On a stream of its own it need not wait for the step under way, nor the thread that reads ahead.
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(device))
 
         def encode(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-            ids = ids.to(device)
-            mask = torch.ones_like(ids) if mask is None else mask.to(device)
-            return encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+                ids = ids.to(device)
+                mask = torch.ones_like(ids) if mask is None else mask.to(device)
+                return encoder(input_ids=ids, attention_mask=mask).last_hidden_state.cpu()
 
         return encode
 
