@@ -237,7 +237,7 @@ def compare(variants: list[Variant], step: Step) -> dict[str, int]:
         expected = first.setdefault(variant.ssl, gradient)
         apart = float((gradient - expected).norm() / expected.norm())
         print(
-            f"{variant.name:36} loss {float(loss):.6f}, gradient apart {apart:.2e}, "
+            f"{variant.name:46} loss {float(loss):.6f}, gradient apart {apart:.2e}, "
             f"{memory[variant.name] / 1e9:.3f} GB",
             flush=True,
         )
@@ -258,7 +258,7 @@ def measure(args: argparse.Namespace, variants: list[Variant], step: Step, memor
     peak = matrix_peak(step.device, step.dtype)
     print(f"matrix-product peak here: {peak:.2f} TFLOP/s")
     yardstick = variants[0].name
-    print(f"{'variant':36} {'s/step':>8} {'ratio':>6} {'GB':>7} {'ratio':>6} {'TFLOP/s':>8} {'of peak':>7}")
+    print(f"{'variant':46} {'s/step':>8} {'ratio':>6} {'GB':>7} {'ratio':>6} {'TFLOP/s':>8} {'of peak':>7}")
     for variant in variants:
         median = statistics.median(seconds[variant.name])
         ratio = statistics.median(
@@ -267,7 +267,7 @@ def measure(args: argparse.Namespace, variants: list[Variant], step: Step, memor
         frames, context = step.latents.shape[3], 1 + TEXT_TOKENS + args.lyric_tokens
         work = step_tflop(step.config, frames, context, args.rank, variant)
         print(
-            f"{variant.name:36} {median:8.3f} {ratio:6.2f} {memory[variant.name] / 1e9:7.3f} "
+            f"{variant.name:46} {median:8.3f} {ratio:6.2f} {memory[variant.name] / 1e9:7.3f} "
             f"{memory[variant.name] / memory[yardstick]:6.2f} {work / median:8.2f} {work / median / peak:7.0%}"
         )
 
@@ -364,7 +364,7 @@ def count_kernels(args: argparse.Namespace, config: Any, variants: list[Variant]
 
     with without_autocast():
         step = Step(args, config, torch.device("meta"))
-        print(f"{'variant':36} {'kernels':>8} {'of them products':>17} {'GB in products':>15} {'GB elsewhere':>13}")
+        print(f"{'variant':46} {'kernels':>8} {'of them products':>17} {'GB in products':>15} {'GB elsewhere':>13}")
         for variant in variants:
             step.model(variant)
             with counting() as counts:
@@ -374,7 +374,7 @@ def count_kernels(args: argparse.Namespace, config: Any, variants: list[Variant]
             moved = sum(size for _, size in counts.values())
             inside = sum(size for _, size in products)
             print(
-                f"{variant.name:36} {kernels:8} {sum(number for number, _ in products):17} {inside / 1e9:15.1f} "
+                f"{variant.name:46} {kernels:8} {sum(number for number, _ in products):17} {inside / 1e9:15.1f} "
                 f"{(moved - inside) / 1e9:13.1f}"
             )
 
