@@ -139,7 +139,7 @@ class Step:
 
         self.args, self.config, self.device = args, config, device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.dtype]
-        self.models: dict[tuple[str, int], Any] = {}
+        self.models: dict[tuple[str, int], tuple[Any, list[torch.Tensor]]] = {}
         frames = round(args.seconds * FRAMES_PER_SECOND)
         torch.manual_seed(0)
         self.latents, self.noise = (torch.randn(1, 8, 16, frames, device=device) for _ in range(2))
@@ -154,8 +154,8 @@ class Step:
         self.timestep, self.sigma = schedule.timesteps[300:301].to(device), schedule.sigmas[300:301].to(device)
         self.noised = add_noise(self.latents, self.noise, self.sigma)
 
-    def model(self, variant: Variant) -> Any:
-        """The model with weights kept as the variant wants; the same random numbers for all."""
+    def model(self, variant: Variant) -> tuple[Any, list[torch.Tensor]]:
+        """The model with weights kept as the variant wants, and its LoRA factors; the same random numbers for all."""
         import torch
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -174,14 +174,12 @@ class Step:
             targets = ["to_q", "to_k", "to_v", "to_out.0"]
             lora = LoraConfig(r=self.args.rank, lora_alpha=1, use_rslora=True, target_modules=targets)
             inject_adapter_in_model(lora, model)
-            for factor in self.factors(model):
+            factors = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+            for factor in factors:
                 factor.data = (torch.randn(factor.shape) / factor.shape[1] ** 0.5).to(self.device)  # float32
             offload_blocks(model, variant.offload, self.device)
-            self.models[key] = model
+            self.models[key] = model, factors
         return self.models[key]
-
-    def factors(self, model: Any) -> list[torch.Tensor]:
-        return [parameter for name, parameter in model.named_parameters() if "lora_" in name]
 
     def __call__(self, variant: Variant) -> torch.Tensor:
         import torch
@@ -191,8 +189,8 @@ class Step:
         from ace_lora.memory_saving import set_checkpointing
         from ace_lora.transformer import ACEStepTransformer
 
-        model = self.model(variant)
-        for factor in self.factors(model):
+        model, factors = self.model(variant)
+        for factor in factors:
             factor.grad = None
         model.__class__ = ReferenceTransformer if variant.straightforward else ACEStepTransformer
         layers = self.config.num_layers
@@ -217,7 +215,7 @@ class Step:
     def gradient(self, variant: Variant) -> torch.Tensor:
         import torch
 
-        return torch.cat([factor.grad.flatten() for factor in self.factors(self.model(variant))])
+        return torch.cat([factor.grad.flatten() for factor in self.model(variant)[1]])
 
     def synchronise(self) -> None:
         import torch
