@@ -2703,17 +2703,33 @@ class LogText:
     """
 
     def __init__(self, keep: int = MAX_LOG_LINES):
-        self._lock = threading.Lock()
+        self._feeding = threading.Lock()  # held while a chunk is worked through; `take` never waits for it
+        self._lock = threading.Lock()  # of what `take` reads
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._lines: deque[str] = deque(maxlen=keep)
         self._keep = keep
         self._skipped = 0
         self._current = ""
+        self._shown = ""  # `_current` as the last whole chunk left it
         self._held = ""  # a `\r` or an unfinished escape at the end of a chunk: its meaning comes with the next
         self.total = 0
         self.errors: list[tuple[str, dict[str, str]]] = []
 
     def feed(self, data: bytes, final: bool = False) -> None:
+        with self._feeding:
+            finished = self._finished_by(data, final)
+            # Looked through before `take` is locked out: on a busy computer the window waited 0.3 s for that.
+            if finished:
+                found = recognise_errors("\n".join(finished))
+                self.errors += [error for error in found if error not in self.errors]
+            with self._lock:
+                self.total += len(finished)
+                self._skipped += max(0, len(self._lines) + len(finished) - self._keep)
+                self._lines.extend(finished[-self._keep :])
+                self._shown = self._current
+
+    def _finished_by(self, data: bytes, final: bool) -> list[str]:
+        """The lines that `data` finishes; what is left is held for the next chunk."""
         text = self._held + self._decoder.decode(data, final)
         self._held = ""
         if not final and text:
@@ -2725,15 +2741,14 @@ class LogText:
             text = _ESCAPES.sub("", _SECOND_BAR.sub(r"\r\1", text))
         if "\r\n" in text:
             text = re.sub(r"\r+\n", "\n", text)
-        with self._lock:
-            self._add(text)
-            if final and self._current:
-                self._finish([self._current])
-                self._current = ""
+        finished = self._add(text)
+        if final and self._current:
+            finished.append(self._current)
+            self._current = ""
+        return finished
 
-    def _add(self, text: str) -> None:
-        if not text:
-            return
+    def _add(self, text: str) -> list[str]:
+        """The lines that `text` finishes; what follows the last one becomes the current line."""
         first, *rest = text.split("\n")
         if "\r" in text:
             first, rest = self._overwrite(self._current, first), [self._overwrite("", line) for line in rest]
@@ -2741,28 +2756,19 @@ class LogText:
             first = self._current + first
         # A program that never ends its line must not fill memory.
         self._current = (rest[-1] if rest else first)[-100_000:]
-        if rest:
-            self._finish([first, *rest[:-1]])
+        return [first, *rest[:-1]] if rest else []
 
     @staticmethod
     def _overwrite(current: str, text: str) -> str:
         parts = (current + text).split("\r")
         return next((part for part in reversed(parts) if part.strip()), "").rstrip() if len(parts) > 1 else parts[0]
 
-    def _finish(self, lines: list[str]) -> None:
-        self.total += len(lines)
-        overflow = len(self._lines) + len(lines) - self._keep
-        if overflow > 0:
-            self._skipped += overflow
-        self._lines.extend(lines[-self._keep :])
-        self.errors += [found for found in recognise_errors("\n".join(lines)) if found not in self.errors]
-
     def take(self, most: int) -> tuple[int, list[str], str]:
         """(lines skipped since the last call, at most `most` finished lines, the current line)."""
         with self._lock:
             skipped, self._skipped = self._skipped, 0
             lines = [self._lines.popleft() for _ in range(min(most, len(self._lines)))]
-            return skipped, lines, self._current
+            return skipped, lines, self._shown
 
     @property
     def waiting(self) -> int:
