@@ -66,6 +66,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
 # A system Python without Tk can still import this module, run `--check` and the headless tests.
 try:
     import tkinter as tk
@@ -222,6 +227,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "checkpoints 里是另一个项目“{owner}”的 LoRA。",
         "The checkpoints folder holds the LoRAs of another project, “{owner}”.",
     ),
+    "train.elsewhere": (
+        "另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。",
+        "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window.",
+    ),
     "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
     "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
     "strength.done": ("成品：{file}", "Finished: {file}"),
@@ -274,6 +283,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "problems.more": ("……另有 {count} 首，在表中标有 ⚠。", "… and {count} more, marked ⚠ in the table."),
     "project.name": ("名称", "Name"),
     "project.folder": ("文件夹", "Folder"),
+    "project.elsewhere": (
+        "“{name}”已在另一个窗口中打开。请到那个窗口里操作，或关闭它以后再试。",
+        "“{name}” is open in another window. Work there, or close that window and try again.",
+    ),
+    "project.retry": ("再试一次", "Try again"),
     "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
     "import.done": ("已添加 {count} 首歌。", "Songs added: {count}."),
     "import.more": ("……另有 {count} 条，见日志。", "… and {count} more, see the log."),
@@ -284,6 +298,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "import.empty": ("是空文件，未添加。", "is an empty file; not added."),
     "import.unreadable": ("不是有效的 wav 文件，未添加。", "is no valid wav file; not added."),
     "import.duplicate": ("与 {detail} 内容相同，未添加。", "has the same content as {detail}; not added."),
+    "import.duplicate_used": (
+        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词已补给那首歌。",
+        "has the same content as {detail}; not added, but that song got the texts beside it.",
+    ),
+    "import.duplicate_kept": (
+        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词与曲库中的不同，曲库中的保持不变。",
+        "has the same content as {detail}; not added. The texts beside it differ from that song's, which stay.",
+    ),
     "import.failed": ("复制失败：{detail}", "could not be copied: {detail}"),
     "import.cancelled": ("未复制。", "was not copied."),
     "home.title": ("新项目", "New project"),
@@ -807,6 +829,14 @@ def program_folder() -> Path:
     return Path(sys.executable if FROZEN else __file__).resolve().parent
 
 
+def user_config_folder() -> Path:
+    if WINDOWS:
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "ACE-Step LoRA"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "ACE-Step LoRA"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ace-step-lora"
+
+
 def absolute(path: Path) -> Path:
     """Without `..` and the current folder, but with symbolic links as the user wrote them."""
     return Path(os.path.normpath(path.absolute()))
@@ -883,6 +913,54 @@ def try_writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+class FolderLock:
+    """Keeps a second window out of a folder. The system frees it when the process ends, however that happens.
+
+    Its file stands in the user's configuration folder: an open file inside the folder would keep Windows from moving it.
+    """
+
+    def __init__(self, folder: Path, file: io.BufferedIOBase | None):
+        self.folder = folder
+        self._file = file
+
+    @classmethod
+    def take(cls, folder: Path) -> FolderLock | None:
+        """The lock on `folder`; None when somebody else has it. Where no lock can be made, everybody gets one."""
+        code = hashlib.sha1(os.path.normcase(folder.resolve()).encode("utf-8", "surrogatepass"), usedforsecurity=False)
+        path = user_config_folder() / "locks" / f"{code.hexdigest()[:16]}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError:
+            return cls(folder, None)
+        try:
+            if WINDOWS:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # what flock and Windows say of a lock that is held
+            file.close()
+            return None
+        except OSError:  # a file system without locks
+            file.close()
+            return cls(folder, None)
+        return cls(folder, file)
+
+    def heirs(self) -> tuple[int, ...]:
+        """What a child is given so that the lock lasts as long as it runs. On Windows no child outlives the window."""
+        return () if WINDOWS or self._file is None else (self._file.fileno(),)
+
+    def release(self) -> None:
+        if self._file is not None:
+            if WINDOWS:
+                with contextlib.suppress(OSError):
+                    self._file.seek(0)
+                    msvcrt.locking(self._file.fileno(), msvcrt.LK_UNLCK, 1)
+            self._file.close()
+            self._file = None
 
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}
@@ -977,14 +1055,6 @@ def human_seconds(seconds: float | None) -> str:
 
 
 # --- 4. Settings and project ----------------------------------------------------------------------------------------
-
-
-def user_config_folder() -> Path:
-    if WINDOWS:
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "ACE-Step LoRA"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "ACE-Step LoRA"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ace-step-lora"
 
 
 def settings_path(program: Path) -> Path:
@@ -1530,6 +1600,8 @@ def import_songs(
             break
         progress(number, len(files), source.name)
         reason = _refuse_source(source, home, sizes, digests)
+        if reason.startswith("import.duplicate|"):
+            reason = _use_texts_of_duplicate(source, home / reason.partition("|")[2])
         if reason:
             report.refused.append((source.name, reason))
             continue
@@ -1576,14 +1648,44 @@ def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], diges
 
 def _copy_song(source: Path, target: Path) -> None:
     """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to the target's stem."""
+    for old, new in _text_pairs(source, target):
+        if not new.exists():
+            _copy_file(old, new)
+    _copy_file(source, target)  # last: a song that is there is there with everything
+
+
+def _text_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """The texts beside the song `source`, and where they stand beside the song `target`."""
     pairs = [(source.with_name(source.stem + suffix), target.with_name(target.stem + suffix)) for suffix in SIDECARS]
-    for old, new in [*((old, new) for old, new in pairs if old.is_file() and not new.exists()), (source, target)]:
-        temporary = new.with_name(f".tmp-{new.name}")
-        try:
-            shutil.copy2(old, temporary)
-            os.replace(temporary, new)
-        finally:
-            temporary.unlink(missing_ok=True)
+    return [(old, new) for old, new in pairs if old.is_file()]
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _use_texts_of_duplicate(source: Path, target: Path) -> str:
+    """Give the library's song `target` the texts beside its duplicate that it lacks; the text key of what is to be said.
+
+    Texts that the song has already may have been corrected by hand: they stay.
+    """
+    used = kept = False
+    try:
+        for old, new in _text_pairs(source, target):
+            text = read_text(old).strip()
+            there = read_text(new).strip() if new.exists() else ""
+            if text and not there:
+                _copy_file(old, new)
+                used = True
+            kept |= bool(there) and text not in ("", there)
+    except OSError as error:
+        return f"import.failed|{error.strerror or error}"
+    return f"import.duplicate{'_kept' if kept else '_used' if used else ''}|{target.name}"
 
 
 def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = False) -> Path | None:
@@ -3104,7 +3206,9 @@ class Runner:
         environment: dict[str, str],
         log_path: Path | None,
         stop_file: Path | None = None,
+        heirs: tuple[int, ...] = (),
     ) -> int:
+        """`heirs`: see `FolderLock.heirs`."""
         if self.active:
             raise RuntimeError("a run is active already")
         self.run += 1
@@ -3112,12 +3216,19 @@ class Runner:
         self.started_at = time.monotonic()
         self.text = LogText()
         self._process, self._stop_file = None, stop_file
-        arguments = (self.run, argv, cwd, environment, log_path, self.text)
+        arguments = (self.run, argv, cwd, environment, log_path, self.text, heirs)
         threading.Thread(target=self._work, args=arguments, daemon=True, name=f"run-{self.run}").start()
         return self.run
 
     def _work(
-        self, run: int, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None, text: LogText
+        self,
+        run: int,
+        argv: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        log_path: Path | None,
+        text: LogText,
+        heirs: tuple[int, ...],
     ) -> None:
         log: io.BufferedWriter | None = None
         try:
@@ -3128,7 +3239,7 @@ class Runner:
         except OSError as error:  # a read-only folder: the run goes on, and the pane shows it
             text.feed(f"[log file: {error}]\n".encode())
         try:
-            process = start_process(argv, cwd, environment)
+            process = start_process(argv, cwd, environment, heirs=heirs)
         except OSError as error:
             if log:
                 log.write(str(error).encode())
@@ -3217,10 +3328,14 @@ class Runner:
 
 
 def start_process(
-    argv: list[str], cwd: Path, environment: dict[str, str], stdin: int = subprocess.DEVNULL
+    argv: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    stdin: int = subprocess.DEVNULL,
+    heirs: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """A child in a process group of its own, with one pipe for all its output and no input to wait for."""
-    group: dict[str, Any] = {"start_new_session": True}
+    group: dict[str, Any] = {"start_new_session": True, "pass_fds": heirs}
     if WINDOWS:
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     return subprocess.Popen(
@@ -3430,6 +3545,11 @@ class Ui:
             root.tk.call("::msgcat::mclocale", "zh_cn" if language == "zh" else "en")
             root.tk.eval("namespace eval ::tk {::msgcat::mcload [file join $::tk_library msgs]}")
         self._icons: dict[tuple[str, int], tk.PhotoImage] = {}
+        self.scroll_frames: list[ScrollFrame] = []
+        # Once for all of them: handlers added to "all" by every frame would outlive it and grow in number.
+        root.bind_all("<FocusIn>", lambda event: [frame.follow(event) for frame in self.scroll_frames])
+        for sequence in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
+            root.bind_all(sequence, lambda event: [frame.wheel(event) for frame in self.scroll_frames])
 
     def px(self, length: float) -> int:
         """A length for 100 % on this screen."""
@@ -3718,9 +3838,8 @@ class ScrollFrame:
         side_bar(self._canvas)
         self.inner.bind("<Configure>", self._fit)
         self._canvas.bind("<Configure>", self._fit)
-        self.frame.bind_all("<FocusIn>", self._follow, add="+")
-        for event in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
-            self.frame.bind_all(event, self._wheel, add="+")
+        ui.scroll_frames.append(self)
+        self.frame.bind("<Destroy>", lambda _event: ui.scroll_frames.remove(self))
 
     def _fit(self, _event: tk.Event) -> None:
         self._canvas.itemconfigure(self._item, width=self._canvas.winfo_width())
@@ -3732,8 +3851,9 @@ class ScrollFrame:
     def _inside(self, widget: Any) -> bool:
         return isinstance(widget, tk.Misc) and str(widget).startswith(str(self.inner) + ".")
 
-    def _follow(self, event: tk.Event) -> None:
-        if not self.inner.winfo_exists() or not self._inside(event.widget):
+    def follow(self, event: tk.Event) -> None:
+        """Bring the widget that got the focus into sight, when it is one in here."""
+        if not self._inside(event.widget):
             return
         top = event.widget.winfo_rooty() - self.inner.winfo_rooty()
         bottom, height = top + event.widget.winfo_height(), max(1, self.inner.winfo_height())
@@ -3743,10 +3863,8 @@ class ScrollFrame:
         elif bottom > last:
             self._canvas.yview_moveto((bottom - (last - first)) / height)
 
-    def _wheel(self, event: tk.Event) -> None:
-        if not self.inner.winfo_exists() or not (
-            self._inside(event.widget) or event.widget in (self._canvas, self.inner)
-        ):
+    def wheel(self, event: tk.Event) -> None:
+        if not (self._inside(event.widget) or event.widget in (self._canvas, self.inner)):
             return
         if isinstance(event.widget, (tk.Text, ttk.Treeview)) or self._canvas.yview() == (0.0, 1.0):
             return
@@ -5050,6 +5168,8 @@ class App:
         self.bar: Progress | None = None
         self.report: dict[str, Any] | None = None  # what the scripts' Python said about itself
         self.dialog: Dialog | None = None
+        self._lock: FolderLock | None = None  # on the project's folder
+        self._training_lock: FolderLock | None = None  # on the checkpoints folder, while a training fills it
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
         self.choose_files: Callable[[str], Iterable[str]] = self._choose_files
         self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(
@@ -5155,7 +5275,7 @@ class App:
 
     def _build_menu(self) -> None:
         t, root = self.ui.t, self.root
-        bar = tk.Menu(root)
+        bar = self._menu = tk.Menu(root)
 
         def menu(label: str, rows: list[tuple[str, str, Callable[[], object]] | None]) -> tk.Menu:
             one = tk.Menu(bar, tearoff=False)
@@ -5188,12 +5308,19 @@ class App:
             None, ("tensorboard", "F9", self.open_tensorboard), ("reset", "", self.ask_reset),
         ])  # fmt: skip
         view = menu("menu.view", [("title.environment", "F8", lambda: self.show_page("environment")), None])
+        # The variables only carry the marks.
+        self._look = {key: tk.StringVar(root, getattr(self.settings, key)) for key in ("language", "scale")}
+
+        def choice(key: str, value: str, label: str) -> None:
+            view.add_radiobutton(
+                label=label, value=value, variable=self._look[key], command=lambda: self.change_look(**{key: value})
+            )
+
         for language, label in LANGUAGES.items():
-            view.add_command(label=label, command=lambda language=language: self.change_look(language=language))
+            choice("language", language, label)
         view.add_separator()
         for scale in ("auto", "100", "125", "150", "200"):
-            label = t("menu.scale_auto") if scale == "auto" else f"{scale} %"
-            view.add_command(label=label, command=lambda scale=scale: self.change_look(scale=scale))
+            choice("scale", scale, t("menu.scale_auto") if scale == "auto" else f"{scale} %")
         menu("menu.help", [("menu.keys", "", self.show_keys), ("menu.about", "", self.show_about)])
         root.configure(menu=bar)
 
@@ -5327,12 +5454,15 @@ class App:
     def change_look(self, language: str = "", scale: str = "") -> None:
         """Rebuild the window in another language or size; everything shown is in the state, so nothing is lost."""
         if self.asking or not self._texts_stored():
+            for key, variable in self._look.items():  # the click has moved the mark already
+                variable.set(getattr(self.settings, key))
             return
         self.settings.language = language or self.settings.language
         self.settings.scale = scale or self.settings.scale
         self.settings.log_height = 0
         banner, content = self._banner, self.log.content().split("\n")
         self.frame.destroy()
+        self._menu.destroy()
         self._build()
         self.log.write([line for line in content[:-1]])
         self._signature = None
@@ -5350,16 +5480,27 @@ class App:
 
     # Project
 
-    def open_project(self, home: Path | None, quiet: bool = False) -> None:
-        """Show the project in `home` (None: a new one). Not while something runs."""
+    def open_project(self, home: Path | None, quiet: bool = False) -> bool:
+        """Show the project in `home` (None: a new one). False, with the reason in the banner, when that cannot be now."""
         if self.busy:
             self.say("info", self.ui.t("busy"))
-            return
+            return False
         if not self._texts_stored():
-            return
-        self._flush_project()
+            return False
+        lock = None
         if home is not None:
             home = absolute(home)
+            lock = self._claim(home)
+            if lock is None and self.states:
+                return False
+            if lock is None:  # at the start there is no other project to stay with
+                self.open_project(None, quiet)
+                self._say_elsewhere(home)
+                return False
+        self._flush_project()
+        if self._lock is not None and self._lock is not lock:
+            self._lock.release()
+        self._lock = lock
         self.project = (
             Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
         )
@@ -5387,6 +5528,20 @@ class App:
         if self.project.damaged:
             self.say("warn", self.ui.t("damaged", file=self.project.damaged))
         self._find_left_over_run()
+        return True
+
+    def _claim(self, home: Path) -> FolderLock | None:
+        """The lock on a project's folder; None, which the banner says, when another window has the project open."""
+        if self._lock is not None and self._lock.folder == home:
+            return self._lock
+        lock = FolderLock.take(home)
+        if lock is None:
+            self._say_elsewhere(home)
+        return lock
+
+    def _say_elsewhere(self, home: Path) -> None:
+        retry = (self.ui.t("project.retry"), lambda: self.open_project(home))
+        self.say("warn", self.ui.t("project.elsewhere", name=home.name), retry)
 
     def _find_left_over_run(self) -> None:
         run = self.project.backend_run
@@ -5508,7 +5663,8 @@ class App:
         except OSError as error:
             self.say("bad", self.ui.t("failed.file", error=error))
             return
-        self.open_project(target)
+        if not self.open_project(target):
+            return
         if draft and not self.project.values:
             self.project.values = {step: dict(values) for step, values in draft.items()}
         self.settings.draft = {}
@@ -5543,11 +5699,17 @@ class App:
                 self._joined.add(home)
                 use(home)
             elif key == "clear":
+                lock = self._claim(home)
+                if lock is None:
+                    return
                 try:
                     clear_library(Project.load(home))
                 except OSError as error:
                     self.say("bad", t("failed.file", error=error))
                     return
+                finally:
+                    if lock is not self._lock:
+                        lock.release()
                 self._joined.add(home)
                 use(home)
             elif key == "other":
@@ -6165,6 +6327,11 @@ class App:
         space = self.space
         try:
             if key == "train" and not trial:
+                self._training_lock = FolderLock.take(space.checkpoints())
+                if self._training_lock is None:
+                    self.chain.clear()
+                    self.say("bad", self.ui.t("train.elsewhere", folder=shown_path(space.checkpoints(), self.program)))
+                    return
                 if answers.get("checkpoints") == "move":
                     moved = space.move_checkpoints()
                     self.log.write([f"— {self.ui.t('checkpoints.moved', folder=shown_path(moved, self.program))}"])
@@ -6181,6 +6348,7 @@ class App:
                 stop_file.unlink(missing_ok=True)  # one that was left behind would end the run at its first step
         except OSError as error:
             self.chain.clear()
+            self._end_training_lock()
             self.say("bad", self.ui.t("failed.file", error=error))
             return
         self._receipt = {} if trial or only else take_receipt(space, key, self.songs)
@@ -6189,6 +6357,11 @@ class App:
         if key == "train":
             self.curve = Curve()
         self._run(key, [str(python), str(script.name), *arguments], stop_file)
+
+    def _end_training_lock(self) -> None:
+        if self._training_lock is not None:
+            self._training_lock.release()
+            self._training_lock = None
 
     def run_command(self, argv: list[str], title: str) -> None:
         """Run something that is no step, such as an installation, with the same log and stop button."""
@@ -6223,7 +6396,8 @@ class App:
                 f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}",
             ]
         )
-        self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file)
+        heirs = self._training_lock.heirs() if self._training_lock else ()
+        self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file, heirs)
         self.refresh()
         self._show_progress()
 
@@ -6288,6 +6462,7 @@ class App:
         if event.code is None:
             self.log.write([event.error])
         self.state, self.running_step = "idle", ""
+        self._end_training_lock()
         if self.project.backend_run:
             self.project.backend_run = {}
         trial, self.running_trial = self.running_trial, False
@@ -6748,6 +6923,8 @@ class App:
             self.settings.log_height = self.panes.winfo_height() - self.panes.sashpos(0)
         self._save_settings()
         self.tensorboard.close()
+        if self._lock is not None:
+            self._lock.release()
         self._destroyed = True
         if self._tick_timer:
             self.root.after_cancel(self._tick_timer)

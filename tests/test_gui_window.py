@@ -284,7 +284,9 @@ class Window:
 
 
 @pytest.fixture
-def make_window(display: None, tmp_path: Path) -> Iterator[Callable[..., Window]]:
+def make_window(display: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Window]]:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # locks, and logs of runs without a project
+    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
     windows: list[Window] = []
 
     def make(home: Path | None = None, program: Path | None = None, **arguments: Any) -> Window:
@@ -1467,3 +1469,115 @@ def test_tensorboard_ends_with_a_window_that_was_killed(tmp_path: Path):
     while ace_gui.process_runs(pid, "tensorboard"):
         assert time.monotonic() < deadline, "TensorBoard outlived its window"
         time.sleep(0.05)
+
+
+# Two windows
+
+
+def test_a_project_opens_in_one_window_at_a_time(make_window):
+    first = make_window()
+    home = project_with_songs(first.program)
+    first.app.open_project(home)
+    second = make_window(home)
+    assert second.app.project.home is None and "qing_tian” is open in another window" in second.banner()
+    third = make_window()
+    other = write_wav(first.program / "Taudio" / "other" / "c.wav").parent
+    third.app.open_project(other)
+    assert not third.app.open_project(home)  # what it shows stays
+    assert third.app.project.home == other and [song.stem for song in third.app.songs] == ["c"]
+    first.close()
+    third.click(third.app.banner_action)  # "Try again"
+    assert third.app.project.home == home
+    assert second.app.open_project(other)
+
+
+def test_a_folder_that_another_window_shows_is_not_cleared(make_window, songs: list[Path]):
+    first = make_window()
+    home = project_with_songs(first.program)
+    first.app.open_project(home)
+    second = make_window()
+    second.app._ask_occupied(home, lambda _home: None)
+    second.press("clear")
+    assert "is open in another window" in second.banner() and [song.stem for song in first.app.songs] == ["a", "b"]
+
+
+def test_two_trainings_do_not_fill_one_folder(make_window):
+    first = make_window()
+    home = project_with_songs(first.program, "prep")
+    first.app.open_project(home)
+    other = home.with_name("other")
+    for suffix in ("", "_filenames", "_prep"):
+        shutil.copytree(home.with_name(home.name + suffix), home.with_name("other" + suffix))
+    second = make_window(other)
+    first.app.start_step("train")
+    first.until(lambda: first.app.progress is not None)
+    second.app.start_step("train")
+    assert second.app.state == "idle" and "Another training is saving its LoRAs into checkpoints" in second.banner()
+    first.app.stop_pressed()
+    first.until(lambda: first.app.state == "idle")
+    second.app.start_step("train")
+    second.press("move")
+    second.until(lambda: second.app.progress is not None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="on Windows a training ends with its window")
+def test_a_training_whose_window_was_killed_still_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    lock = ace_gui.FolderLock.take(tmp_path)
+    assert lock is not None
+    code = "import time; print('on', flush=True); time.sleep(600)"
+    child = ace_gui.start_process([sys.executable, "-c", code], tmp_path, dict(os.environ), heirs=lock.heirs())
+    assert child.stdout is not None and child.stdout.readline() == b"on\n"
+    lock._file.close()  # as when the window's process ends: unlocking by hand would free it for the child as well
+    assert ace_gui.FolderLock.take(tmp_path) is None
+    ace_gui.kill_tree(child, None)
+    child.wait()
+    child.stdout.close()
+    assert ace_gui.FolderLock.take(tmp_path) is not None
+
+
+# Menus
+
+
+def test_the_view_menu_marks_the_language_and_size_of_the_window(make_window):
+    window = make_window()
+    app = window.app
+
+    def marked() -> list[str]:
+        menu = app.root.nametowidget(app._menu.entrycget(4, "menu"))
+        entries = [index for index in range(menu.index("end") + 1) if menu.type(index) == "radiobutton"]
+        return [
+            menu.entrycget(i, "label")
+            for i in entries
+            if app.root.getvar(menu.entrycget(i, "variable")) == menu.entrycget(i, "value")
+        ]
+
+    def choose(label: str) -> None:
+        app.root.nametowidget(app._menu.entrycget(4, "menu")).invoke(label)
+        window.pump()
+
+    assert marked() == ["English", "100 %"]
+    choose("中文")
+    choose("125 %")
+    assert marked() == ["中文", "125 %"]
+    app.show_about()
+    choose("English")  # refused while a dialog is open: the mark goes back
+    assert marked() == ["中文", "125 %"]
+    window.press("cancel")
+    app.change_look(language="en", scale="100")
+
+
+def test_handlers_do_not_grow_with_every_page_and_project(make_window):
+    window = make_window()
+    home = project_with_songs(window.program)
+
+    def bound() -> int:
+        return len(window.root.bind_all("<FocusIn>").split("\n"))
+
+    before, frames = bound(), len(window.app.ui.scroll_frames)
+    for _ in range(3):
+        window.app.open_project(home)
+        window.app.show_page("train")
+        window.app.open_project(None)
+        window.app.change_look(language="en")
+    assert (bound(), len(window.app.ui.scroll_frames)) == (before, frames)
