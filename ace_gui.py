@@ -156,7 +156,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "about.dataset": (
         "把歌曲、提示词和歌词登记成一份清单，只需几秒钟。",
-        "List the songs with their prompts and lyrics in a data set. Takes seconds.",
+        "List the songs with their prompts and lyrics in a dataset. Takes seconds.",
     ),
     "about.prep": (
         "把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。",
@@ -176,7 +176,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "start.prompts": ("生成提示词", "Generate prompts"),
     "start.lyrics": ("生成歌词", "Generate lyrics"),
-    "start.dataset": ("创建数据集", "Create data set"),
+    "start.dataset": ("创建数据集", "Create dataset"),
     "start.prep": ("开始预处理", "Preprocess"),
     "start.train": ("开始训练", "Start training"),
     "start.strength": ("生成成品 LoRA", "Write the LoRA"),
@@ -214,8 +214,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
     "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
     "lyrics.done": ("{count} 首歌都有歌词。", "All songs have lyrics ({count})."),
-    "dataset.missing": ("数据集 {folder} 还没有创建。", "The data set {folder} has not been made yet."),
-    "dataset.done": ("数据集 {folder} 已创建。", "The data set {folder} is there."),
+    "dataset.missing": ("数据集 {folder} 还没有创建。", "The dataset {folder} has not been made yet."),
+    "dataset.done": ("数据集 {folder} 已创建。", "The dataset {folder} is there."),
     "prep.none": ("{count} 首歌还没有预处理。", "No song has been preprocessed yet ({count} to do)."),
     "prep.missing": (
         "还有 {count} 首歌没有预处理好：{songs}。若一直失败，请看日志，换掉或移除这些歌。",
@@ -342,7 +342,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "move.exists": ("{path} 已存在且不为空，请换一个名称。", "{path} exists and is not empty. Choose another name."),
     "bin.remove": ("移除的歌曲", "removed songs"),
     "bin.clear": ("清空前的曲库", "library before clearing"),
-    "bin.move": ("改名前的数据集", "data set before moving"),
+    "bin.move": ("改名前的数据集", "dataset before moving"),
     "bin.rename": ("改名时被替换", "replaced by a rename"),
     "bin.restore": ("恢复时被替换", "replaced by a restoring"),
     "bin.orphans": ("多余的预处理数据", "records without a song"),
@@ -552,6 +552,15 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run.rate": ("{rate} 步/秒", "{rate} it/s"),
     "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
     "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
+    "run.stopped_training": (
+        "“{title}”已停止并保存（运行了 {spent}）。再次开始时，选“从最新的继续”就会接着训练。",
+        "{title}: stopped and saved after {spent}. To go on, start it again and choose “Go on from the last”.",
+    ),
+    "run.stopped_only": ("“{title}”已停止（运行了 {spent}）。", "{title}: stopped after {spent}."),
+    "run.songs_failed": (
+        "有 {count} 首歌没有成功：{songs}。原因见日志中的红色行。",
+        "Songs that did not succeed: {count} ({songs}). The red lines of the log say why.",
+    ),
     "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
     "run.not_started": ("未能启动", "not started"),
     "run.nothing": ("所有步骤都已完成。", "All steps are done."),
@@ -636,6 +645,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "apply": ("应用", "Apply"),
     "browse": ("浏览…", "Browse…"),
     "open.folder": ("打开歌曲文件夹", "Open song folder"),
+    "open.failed": ("无法打开 {path}：{error}。系统里没有能打开它的程序。", "Cannot open {path}: {error}. No program on this system opens it."),
     "open.result": ("打开结果文件夹", "Open result folder"),
     "choose.home": ("选择文件夹", "Choose a folder"),
     "choose.project": ("选择项目的歌曲文件夹", "Choose a project's song folder"),
@@ -750,7 +760,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "setting.python": ("运行脚本的 Python", "Python for the scripts"),
     "setting.python.help": ("留空自动查找：.venv、python 文件夹、已激活的环境、PATH。", "Empty: searched in .venv, the folder python, the active environment, PATH."),
     "setting.endpoint": ("模型下载来源", "Model source"),
-    "setting.endpoint.help": ("国内可用 https://hf-mirror.com。", "Hugging Face or a mirror."),
+    "setting.endpoint.help": ("留空用 huggingface.co；国内可选 https://hf-mirror.com。", "Empty: huggingface.co. Or a mirror of it."),
     "setting.checkpoint_dir": ("基础模型文件夹", "Base model folder"),
     "setting.checkpoint_dir.help": ("已手动下载时指定；留空用默认缓存。", "Where a copy lies already; empty: the download cache."),
     "setting.cache": ("下载缓存（HF_HOME）", "Download cache (HF_HOME)"),
@@ -840,6 +850,21 @@ def user_config_folder() -> Path:
 def absolute(path: Path) -> Path:
     """Without `..` and the current folder, but with symbolic links as the user wrote them."""
     return Path(os.path.normpath(path.absolute()))
+
+
+def is_file(path: Path) -> bool:
+    """Like Path.is_file, which raises (before Python 3.14) where a folder on the way may not be entered."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -1189,7 +1214,7 @@ class Project:
 
     def save(self) -> None:
         """Write the project file; nothing is written before the folder exists."""
-        if self.home is None or not self.home.is_dir():
+        if self.home is None or not is_folder(self.home):
             return
         stored = {key: getattr(self, key) for key in self._KEYS}
         write_json(self.home / PROJECT_FILE, {**self.unknown, "version": PROJECT_VERSION, **stored})
@@ -1355,7 +1380,7 @@ RECORD_EXTENSIONS = (".safetensors", ".hdf5", ".h5")
 
 def record_of(project: Project, stem: str) -> Path | None:
     paths = (project.records / (stem + extension) for extension in RECORD_EXTENSIONS)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if is_file(path)), None)
 
 
 def scan_library(project: Project) -> list[Song]:
@@ -1696,20 +1721,24 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     folder = unique_path(home / BIN_FOLDER / stamp())
     folder.mkdir(parents=True)
     entries: dict[str, str] = {}
-    manifest = folder / BIN_MANIFEST
+    names: list[str] = []
     for path in existing:
-        kept = unique_path(folder / path.name)
         try:
             original = path.relative_to(home).as_posix()
         except ValueError:
             original = os.path.relpath(path, home)
-        # The manifest first: a crash between the two lines leaves a name too many, not a file without a name.
-        entries[kept.name] = original
-        write_json(manifest, {"reason": reason, "files": entries})
+        name, number = path.name, 2
+        while name in entries:
+            name, number = f"{path.stem}_{number}{path.suffix}", number + 1
+        names.append(name)
+        entries[name] = original
+    # The manifest first: a crash meanwhile leaves a name too many, not a file without a name.
+    write_json(folder / BIN_MANIFEST, {"reason": reason, "files": entries})
+    for path, name in zip(existing, names, strict=True):
         if copy:
-            shutil.copy2(path, kept)
+            shutil.copy2(path, folder / name)
         else:
-            shutil.move(str(path), str(kept))
+            shutil.move(str(path), str(folder / name))
     return folder
 
 
@@ -1794,7 +1823,7 @@ def rename_song(project: Project, song: Song, title: str) -> str:
 def orphan_records(project: Project, songs: Iterable[Song]) -> list[Path]:
     """Records in `<name>_prep` whose song is not in the library any more; the trainer would still use them."""
     stems = {song.stem for song in songs}
-    if project.home is None or not project.records.is_dir():
+    if project.home is None or not is_folder(project.records):
         return []
     return [
         path
@@ -1893,7 +1922,7 @@ class Field:
             return "wrong.choice", {"value": text, "choices": ", ".join(self.choices)}
         elif self.kind == "combo" and not text and self.basic:
             return "wrong.empty", {}
-        elif self.kind == "file" and text and not (program / text).is_file():
+        elif self.kind == "file" and text and not is_file(program / text):
             return "wrong.file", {"value": text}
         return None
 
@@ -1989,7 +2018,7 @@ STEPS = (
         "strength", 7, "add_alpha_in_lora.py", "strength",
         (
             Field("input_name", "combo", "{lora}", basic=True),
-            Field("output_name", "text", "{name}-step{step}.safetensors", basic=True),
+            Field("output_name", "text", "{name}-{step}.safetensors", basic=True),
             Field("lora_config_path", "combo", "{config}", basic=True),
         ),
         ("overwrite",),  # never wanted: a file that is there gets a dated name first
@@ -2126,7 +2155,7 @@ def list_loras(folder: Path) -> list[Path]:
         found = [p for p in folder.iterdir() if p.name.endswith("_lora") and not p.name.startswith(".")]
     except OSError:
         return []
-    found = [path for path in found if (path / LORA_FILE).is_file()]
+    found = [path for path in found if is_file(path / LORA_FILE)]
 
     def order(path: Path) -> tuple[int, float]:
         match = LORA_FOLDER.search(path.name)
@@ -2155,10 +2184,10 @@ class Workspace:
 
     def fields(self, step: str) -> list[Field]:
         fields = form_fields(STEP[step], self.flags.get(STEP[step].script))
-        if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
+        own_script = is_file(self.program / LLAMACPP_SCRIPT)
+        if step in ("prompts", "lyrics") and own_script and not self.knows(step, "backend"):
             # The fork has its llama.cpp captioner as a script of its own.
-            choices = ("qwen", "llamacpp") if (self.program / LLAMACPP_SCRIPT).is_file() else ("qwen",)
-            fields.insert(0, Field("backend", "choice", "qwen", choices, basic=True))
+            fields.insert(0, Field("backend", "choice", "qwen", ("qwen", "llamacpp"), basic=True))
         found = {"lora_config_path": self._configs, "input_name": self._lora_files}
         return [replace(row, choices=found[row.flag]()) if row.flag in found else row for row in fields]
 
@@ -2184,7 +2213,7 @@ class Workspace:
             name=self.project.name or "lora",
             config=self._config_of(lora),
             lora=shown_path(lora / LORA_FILE, self.program) if lora else "",
-            step=number if number is not None else "last",
+            step=f"step{number}" if number is not None else "last",
         )
 
     def _chosen_lora(self) -> Path | None:
@@ -2454,8 +2483,8 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
     receipt = space.project.receipts.get("strength", {})
     earlier = space.program / receipt["output"] if receipt.get("output") else None
     loras = space.loras()
-    if output is None or not output.is_file():
-        if earlier and earlier.is_file() and loras:
+    if output is None or not is_file(output):
+        if earlier and is_file(earlier) and loras:
             return StepState("stale", "stale.lora", {"lora": loras[-1].name})
         return StepState("ready", "strength.none")
     if states["train"].status == "stale":
@@ -2463,6 +2492,12 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
     if loras and (loras[-1] / LORA_FILE).stat().st_mtime > output.stat().st_mtime:
         return StepState("stale", "stale.lora", {"lora": loras[-1].name})
     return StepState("done", "strength.done", {"file": shown_path(output, space.program)})
+
+
+def remaining_steps(states: dict[str, StepState]) -> list[str]:
+    """What is left to run, in order. What was made from something out of date is made again as well."""
+    stale = next((step.number for step in STEPS if states[step.key].status == "stale"), len(STEPS) + 1)
+    return [step.key for step in STEPS[1:] if step.number >= stale or states[step.key].status != "done"]
 
 
 def take_receipt(space: Workspace, step: str, songs: list[Song]) -> dict[str, Any]:
@@ -2534,7 +2569,7 @@ def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path
             found.append(("PATH", Path(path)))
     usable, seen = [], set()
     for where, path in found:
-        if path not in seen and path.is_file() and not (FROZEN and path.samefile(sys.executable)):
+        if path not in seen and is_file(path) and not (FROZEN and path.samefile(sys.executable)):
             seen.add(path)
             usable.append((where, path))
     return usable
@@ -2624,14 +2659,15 @@ def find_weights(settings: Settings, program: Path) -> dict[str, tuple[Path | No
         for root in weights_folders(settings, program):
             candidates.append(root / folder)
             cached = root / f"models--{(hub or ACE_STEP_HUB).replace('/', '--')}" / "snapshots"
-            if cached.is_dir():
-                candidates += [one if hub else one / folder for one in sorted(cached.iterdir())]
+            if is_folder(cached):
+                with contextlib.suppress(OSError):
+                    candidates += [one if hub else one / folder for one in sorted(cached.iterdir())]
         found[part] = (None, 0.0)
         for candidate in candidates:
             size = sum(
                 path.stat().st_size
-                for path in (candidate.rglob("*") if candidate.is_dir() else ())
-                if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file()
+                for path in (candidate.rglob("*") if is_folder(candidate) else ())
+                if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and is_file(path)
             )
             if size:
                 found[part] = (candidate, size)
@@ -2990,6 +3026,8 @@ KNOWN_ERRORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("err.shape", ("size mismatch for", "misshapen", "must match the size of tensor")),
     ("err.syntax", ("syntaxerror:",)),
 )  # fmt: skip
+# Those that the environment page can help with.
+ENVIRONMENT_ERRORS = ("err.package", "err.cpu_torch", "err.no_card", "err.offline")
 # Looking for 80 short texts costs more than for one pattern that nearly never matches, so that is asked first.
 _ERROR_LITERALS = tuple(literal for _, literals in KNOWN_ERRORS for literal in literals)
 _PACKAGE = re.compile(r"no module named ['\"]?([\w.]+)", re.IGNORECASE)
@@ -3523,7 +3561,9 @@ COLOURS = {
     "log": "#121a26", "log_text": "#d7e0ec", "log_muted": "#8fa0b8", "log_bad": "#ff8f87", "log_warn": "#f2c46d",
     "log_head": "#8db8ff", "log_line": "#33415a", "curve_soft": "#b9cdf5",
 }  # fmt: skip
-FONT_CHOICES = ("Microsoft YaHei UI", "PingFang SC", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei")
+CHINESE_FONTS = ("Microsoft YaHei UI", "PingFang SC", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei")
+# Chinese fonts draw “ ” and … as wide as a character; English text has a font of its own where the system brings one.
+FONT_CHOICES = {"zh": CHINESE_FONTS, "en": ("Segoe UI", "Helvetica Neue", *CHINESE_FONTS)}
 MONO_CHOICES = ("Cascadia Mono", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "DejaVu Sans Mono")
 
 
@@ -3560,7 +3600,7 @@ class Ui:
 
     def _set_fonts(self) -> None:
         families = set(tkfont.families(self.root))
-        text = next((name for name in FONT_CHOICES if name in families), None)
+        text = next((name for name in FONT_CHOICES[self.language] if name in families), None)
         mono = next((name for name in MONO_CHOICES if name in families), None)
         for name, size, weight in (
             ("TkDefaultFont", 10, "normal"), ("TkTextFont", 10, "normal"), ("TkMenuFont", 10, "normal"),
@@ -3785,6 +3825,23 @@ def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
     view.configure(yscrollcommand=moved)
     bar.grid(row=row, column=column, sticky="ns")
     return bar
+
+
+TableRows = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # item -> values, tags
+
+
+def fill_table(table: ttk.Treeview, shown: TableRows, rows: TableRows) -> None:
+    """Make a table show `rows`, in this order. `shown` holds what it shows: asking Tk for 300 songs could be felt."""
+    gone = [item for item in shown if item not in rows]
+    table.delete(*gone)
+    for item in gone:
+        del shown[item]
+    for index, (item, (values, tags)) in enumerate(rows.items()):
+        if item not in shown:
+            table.insert("", index, iid=item, values=values, tags=tags)
+        elif shown[item] != (values, tags):
+            table.item(item, values=values, tags=tags)
+        shown[item] = (values, tags)
 
 
 class Tip:
@@ -4053,6 +4110,118 @@ class LossChart:
             item = self.canvas.create_text(x + ui.px(18), y, text=f"{ui.t(key)} {value}", anchor="w",
                                            font=ui.fonts["small"], fill=COLOURS["muted"])  # fmt: skip
             x = self.canvas.bbox(item)[2] + ui.px(10)
+
+
+class Rail:
+    """The column on the left: the seven steps with their states, and below them what belongs to no step."""
+
+    def __init__(
+        self, ui: Ui, parent: tk.Widget, show_page: Callable[[str], None], tools: dict[str, Callable[[], None]]
+    ):
+        """`tools`: text key -> what the button does."""
+        self._ui = ui
+        self.frame = frame = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(10), 0, ui.px(10), ui.px(10)))
+        frame.columnconfigure(0, weight=1)
+        frame.rowconfigure(len(STEPS) + 1, weight=1)
+        self.steps: dict[str, ttk.Button] = {}
+        for step in STEPS:
+            button = ttk.Button(
+                frame, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: show_page(key)
+            )
+            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(2)))
+            button.bind("<Down>", lambda event: event.widget.tk_focusNext().focus_set())
+            button.bind("<Up>", lambda event: event.widget.tk_focusPrev().focus_set())
+            self.steps[step.key] = button
+        self.tools: dict[str, ttk.Button] = {}
+        for line, (key, command) in enumerate(tools.items(), start=len(STEPS) + 2):
+            self.tools[key] = ttk.Button(frame, text=ui.t(key), style="Tool.Rail.TButton", command=command)
+            self.tools[key].grid(row=line, column=0, sticky="ew", pady=(ui.px(4), 0))
+
+    def show(self, statuses: dict[str, str], page: str, usable: dict[str, bool]) -> None:
+        """Paint the steps' states, mark the page that is open, and let tools be pressed or not."""
+        t = self._ui.t
+        for step in STEPS:
+            status = statuses[step.key]
+            self.steps[step.key].configure(
+                image=self._ui.icon(status, 22),
+                text=f" {step.number}  {t(f'rail.{step.key}')}\n {t(f'status.{status}')}",
+                style="RailOn.TButton" if page == step.key else "Step.Rail.TButton",
+            )
+        for key, can_be_pressed in usable.items():
+            self.tools[key].configure(state="normal" if can_be_pressed else "disabled")
+        environment = "ToolOn.RailOn.TButton" if page == "environment" else "Tool.Rail.TButton"
+        self.tools["title.environment"].configure(style=environment)
+
+
+class Banner:
+    """A sentence with a colour and an icon, perhaps with a button, that stays until the next one or until it is closed."""
+
+    LOOKS = {"good": ("Good", "done"), "info": ("Info", "info"), "warn": ("Warn", "stale"), "bad": ("Bad", "failed")}  # noqa: RUF012
+
+    def __init__(self, ui: Ui, parent: tk.Widget):
+        self._ui = ui
+        # An empty holder keeps the banner's place in the window.
+        holder = ttk.Frame(parent, style="Rail.TFrame", height=1)
+        holder.pack(fill="x", side="top")
+        self.frame = ttk.Frame(holder, padding=(ui.px(12), ui.px(6)))
+        self.frame.columnconfigure(1, weight=1)
+        self._icon = ttk.Label(self.frame)
+        self._icon.grid(row=0, column=0, sticky="n", padx=(0, ui.px(10)))
+        self.text = wrapped(ttk.Label(self.frame, justify="left"))
+        self.text.grid(row=0, column=1, sticky="ew")
+        self.action = ttk.Button(self.frame, style="Small.TButton")
+        close = ttk.Button(self.frame, text="✕", style="Small.TButton", command=self.hide)
+        close.grid(row=0, column=3, sticky="n", padx=(ui.px(8), 0))
+        self.shown: tuple[str, str, tuple[str, Callable[[], None]] | None] | None = None
+
+    def show(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
+        self.shown = (level, message, action)
+        style, icon = self.LOOKS[level]
+        self.frame.configure(style=f"{style}.TFrame")
+        self._icon.configure(style=f"{style}.TLabel", image=self._ui.icon(icon, 20))
+        self.text.configure(style=f"{style}.TLabel", text=message)
+        if action:
+            self.action.configure(text=action[0], command=action[1])
+            self.action.grid(row=0, column=2, sticky="n", padx=(self._ui.px(8), 0))
+        else:
+            self.action.grid_remove()
+        self.frame.pack(fill="x")
+
+    def hide(self) -> None:
+        self.shown = None
+        self.frame.pack_forget()
+        self.frame.master.configure(height=1)  # a frame keeps the height of what has left it
+
+
+class RunBar:
+    """The line above the log: what runs, how far it is, and the button that stops it."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, stop: Callable[[], None]):
+        self._ui = ui
+        self.frame = bar = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(6)))
+        bar.columnconfigure(1, weight=1)
+        self._title = ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"])
+        self._title.grid(row=0, column=0, sticky="w", padx=(0, ui.px(12)))
+        self._progress = ttk.Progressbar(bar, maximum=1.0, length=ui.px(120))
+        self._progress.grid(row=0, column=1, sticky="ew")
+        self.figures = ttk.Label(bar, style="Rail.TLabel")
+        self.figures.grid(row=0, column=2, padx=(ui.px(12), ui.px(12)))
+        self.stop = ttk.Button(bar, text=ui.t("run.stop"), style="Danger.TButton", command=stop)
+        self.stop.grid(row=0, column=3)
+        self._shown = (0.0, "")
+
+    def show(self, title: str, stop_key: str, stoppable: bool) -> None:
+        self._title.configure(text=title)
+        self.stop.configure(text=self._ui.t(stop_key), state="normal" if stoppable else "disabled")
+
+    def show_progress(self, part: float, figures: str) -> bool:
+        """Show 0.0 to 1.0 and the figures; called at every tick. Whether something changed."""
+        if (part, figures) == self._shown:
+            return False
+        self._shown = (part, figures)
+        self._progress.configure(value=part)
+        self.figures.configure(text=figures)
+        return True
 
 
 class FieldRow:
@@ -4478,7 +4647,7 @@ class FormPage(StepPage):
     def _open(self) -> None:
         folder = self._result()
         if folder is not None:
-            open_in_system(folder)
+            self.app.show_path(folder)
 
 
 class SongsPage(StepPage):
@@ -4547,6 +4716,7 @@ class SongsPage(StepPage):
             self.table.column(
                 name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file")
             )
+        self._shown_rows: TableRows = {}
         self.table.tag_configure("bad", foreground=COLOURS["bad"])
         self.table.tag_configure("warn", foreground=COLOURS["warn"])
         self.table.grid(row=0, column=0, sticky="nsew")
@@ -4603,15 +4773,7 @@ class SongsPage(StepPage):
     def refresh(self) -> None:
         super().refresh()
         ui, songs = self.ui, self.app.songs
-        wanted = {song.audio.name: self._row(song) for song in songs}
-        for item in self.table.get_children():
-            if item not in wanted:
-                self.table.delete(item)
-        for index, (name, (values, tag)) in enumerate(wanted.items()):
-            if not self.table.exists(name):
-                self.table.insert("", index, iid=name)
-            if tuple(map(str, self.table.item(name, "values"))) != values or self.table.item(name, "tags") != tag:
-                self.table.item(name, values=values, tags=tag)
+        fill_table(self.table, self._shown_rows, {song.audio.name: self._row(song) for song in songs})
         if songs:
             self.empty.place_forget()
         else:
@@ -4624,13 +4786,13 @@ class SongsPage(StepPage):
         self._show_apply()
         self._selected()
 
-    def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...] | str]:
+    def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...]]:
         t = self.ui.t
         values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem not in ("", "long")
                   else human_seconds(song.seconds), t(f"mark.{song.prompt}"), t(f"mark.{song.lyrics}"), t(f"mark.{song.record}"))  # fmt: skip
         if song.problem and song.problem != "long":
             return (f"⚠ {song.title}", *values[1:]), ("bad",)
-        return ((f"⚠ {song.title}", *values[1:]), ("warn",)) if song.problem else (values, "")
+        return ((f"⚠ {song.title}", *values[1:]), ("warn",)) if song.problem else (values, ())
 
     def selection(self) -> list[Song]:
         chosen = set(self.table.selection())
@@ -4650,7 +4812,7 @@ class SongsPage(StepPage):
 
     def _play(self) -> None:
         for song in self.selection()[:1]:
-            open_in_system(song.audio)
+            self.app.show_path(song.audio)
 
     def _rename(self) -> None:
         for song in self.selection()[:1]:
@@ -4696,6 +4858,7 @@ class TextsPage(StepPage):
         box.grid(row=0, column=0, rowspan=3, sticky="nsew", padx=(0, ui.px(12)))
         box.rowconfigure(0, weight=1)
         self.list = ttk.Treeview(box, columns=("title", "state"), show="headings", height=4, selectmode="browse")
+        self._shown_rows: TableRows = {}
         self.list.heading("title", text=ui.t("column.title"), anchor="w")
         self.list.heading("state", text=ui.t(f"column.{'prompt' if self.key == 'prompts' else 'lyrics'}"))
         self.list.column("title", width=ui.px(170), minwidth=ui.px(80))
@@ -4880,7 +5043,7 @@ class TextsPage(StepPage):
 
     def _play(self) -> None:
         if self.open_song:
-            open_in_system(self.open_song.audio)
+            self.app.show_path(self.open_song.audio)
 
     def _instrumental(self) -> None:
         if self.open_song:
@@ -4898,15 +5061,8 @@ class TextsPage(StepPage):
     def refresh(self) -> None:
         super().refresh()
         kind = "prompt" if self.key == "prompts" else "lyrics"
-        wanted = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in self.app.songs}
-        for item in self.list.get_children():
-            if item not in wanted:
-                self.list.delete(item)
-        for index, (name, values) in enumerate(wanted.items()):
-            if not self.list.exists(name):
-                self.list.insert("", index, iid=name)
-            if tuple(map(str, self.list.item(name, "values"))) != values:
-                self.list.item(name, values=values)
+        rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in self.app.songs}
+        fill_table(self.list, self._shown_rows, {name: (values, ()) for name, values in rows.items()})
         for tool in self.tools:
             tool.configure(state="normal" if self.app.songs else "disabled")
         if self.again_button is not None:
@@ -5129,14 +5285,13 @@ class EnvironmentPage:
 
 
 def open_in_system(path: Path) -> None:
-    """Open a file or folder with the program that the system has for it."""
-    with contextlib.suppress(OSError):
-        if WINDOWS:
-            os.startfile(path)  # type: ignore[attr-defined]
-        else:
-            opener = "open" if sys.platform == "darwin" else "xdg-open"
-            subprocess.Popen([opener, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    """Open a file or folder with the program that the system has for it; raises OSError when it has none."""
+    if WINDOWS:
+        os.startfile(path)  # type: ignore[attr-defined]
+    else:
+        opener = "open" if sys.platform == "darwin" else "xdg-open"
+        subprocess.Popen([opener, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
 
 
 # --- 13. Window -----------------------------------------------------------------------------------------------------
@@ -5186,10 +5341,11 @@ class App:
         self._orphan = 0  # a run that an earlier, killed window left behind
         self._cancel_import = False
         self._started_wall = 0.0
-        self._next_disk = self._next_curve = 0.0
+        self._next_disk = self._next_curve = self._next_import_save = 0.0
         self._save_timer: str | None = None
         self._tick_timer: str | None = None
         self._signature: Any = None
+        self._failed_songs: list[str] = []  # of the present run, as its lines tell
         self._failed_run: tuple[str, int | None, list[tuple[str, dict[str, str]]]] | None = None
         self.page_key = "songs"
         sys.setswitchinterval(SWITCH_S)
@@ -5198,7 +5354,7 @@ class App:
         self._read_flags()
         self._build()
         self._place_window()
-        if home is None and settings.last_project and Path(settings.last_project).is_dir():
+        if home is None and settings.last_project and is_folder(Path(settings.last_project)):
             home = Path(settings.last_project)
         self.open_project(home, quiet=True)
         for damaged in filter(None, (settings.damaged,)):
@@ -5243,14 +5399,21 @@ class App:
         self.frame.columnconfigure(1, weight=1)
         self.frame.rowconfigure(1, weight=1)
         self._build_header()
-        self._build_rail()
+        tools = {
+            "run.all": self.run_all, "tensorboard": self.open_tensorboard,
+            "title.environment": lambda: self.show_page("environment"), "reset": self.ask_reset,
+        }  # fmt: skip
+        self.rail = Rail(ui, self.frame, self.show_page, tools)
+        self.rail.frame.grid(row=1, column=0, sticky="ns")
         self.panes = ttk.PanedWindow(self.frame, orient="vertical")
         self.panes.grid(row=1, column=1, sticky="nsew")
         self.place = ttk.Frame(self.panes)
         self.place.columnconfigure(0, weight=1)
         self.place.rowconfigure(0, weight=1)
         bottom = ttk.Frame(self.panes, style="Rail.TFrame")
-        self._build_run_bar(bottom)
+        self.banner = Banner(ui, bottom)
+        self.run_bar = RunBar(ui, bottom, self.stop_pressed)
+        self.run_bar.frame.pack(fill="x", side="top")
         self.log = LogPane(ui, bottom, lambda count: self.ui.t("log.skipped", count=count))
         self.log.frame.pack(fill="both", expand=True)
         self.panes.add(self.place, weight=3)
@@ -5339,54 +5502,6 @@ class App:
         )
         self.language_button.grid(row=0, column=3)
 
-    def _build_rail(self) -> None:
-        ui = self.ui
-        rail = ttk.Frame(self.frame, style="Rail.TFrame", padding=(ui.px(10), 0, ui.px(10), ui.px(10)))
-        rail.grid(row=1, column=0, sticky="ns")
-        rail.columnconfigure(0, weight=1)
-        self.rail: dict[str, ttk.Button] = {}
-        for step in STEPS:
-            button = ttk.Button(
-                rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key)
-            )
-            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(2)))
-            self.rail[step.key] = button
-        rail.rowconfigure(8, weight=1)
-        self.rail_tools: dict[str, ttk.Button] = {}
-        for line, (key, command) in enumerate((("run.all", self.run_all), ("tensorboard", self.open_tensorboard),
-                                               ("title.environment", lambda: self.show_page("environment")), ("reset", self.ask_reset))):  # fmt: skip
-            button = ttk.Button(rail, text=ui.t(key), style="Tool.Rail.TButton", command=command)
-            button.grid(row=9 + line, column=0, sticky="ew", pady=(ui.px(4), 0))
-            self.rail_tools[key] = button
-        for button in self.rail.values():
-            button.bind("<Down>", lambda event: event.widget.tk_focusNext().focus_set())
-            button.bind("<Up>", lambda event: event.widget.tk_focusPrev().focus_set())
-
-    def _build_run_bar(self, parent: ttk.Frame) -> None:
-        ui = self.ui
-        self.banner = ttk.Frame(parent, padding=(ui.px(12), ui.px(6)))
-        self.banner.columnconfigure(1, weight=1)
-        self.banner_icon = ttk.Label(self.banner)
-        self.banner_icon.grid(row=0, column=0, sticky="n", padx=(0, ui.px(10)))
-        self.banner_text = wrapped(ttk.Label(self.banner, justify="left"))
-        self.banner_text.grid(row=0, column=1, sticky="ew")
-        self.banner_action = ttk.Button(self.banner, style="Small.TButton")
-        self.banner_close = ttk.Button(self.banner, text="✕", style="Small.TButton", command=self._hide_banner)
-        self.banner_close.grid(row=0, column=3, sticky="n", padx=(ui.px(8), 0))
-        self._banner: tuple[str, str, tuple[str, Callable[[], None]] | None] | None = None
-        bar = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(6)))
-        bar.pack(fill="x", side="top")
-        bar.columnconfigure(1, weight=1)
-        self.run_label = ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"])
-        self.run_label.grid(row=0, column=0, sticky="w", padx=(0, ui.px(12)))
-        self.run_progress = ttk.Progressbar(bar, maximum=1000, length=ui.px(120))
-        self.run_progress.grid(row=0, column=1, sticky="ew")
-        self.run_figures = ttk.Label(bar, style="Rail.TLabel")
-        self.run_figures.grid(row=0, column=2, padx=(ui.px(12), ui.px(12)))
-        self.stop_button = ttk.Button(bar, text=ui.t("run.stop"), style="Danger.TButton", command=self.stop_pressed)
-        self.stop_button.grid(row=0, column=3)
-        self._bar_frame = bar
-
     def _place_window(self) -> None:
         root, px = self.root, self.ui.px
         screen = root.winfo_screenwidth(), root.winfo_screenheight()
@@ -5445,7 +5560,11 @@ class App:
 
     def _focus_next_area(self) -> None:
         """F6 walks between the steps, the page and the log."""
-        areas = [self.rail.get(self.page_key, self.rail["songs"]), self.page(self.page_key).frame, self.log.text]
+        areas = [
+            self.rail.steps.get(self.page_key, self.rail.steps["songs"]),
+            self.page(self.page_key).frame,
+            self.log.text,
+        ]
         focus = str(self.root.focus_get() or "")
         here = next((i for i, area in enumerate(areas) if focus.startswith(str(area))), 0)
         target = areas[(here + 1) % 3]
@@ -5460,7 +5579,7 @@ class App:
         self.settings.language = language or self.settings.language
         self.settings.scale = scale or self.settings.scale
         self.settings.log_height = 0
-        banner, content = self._banner, self.log.content().split("\n")
+        banner, content = self.banner.shown, self.log.content().split("\n")
         self.frame.destroy()
         self._menu.destroy()
         self._build()
@@ -5510,7 +5629,7 @@ class App:
         self.current_song = ""
         self.curve = None
         self._failed_run = None
-        self._hide_banner()
+        self.banner.hide()
         if home:
             self.settings.remember(home)
             if not quiet:
@@ -5580,13 +5699,13 @@ class App:
         if self.busy:
             return
         chosen = self.choose_folder(self.ui.t("choose.project"))
-        if chosen and Path(chosen).is_dir():
+        if chosen and is_folder(Path(chosen)):
             self.open_project(Path(chosen))
 
     def _fill_recent(self) -> None:
         menu = self._recent_menu
         menu.delete(0, "end")
-        homes = [Path(home) for home in self.settings.recent if Path(home).is_dir()]
+        homes = [Path(home) for home in self.settings.recent if is_folder(Path(home))]
         for home in homes:
             menu.add_command(
                 label=f"{home.name}    {shown_path(home, self.program)}",
@@ -5617,13 +5736,20 @@ class App:
         self.look_at_disk(force=True)
         self.say("good", self.ui.t("restored", count=len(restored), replaced=len(replaced)))
 
+    def show_path(self, path: Path) -> None:
+        """Play a song, show a folder: with what the system has for it."""
+        try:
+            open_in_system(path)
+        except OSError as error:
+            self.say("warn", self.ui.t("open.failed", path=path, error=error.strerror or error))
+
     def open_home(self) -> None:
-        if self.project.home and self.project.home.is_dir():
-            open_in_system(self.project.home)
+        if self.project.home and is_folder(self.project.home):
+            self.show_path(self.project.home)
 
     def open_logs(self) -> None:
-        if self.project.home and (self.project.home / LOGS_FOLDER).is_dir():
-            open_in_system(self.project.home / LOGS_FOLDER)
+        if self.project.home and is_folder(self.project.home / LOGS_FOLDER):
+            self.show_path(self.project.home / LOGS_FOLDER)
 
     def ask_move(self) -> None:
         """The menu's way to the two entries on the song page."""
@@ -5804,17 +5930,12 @@ class App:
             self._use_home(home)
             if self.project.home != home:
                 return
-        self._hide_banner()
+        self.banner.hide()
         self.importing, self._cancel_import = True, False
         project = self.project
 
         def added(name: str, title: str) -> None:
-            def store() -> None:
-                project.titles[name] = title
-                project.save()
-                self.look_at_disk(force=True)
-
-            self.inbox.put(store)
+            self.inbox.put(lambda: project.titles.__setitem__(name, title))
 
         def progress(done: int, total: int, name: str) -> None:
             self.inbox.put(lambda: self._show_import(done, total, name))
@@ -5830,8 +5951,11 @@ class App:
         self.refresh()
 
     def _show_import(self, done: int, total: int, name: str) -> None:
-        self.run_progress.configure(value=1000 * done / max(1, total))
-        self.run_figures.configure(text=f"{done}/{total}  {name[:40]}")
+        if time.monotonic() >= self._next_import_save:  # not for every song: saving waits for the disk
+            self._next_import_save = time.monotonic() + DISK_MS / 1000
+            self._flush_project()
+            self.look_at_disk(force=True)
+        self.run_bar.show_progress(done / max(1, total), f"{done}/{total}  {name[:40]}")
 
     def _import_ended(self, report: ImportReport) -> None:
         self.importing = False
@@ -5921,8 +6045,9 @@ class App:
                 lines.append(self.ui.t("problems.item", name=song.title, what=what))
             if len(found) > MAX_BANNER_LINES:
                 lines.append(self.ui.t("problems.more", count=len(found) - MAX_BANNER_LINES))
-            if self._banner and self._banner[0] == "warn":  # what was not added a moment ago stays to be read
-                lines.insert(0, self._banner[1])
+            shown = self.banner.shown
+            if shown and shown[0] == "warn":  # what was not added a moment ago stays to be read
+                lines.insert(0, shown[1])
             self.say("warn", "\n".join(lines))
 
     def save_texts(self) -> None:
@@ -6038,7 +6163,7 @@ class App:
         setattr(self.settings, key, value)
         self._save_settings()
         if key == "program":
-            self.program = Path(value) if value and Path(value).is_dir() else program_folder()
+            self.program = Path(value) if value and is_folder(Path(value)) else program_folder()
             self.space.program = self.program
             self._read_flags()
             for name in [name for name in self._pages if name != "environment"]:
@@ -6380,14 +6505,15 @@ class App:
 
     def _run(self, key: str, argv: list[str], stop_file: Path | None) -> None:
         self._flush_project()
-        self._hide_banner()
+        self.banner.hide()
         self.results.pop(key, None)
         self._failed_run = None
         self.running_step, self.state = key, "running"
         self.progress = self.bar = None
+        self._failed_songs.clear()
         self._started_wall = time.time()
         self._ended = None
-        home = self.project.home if self.project.home and self.project.home.is_dir() else user_config_folder()
+        home = self.project.home if self.project.home and is_folder(self.project.home) else user_config_folder()
         log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
         shown = [shown_path(Path(argv[0]), self.program), *argv[1:]]
         self.log.write(
@@ -6406,10 +6532,7 @@ class App:
         self.look_at_disk(force=True)
         if self.busy or self.asking or not self.songs:
             return
-        self.chain = [step.key for step in STEPS[1:] if self.states[step.key].status != "done"]
-        first = next((step for step in STEPS[1:] if self.states[step.key].status == "stale"), None)
-        if first:  # what was made from something out of date is made again as well
-            self.chain = [step.key for step in STEPS[1:] if step.number >= first.number or step.key in self.chain]
+        self.chain = remaining_steps(self.states)
         self._chain_answers = {}
         if not self.chain:
             self.say("good", self.ui.t("run.nothing"))
@@ -6481,12 +6604,18 @@ class App:
         title = self._command_title if key == "command" else self.ui.t(f"title.{key}")
         if stopped:
             self.results[key] = "stopped"
-            self.say("info", self.ui.t("run.stopped", title=title, spent=spent))
+            sentence = "run.stopped"
+            if key == "train":  # the fork's trainer cannot go on, and a trial leaves nothing to go on from
+                sentence = "run.stopped_training" if self.space.can_resume() and not trial else "run.stopped_only"
+            self.say("info", self.ui.t(sentence, title=title, spent=spent))
         elif succeeded:
             self.say("good", self.ui.t("run.done", title=title, spent=spent))
         else:
             if not trial:
                 self.results[key] = "failed"
+            if self._failed_songs and not errors:
+                fields = {"count": len(self._failed_songs), "songs": _names(self._failed_songs)}
+                errors = [("run.songs_failed", fields)]
             self._failed_run = (key, event.code, errors)
             self._explain_failure(key, event.code, errors)
         if trial and not stopped:
@@ -6536,12 +6665,17 @@ class App:
         title = self._command_title if key == "command" else t(f"title.{key}")
         number = STEP[key].number if key in STEP else "–"
         lines = [t("run.failed", number=number, title=title, code=t("run.not_started") if code is None else code)]
-        no_result = [item for item in errors if item[0] == "err.no_result"]
-        known = no_result or explain_exit(code, [item for item in errors if item[0] != "err.no_result"])
+        order = [name for name, _ in KNOWN_ERRORS]
+        # What the window itself found out (no result, failed songs) says more than the exit status.
+        own = [item for item in errors if item[0] not in order]
+        known = own or explain_exit(code, errors)
         if code is None and not errors:
             known = [("err.start", {})]
         lines += [t(name, **fields) for name, fields in known]
-        self.say("bad", "\n".join(lines), (t("menu.logs"), self.open_logs))
+        action = (t("menu.logs"), self.open_logs)
+        if any(name in ENVIRONMENT_ERRORS for name, _ in known):
+            action = (t("title.environment"), lambda: self.show_page("environment"))
+        self.say("bad", "\n".join(lines), action)
 
     def _announce(self, ending: str, title: str) -> None:
         """Tell somebody who looks at another window: bell, title, flashing task bar."""
@@ -6667,6 +6801,8 @@ class App:
             found = parse_progress(line)
             if found is None:
                 continue
+            if found.failed and found.label not in self._failed_songs:
+                self._failed_songs.append(found.label)
             if found.unit == "bar":
                 self.bar = found
             else:
@@ -6734,29 +6870,16 @@ class App:
     def refresh(self) -> None:
         """Paint everything that depends on state; the only place that enables and disables."""
         ui = self.ui
-        for step in STEPS:
-            status, _ = self.describe(step.key)
-            button = self.rail[step.key]
-            button.configure(image=ui.icon(status, 22), text=f" {step.number}  {ui.t(f'rail.{step.key}')}\n {ui.t(f'status.{status}')}",
-                             style="RailOn.TButton" if self.page_key == step.key else "Step.Rail.TButton")  # fmt: skip
         idle = not self.busy and not self.closing
-        self.rail_tools["title.environment"].configure(
-            style="ToolOn.RailOn.TButton" if self.page_key == "environment" else "Tool.Rail.TButton"
-        )
-        self.rail_tools["run.all"].configure(state="normal" if idle and self.songs else "disabled")
-        self.rail_tools["reset"].configure(state="normal" if idle else "disabled")
+        usable = {"run.all": idle and bool(self.songs), "reset": idle}
+        self.rail.show({step.key: self.describe(step.key)[0] for step in STEPS}, self.page_key, usable)
         home = self.project.home
         self.project_label.configure(
             text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none")
         )
-        self.stop_button.configure(
-            text=ui.t("run.force" if self.state == "stopping" else "run.stop"),
-            state="normal" if self.busy else "disabled",
-        )  # fmt: skip
+        self.run_bar.show(self._run_text(), "run.force" if self.state == "stopping" else "run.stop", self.busy)
         if self.state == "idle" and not self.importing:
-            self.run_progress.configure(value=0)
-            self.run_figures.configure(text="")
-        self.run_label.configure(text=self._run_text())
+            self.run_bar.show_progress(0.0, "")
         if self.page_key in self._pages:
             self._pages[self.page_key].refresh()
         self._show_title()
@@ -6799,14 +6922,9 @@ class App:
             if shown.loss is not None:
                 figures.append(f"{self.ui.t('run.loss')} {shown.loss:.4f}")
             figures.insert(0, f"{shown.done}/{shown.total}")
-            self.run_progress.configure(value=1000 * shown.done / max(1, shown.total))
-        text = "    ".join(figures)
-        if text != self._figures:
-            self._figures = text
-            self.run_figures.configure(text=text)
+        part = shown.done / max(1, shown.total) if shown is not None else 0.0
+        if self.run_bar.show_progress(part, "    ".join(figures)):
             self._show_title()
-
-    _figures = ""
 
     def describe(self, key: str) -> tuple[str, str]:
         """(status for the icon, sentence) of a step."""
@@ -6827,32 +6945,19 @@ class App:
 
     def say(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
         """A sentence above the log until the next one: good, info, warn, bad; with a button when there is one."""
-        style = {"good": "Good", "info": "Info", "warn": "Warn", "bad": "Bad"}[level]
-        icon = {"good": "done", "info": "info", "warn": "stale", "bad": "failed"}[level]
-        self._banner = (level, message, action)
-        self.banner.configure(style=f"{style}.TFrame")
-        self.banner_icon.configure(style=f"{style}.TLabel", image=self.ui.icon(icon, 20))
-        self.banner_text.configure(style=f"{style}.TLabel", text=message)
-        if action:
-            self.banner_action.configure(text=action[0], command=action[1])
-            self.banner_action.grid(row=0, column=2, sticky="n", padx=(self.ui.px(8), 0))
-        else:
-            self.banner_action.grid_remove()
-        self.banner.pack(fill="x", side="top", before=self._bar_frame)
-        self.banner.after_idle(self._keep_log_in_sight)
+        self.banner.show(level, message, action)
+        if self._room_timer is None:
+            self._room_timer = self.root.after_idle(self._keep_log_in_sight)
+
+    _room_timer: str | None = None
 
     def _keep_log_in_sight(self) -> None:
         """A long banner takes its room from the page, not from the log: three lines of it stay."""
-        if not self.banner.winfo_exists() or not self.banner.winfo_manager():
-            return
+        self._room_timer = None
         self.root.update_idletasks()
         missing = self.ui.px(64) - self.log.frame.winfo_height()
-        if missing > 0 and self.panes.winfo_height() > 1:
+        if self.banner.shown and missing > 0 and self.panes.winfo_height() > 1:
             self.panes.sashpos(0, max(self.ui.px(200), self.panes.sashpos(0) - missing))
-
-    def _hide_banner(self) -> None:
-        self._banner = None
-        self.banner.pack_forget()
 
     def _ask(
         self, title: str, message: str, buttons: list[tuple[str, str, str]], answer: Callable[[str], Any],
@@ -6926,8 +7031,8 @@ class App:
         if self._lock is not None:
             self._lock.release()
         self._destroyed = True
-        if self._tick_timer:
-            self.root.after_cancel(self._tick_timer)
+        for timer in filter(None, (self._tick_timer, self._room_timer)):
+            self.root.after_cancel(timer)
         self.root.destroy()
 
 
@@ -6992,10 +7097,12 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     own = program_folder()
     settings = Settings.load(settings_path(own))
-    program = args.program or (Path(settings.program) if settings.program and Path(settings.program).is_dir() else own)
+    program = args.program or (
+        Path(settings.program) if settings.program and is_folder(Path(settings.program)) else own
+    )
     program = absolute(program)
     settings.language = args.language or settings.language
-    if args.project is not None and not args.project.is_dir():
+    if args.project is not None and not is_folder(args.project):
         print(
             f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.",
             file=sys.stderr,

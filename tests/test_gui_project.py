@@ -383,6 +383,16 @@ def test_restoring_over_a_new_file_keeps_both(tmp_path: Path):
     assert reason == "restore" and (kept / "a.wav").read_bytes() == new
 
 
+def test_files_of_one_name_from_two_folders_both_go_into_the_bin_and_come_back(tmp_path: Path):
+    for folder in ("x", "x_prep"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(folder)
+    kept = ace_gui.remove_to_bin(tmp_path / "x", [tmp_path / "x" / "a.txt", tmp_path / "x_prep" / "a.txt"], "remove")
+    assert sorted(path.name for path in kept.glob("a*")) == ["a.txt", "a_2.txt"]
+    ace_gui.restore_from_bin(tmp_path / "x", kept)
+    assert [(tmp_path / folder / "a.txt").read_text() for folder in ("x", "x_prep")] == ["x", "x_prep"]
+
+
 def test_clearing_moves_everything_and_can_be_undone(tmp_path: Path):
     home = tmp_path / "home"
     write_wav(home / "a.wav")
