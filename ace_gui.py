@@ -564,6 +564,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
     "run.not_started": ("未能启动", "not started"),
     "run.nothing": ("所有步骤都已完成。", "All steps are done."),
+    "log.hint": ("各步骤的输出会显示在这里。", "What the steps print appears here."),
     "log.skipped": ("……此处略去 {count} 行，全部内容在日志文件中。", "… {count} lines left out here; the log file has all of them."),
     "log.file": ("完整日志：{file}", "Full log: {file}"),
     "log.ended": ("{title} 结束，退出码 {code}，用时 {spent}", "{title} ended with exit status {code} after {spent}"),
@@ -3932,7 +3933,8 @@ class ScrollFrame:
 class LogPane:
     """The bottom of the window: the output of what runs. Shows the last MAX_LOG_LINES; the file has everything."""
 
-    def __init__(self, ui: Ui, parent: tk.Widget, said: Callable[[int], str]):
+    def __init__(self, ui: Ui, parent: tk.Widget, said: Callable[[int], str], hint: str):
+        """`hint` stands there until the first line comes."""
         self._said = said  # makes the line that tells how many lines were left out
         self.frame = ttk.Frame(parent)
         self.text = ScrolledText(
@@ -3960,6 +3962,8 @@ class LogPane:
         self.text.mark_set("live", "end-1c")
         self.text.mark_gravity("live", "left")
         self._make_read_only()
+        self._hint = tk.Label(self.text, text=hint, background=COLOURS["log"], foreground=COLOURS["log_muted"])
+        self._hint.place(x=0, y=0)
         self._current = ""
         self._lines = 0
 
@@ -3978,6 +3982,7 @@ class LogPane:
         if not lines and not skipped and current == self._current:
             return
         text = self.text
+        self._hint.place_forget()
         # 0.999 of 5,000 lines is five lines above the end: whoever scrolled up by a notch must stay there.
         at_end = (last := text.yview()[1]) >= 1 or (last > 0.999 and text.dlineinfo("end-1c") is not None)
         if self._current:
@@ -4816,11 +4821,46 @@ class SongsPage(StepPage):
 
     def _rename(self) -> None:
         for song in self.selection()[:1]:
-            self.app.ask_rename(song)
+            self.ask_rename(song)
+
+    def ask_rename(self, song: Song) -> None:
+        app, t = self.app, self.ui.t
+        if app.busy:
+            return
+
+        def done(values: list[str]) -> None:
+            try:
+                app.current_song = rename_song(app.project, song, values[0].strip())
+            except OSError as error:
+                app.say("bad", t("failed.file", error=error))
+            app.look_at_disk(force=True)
+
+        app.dialog = EntryDialog(
+            self.ui, app.root, t("songs.rename"), t("rename.message"), [(t("column.title"), song.title)], t("ok"), t("cancel"),
+            done, lambda values: "" if values[0].strip() else t("wrong.empty"),
+        )  # fmt: skip
 
     def _remove(self) -> None:
         if self.selection() and not self.app.busy:
-            self.app.ask_remove(self.selection())
+            self.ask_remove(self.selection())
+
+    def ask_remove(self, songs: list[Song]) -> None:
+        app, t = self.app, self.ui.t
+
+        def answer(key: str) -> None:
+            if key != "remove":
+                return
+            try:
+                remove_songs(app.project, songs)
+            except OSError as error:
+                app.say("bad", t("failed.file", error=error))
+            else:
+                app.say("good", t("removed", count=len(songs)))
+            app.look_at_disk(force=True)
+
+        names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
+        app.ask(t("songs.remove"), t("remove.message", count=len(songs)) + "\n\n" + names,
+                [("remove", t("songs.remove"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")], answer)  # fmt: skip
 
 
 class TextsPage(StepPage):
@@ -5120,14 +5160,61 @@ class TrainPage(StepPage):
         ttk.Label(row, text=ui.t("preset.label")).pack(side="left", padx=(0, ui.px(8)))
         self.preset = ttk.Combobox(row, state="readonly", width=14)
         self.preset.pack(side="left")
-        self.preset.bind("<<ComboboxSelected>>", lambda _event: self.app.apply_preset(self.preset.get()))
-        for key, command in (
-            ("preset.save", self.app.ask_save_preset),
-            ("preset.delete", lambda: self.app.delete_preset(self.preset.get())),
-        ):
-            ttk.Button(row, text=ui.t(key), style="Small.TButton", command=command).pack(
-                side="left", padx=(ui.px(6), 0)
-            )
+        self.preset.bind("<<ComboboxSelected>>", lambda _event: self.apply_preset(self.preset.get()))
+        save = ttk.Button(row, text=ui.t("preset.save"), style="Small.TButton", command=self.ask_save_preset)
+        save.pack(side="left", padx=(ui.px(6), 0))
+        self.delete_button = ttk.Button(
+            row,
+            text=ui.t("preset.delete"),
+            style="Small.TButton",
+            command=lambda: self.delete_preset(self.preset.get()),
+        )
+        self.delete_button.pack(side="left", padx=(ui.px(6), 0))
+
+    def apply_preset(self, name: str) -> None:
+        """Set a preset's values; flags that the trainer does not know stay out.
+
+        One of the user's own sets everything. One for a card sets what it is about and takes back what another card's
+        preset set; the rest is the user's.
+        """
+        app = self.app
+        own, card = app.settings.presets.get(name), PRESETS.get(name)
+        for row in app.space.fields("train"):
+            default = app.space.default(row)
+            if card is None:
+                text = (own or {}).get(row.flag, default)
+            elif row.flag in card:
+                text = card[row.flag]
+            elif app.space.value("train", row) in {other.get(row.flag) for other in PRESETS.values()}:
+                text = default
+            else:
+                continue
+            if row.kind != "choice" or text in row.choices:
+                app.project.set_value("train", row.flag, text, default)
+        app.save_project()
+        app.refresh()
+        app.say("info", self.ui.t("preset.applied", name=name))
+
+    def ask_save_preset(self) -> None:
+        app, t = self.app, self.ui.t
+
+        def done(values: list[str]) -> None:
+            app.settings.presets[values[0].strip()] = dict(app.project.values.get("train", {}))
+            app.save_settings()
+            app.refresh()
+
+        def problem(values: list[str]) -> str:
+            name = values[0].strip()
+            return t("wrong.empty") if not name else t("preset.taken") if name in PRESETS else ""
+
+        app.dialog = EntryDialog(self.ui, app.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
+                                 t("ok"), t("cancel"), done, problem)  # fmt: skip
+
+    def delete_preset(self, name: str) -> None:
+        if self.app.settings.presets.pop(name, None) is not None:
+            self.app.save_settings()
+            self.preset.set("")
+            self.app.refresh()
 
     def _toggle(self) -> None:
         if self.advanced.frame.winfo_manager():
@@ -5151,7 +5238,9 @@ class TrainPage(StepPage):
             self.hints.grid()
         else:
             self.hints.grid_remove()
-        self.preset.configure(values=[*PRESETS, *self.app.settings.presets])
+        own = self.app.settings.presets
+        self.preset.configure(values=[*PRESETS, *own])
+        self.delete_button.configure(state="normal" if self.preset.get() in own else "disabled")
         if self.trial_button is not None:
             self.trial_button.configure(state="normal" if self.app.can_start("train") else "disabled")
 
@@ -5414,7 +5503,7 @@ class App:
         self.banner = Banner(ui, bottom)
         self.run_bar = RunBar(ui, bottom, self.stop_pressed)
         self.run_bar.frame.pack(fill="x", side="top")
-        self.log = LogPane(ui, bottom, lambda count: self.ui.t("log.skipped", count=count))
+        self.log = LogPane(ui, bottom, lambda count: ui.t("log.skipped", count=count), ui.t("log.hint"))
         self.log.frame.pack(fill="both", expand=True)
         self.panes.add(self.place, weight=3)
         self.panes.add(bottom, weight=1)
@@ -5595,7 +5684,7 @@ class App:
         self._place_sash()
         self.root.update_idletasks()
         self.log.text.see("end-1c")
-        self._save_settings()
+        self.save_settings()
 
     # Project
 
@@ -5616,7 +5705,7 @@ class App:
                 self.open_project(None, quiet)
                 self._say_elsewhere(home)
                 return False
-        self._flush_project()
+        self.save_project()
         if self._lock is not None and self._lock is not lock:
             self._lock.release()
         self._lock = lock
@@ -5633,7 +5722,7 @@ class App:
         if home:
             self.settings.remember(home)
             if not quiet:
-                self._save_settings()
+                self.save_settings()
         for page in self._pages.values():
             page.frame.destroy()
         self._pages.clear()
@@ -5669,7 +5758,7 @@ class App:
             return
         self._orphan = pid
         self.refresh()
-        self._ask(
+        self.ask(
             self.ui.t("orphan.title"), self.ui.t("orphan.message", script=script, pid=pid),
             [("stop", self.ui.t("orphan.stop"), "Danger.TButton"), ("cancel", self.ui.t("orphan.leave"), "TButton")],
             lambda key: self._end_left_over_run() if key == "stop" else None, icon="stale",
@@ -5772,7 +5861,7 @@ class App:
             self._use_home(target)
             return
         t = self.ui.t
-        self._ask(
+        self.ask(
             t("move.title"), t("move.message", old=shown_path(self.project.home, self.program), new=shown_path(target, self.program)),
             [("move", t("move.move"), "Primary.TButton"), ("open", t("move.open"), "TButton"), ("cancel", t("cancel"), "TButton")],
             lambda key: self._move_home(target) if key == "move" else self._use_home(target) if key == "open" else self.page("songs").fill_place(),
@@ -5794,8 +5883,8 @@ class App:
         if draft and not self.project.values:
             self.project.values = {step: dict(values) for step, values in draft.items()}
         self.settings.draft = {}
-        self._flush_project()
-        self._save_settings()
+        self.save_project()
+        self.save_settings()
         self._signature = None
         self.look_at_disk(force=True)
 
@@ -5844,7 +5933,7 @@ class App:
                 self.page("songs").fill_place()
 
         count = sum(is_audio(path) for path in home.iterdir())
-        self._ask(
+        self.ask(
             t("occupied.title"), t("occupied.message", folder=shown_path(home, self.program), count=count),
             [("other", t("occupied.other"), "Primary.TButton"), ("clear", t("occupied.clear"), "TButton"),
              ("add", t("occupied.add"), "TButton"), ("cancel", t("cancel"), "TButton")],
@@ -5953,14 +6042,14 @@ class App:
     def _show_import(self, done: int, total: int, name: str) -> None:
         if time.monotonic() >= self._next_import_save:  # not for every song: saving waits for the disk
             self._next_import_save = time.monotonic() + DISK_MS / 1000
-            self._flush_project()
+            self.save_project()
             self.look_at_disk(force=True)
         self.run_bar.show_progress(done / max(1, total), f"{done}/{total}  {name[:40]}")
 
     def _import_ended(self, report: ImportReport) -> None:
         self.importing = False
         if self.project.probes or report.added:
-            self._flush_project()
+            self.save_project()
         lines = [self.ui.t("import.done", count=len(report.added))]
         for name, reason in report.refused:
             key, _, detail = reason.partition("|")
@@ -5972,40 +6061,6 @@ class App:
         self.say("warn" if report.refused else "good", "\n".join(lines))
         if self.closing:
             self._finish_close()
-
-    def ask_rename(self, song: Song) -> None:
-        if self.busy:
-            return
-        t = self.ui.t
-
-        def done(values: list[str]) -> None:
-            try:
-                self.current_song = rename_song(self.project, song, values[0].strip())
-            except OSError as error:
-                self.say("bad", t("failed.file", error=error))
-            self.look_at_disk(force=True)
-
-        self.dialog = EntryDialog(
-            self.ui, self.root, t("songs.rename"), t("rename.message"), [(t("column.title"), song.title)], t("ok"), t("cancel"),
-            done, lambda values: "" if values[0].strip() else t("wrong.empty"),
-        )  # fmt: skip
-
-    def ask_remove(self, songs: list[Song]) -> None:
-        t = self.ui.t
-
-        def answer(key: str) -> None:
-            if key != "remove":
-                return
-            try:
-                remove_songs(self.project, songs)
-            except OSError as error:
-                self.say("bad", t("failed.file", error=error))
-            self.look_at_disk(force=True)
-            self.say("good", t("removed", count=len(songs)))
-
-        names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
-        self._ask(t("songs.remove"), t("remove.message", count=len(songs)) + "\n\n" + names,
-                  [("remove", t("songs.remove"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")], answer)  # fmt: skip
 
     def _probe_unknown(self) -> None:
         """Find lengths and faults of songs that were not looked at yet, in the background."""
@@ -6034,7 +6089,7 @@ class App:
             return
         names = list_files(project.home) if project.home else {}
         project.probes = {name: probe for name, probe in project.probes.items() if name in names}
-        self._flush_project()
+        self.save_project()
         self.look_at_disk(force=True)
         found = [song for song in self.songs if song.problem and song.audio in asked]
         if found:
@@ -6118,9 +6173,9 @@ class App:
         if self.project.home is None or not self.songs or self.busy:
             return
         t = self.ui.t
-        self._ask(
+        self.ask(
             t("texts.instrumental_all"), t("instrumental.message", count=len(self.songs)),
-            [("all", t("instrumental.all"), "TButton"), ("missing", t("instrumental.missing"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
+            [("missing", t("instrumental.missing"), "Primary.TButton"), ("all", t("instrumental.all"), "TButton"), ("cancel", t("cancel"), "TButton")],
             lambda key: key != "cancel" and self._change_all(
                 lambda song: {song.lyrics_path: INSTRUMENTAL} if key == "all" or song.lyrics in ("missing", "empty") else {}, "instrumental"),
         )  # fmt: skip
@@ -6139,9 +6194,10 @@ class App:
         # One write for a burst of key strokes; closing and starting flush it.
         if self._save_timer:
             self.root.after_cancel(self._save_timer)
-        self._save_timer = self.root.after(200, self._flush_project)
+        self._save_timer = self.root.after(200, self.save_project)
 
-    def _flush_project(self) -> None:
+    def save_project(self) -> None:
+        """Write the project's file now, or the settings' while there is no project; a failure is said."""
         if self._save_timer:
             self.root.after_cancel(self._save_timer)
             self._save_timer = None
@@ -6153,7 +6209,7 @@ class App:
         except OSError as error:
             self.say("bad", self.ui.t("save.failed", file=PROJECT_FILE, error=error.strerror or error))
 
-    def _save_settings(self) -> None:
+    def save_settings(self) -> None:
         try:
             self.settings.save()
         except OSError as error:
@@ -6161,7 +6217,7 @@ class App:
 
     def change_setting(self, key: str, value: Any) -> None:
         setattr(self.settings, key, value)
-        self._save_settings()
+        self.save_settings()
         if key == "program":
             self.program = Path(value) if value and is_folder(Path(value)) else program_folder()
             self.space.program = self.program
@@ -6177,7 +6233,7 @@ class App:
         t = self.ui.t
         if self.busy:
             return
-        self._ask(t("reset"), t("reset.message"), [("reset", t("reset"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
+        self.ask(t("reset"), t("reset.message"), [("reset", t("reset"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
                   lambda key: self.reset() if key == "reset" else None)  # fmt: skip
 
     def reset(self) -> None:
@@ -6200,7 +6256,7 @@ class App:
             "log_height",
         ):
             setattr(self.settings, key, getattr(fresh, key))
-        self._flush_project()
+        self.save_project()
         self.program = program_folder() if not self._fixed_program else self._fixed_program
         self.space.program = self.program
         self._read_flags()
@@ -6211,42 +6267,6 @@ class App:
         self.say("good", self.ui.t("reset.done"))
 
     _fixed_program: Path | None = None  # tests and other callers that pass a program folder of their own
-
-    def apply_preset(self, name: str) -> None:
-        """Set a preset's values; flags that the trainer does not know stay out."""
-        values = PRESETS.get(name) or self.settings.presets.get(name) or {}
-        for row in self.space.fields("train"):
-            if name in PRESETS and row.flag not in values:
-                continue
-            text = values.get(row.flag, self.space.default(row))
-            if row.kind == "choice" and text not in row.choices:
-                continue
-            self.project.set_value("train", row.flag, text, self.space.default(row))
-        self._flush_project()
-        self.refresh()
-        self.say("info", self.ui.t("preset.applied", name=name))
-
-    def ask_save_preset(self) -> None:
-        t = self.ui.t
-
-        def done(values: list[str]) -> None:
-            self.settings.presets[values[0].strip()] = dict(self.project.values.get("train", {}))
-            self._save_settings()
-            self.refresh()
-
-        def problem(values: list[str]) -> str:
-            return (
-                t("wrong.empty") if not values[0].strip() else t("preset.taken") if values[0].strip() in PRESETS else ""
-            )
-
-        self.dialog = EntryDialog(self.ui, self.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
-                                  t("ok"), t("cancel"), done, problem)  # fmt: skip
-
-    def delete_preset(self, name: str) -> None:
-        if self.settings.presets.pop(name, None) is not None:
-            self._save_settings()
-            self.page("train").preset.set("")
-            self.refresh()
 
     # Environment
 
@@ -6397,7 +6417,7 @@ class App:
                 again(stale="anyway")
 
         reason = self._reason(self.states[stale.key])
-        self._ask(
+        self.ask(
             t("askstale.title"), t("askstale.message", number=stale.number, title=t(f"title.{stale.key}"), reason=reason),
             [("first", t("askstale.first"), "Primary.TButton"), ("anyway", t("askstale.anyway"), "TButton"), ("cancel", t("cancel"), "TButton")],
             answer, icon="stale",
@@ -6422,7 +6442,7 @@ class App:
         )
         if space.foreign_owner():
             message += "\n\n" + t("train.foreign", owner=space.foreign_owner())
-        self._ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
+        self.ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
 
     def _disk_is_short(self) -> bool:
         try:
@@ -6443,7 +6463,7 @@ class App:
             else:
                 self.chain.clear()
 
-        self._ask(t("disk.title"), t("env.disk_short", **fields),
+        self.ask(t("disk.title"), t("env.disk_short", **fields),
                   [("cancel", t("cancel"), "Primary.TButton"), ("anyway", t("disk.anyway"), "TButton")], answer, icon="stale")  # fmt: skip
 
     def _launch(
@@ -6504,7 +6524,7 @@ class App:
     _command_title = ""
 
     def _run(self, key: str, argv: list[str], stop_file: Path | None) -> None:
-        self._flush_project()
+        self.save_project()
         self.banner.hide()
         self.results.pop(key, None)
         self._failed_run = None
@@ -6595,7 +6615,7 @@ class App:
         self._receipt = {}
         if self.curve is not None:
             self.curve.poll()
-        self._flush_project()
+        self.save_project()
         self.look_at_disk(force=True)
         if succeeded and key in STEP and not trial and self.states[key].status not in ("done", "stale"):
             # Exit status 0 without the result: the fork's scripts report some failures that way.
@@ -6656,7 +6676,7 @@ class App:
         for row in self.space.fields("train"):
             if row.flag in result["savings"]:
                 self.project.set_value("train", row.flag, str(result["savings"][row.flag]), self.space.default(row))
-        self._flush_project()
+        self.save_project()
         self.refresh()
         self.say("good", self.ui.t("trial.applied", flags=saving_flags(result)))
 
@@ -6729,7 +6749,7 @@ class App:
             inner = folder / "models" / "loras"
             folder = inner if inner.is_dir() else folder
             self.settings.comfyui = str(folder)
-            self._save_settings()
+            self.save_settings()
         target = unique_path(folder / output.name)
 
         def work() -> None:
@@ -6959,14 +6979,14 @@ class App:
         if self.banner.shown and missing > 0 and self.panes.winfo_height() > 1:
             self.panes.sashpos(0, max(self.ui.px(200), self.panes.sashpos(0) - missing))
 
-    def _ask(
+    def ask(
         self, title: str, message: str, buttons: list[tuple[str, str, str]], answer: Callable[[str], Any],
         cancel: str = "cancel", icon: str = "info",
     ) -> None:  # fmt: skip
         self.dialog = Question(self.ui, self.root, title, message, buttons, answer, cancel, icon)
 
     def show_keys(self) -> None:
-        self._ask(
+        self.ask(
             self.ui.t("menu.keys"),
             self.ui.t("keys.message"),
             [("cancel", self.ui.t("ok"), "Primary.TButton")],
@@ -6974,7 +6994,7 @@ class App:
         )
 
     def show_about(self) -> None:
-        self._ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
+        self.ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
                   lambda _key: None, icon="app")  # fmt: skip
 
     # Ends
@@ -6995,7 +7015,7 @@ class App:
             self._finish_close()
             return
         t = self.ui.t
-        self._ask(t("close.title"), t("close.message"),
+        self.ask(t("close.title"), t("close.message"),
                   [("stop", t("close.stop"), "Primary.TButton"), ("cancel", t("close.stay"), "TButton")],
                   lambda key: self._stop_and_close() if key == "stop" else None, icon="stale")  # fmt: skip
 
@@ -7012,7 +7032,7 @@ class App:
     def _ask_discard(self) -> None:
         """A text could not be written: closing now would lose it, so the user decides."""
         t, self.closing = self.ui.t, False
-        self._ask(t("close.title_unsaved"), t("close.unsaved"),
+        self.ask(t("close.title_unsaved"), t("close.unsaved"),
                   [("cancel", t("close.keep_text"), "Primary.TButton"), ("discard", t("close.discard"), "Danger.TButton")],
                   lambda key: self._finish_close(discard=True) if key == "discard" else self.refresh(), icon="stale")  # fmt: skip
 
@@ -7022,11 +7042,11 @@ class App:
         if not self._texts_stored() and not discard:
             self._ask_discard()
             return
-        self._flush_project()
+        self.save_project()
         self.settings.geometry = self.root.geometry()
         with contextlib.suppress(tk.TclError):
             self.settings.log_height = self.panes.winfo_height() - self.panes.sashpos(0)
-        self._save_settings()
+        self.save_settings()
         self.tensorboard.close()
         if self._lock is not None:
             self._lock.release()

@@ -773,7 +773,7 @@ def test_presets_are_applied_saved_and_deleted(make_window):
     app.open_project(project_with_songs(window.program, "prep"))
     page = window.show("train")
     app.set_value("train", ace_gui.TRAIN_FIELDS[4], "50")
-    app.ask_save_preset()
+    app.page("train").ask_save_preset()
     window.type(window.dialog.entries[0], "mine")
     window.press("ok")
     app.set_value("train", ace_gui.TRAIN_FIELDS[4], "60")
@@ -782,10 +782,44 @@ def test_presets_are_applied_saved_and_deleted(make_window):
     page.preset.event_generate("<<ComboboxSelected>>")
     window.pump()
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "50"
-    app.apply_preset("8 GB")
+    app.page("train").apply_preset("8 GB")
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "50"  # a card's preset leaves the length alone
-    app.delete_preset("mine")
+    app.page("train").delete_preset("mine")
     assert "mine" not in Settings.load(app.settings.path).presets
+
+
+def test_a_preset_for_another_card_takes_back_what_the_first_one_set(make_window):
+    window = make_window()
+    app = window.app
+    script = window.program / "trainer_new.py"
+    choices = 'parser.add_argument("--optimizer", choices=["adamw", "adamw8bit", "prodigy"], default="adamw")\n'
+    text = script.read_text(encoding="utf-8")
+    script.write_text(text.replace("args = parser", f"{choices}args = parser"), encoding="utf-8")
+    app._read_flags()
+    app.open_project(project_with_songs(window.program, "prep"))
+    page = window.show("train")
+    page.apply_preset("8 GB")
+    assert app.project.values["train"]["optimizer"] == "adamw8bit"
+    page.preset.set("8 GB")
+    window.pump()
+    assert "disabled" in str(page.delete_button.cget("state"))  # it is not the user's to delete
+    page.apply_preset("24 GB")
+    assert "optimizer" not in app.project.values["train"]
+    row = next(row for row in app.space.fields("train") if row.flag == "optimizer")
+    app.set_value("train", row, "prodigy")
+    page.apply_preset("12 GB")
+    assert app.space.value("train", row) == "prodigy"  # the user's own choice
+
+
+def test_enter_in_the_instrumental_dialog_keeps_the_lyrics_that_are_there(make_window):
+    window = make_window()
+    home = project_with_songs(window.program, "prompts")
+    (home / "a_lyrics.txt").write_text("[verse]\nsung", encoding="utf-8")
+    window.app.open_project(home)
+    window.app.ask_instrumental()
+    window.until(lambda: window.dialog.window.winfo_viewable())
+    window.key("Return")
+    assert [(home / f"{name}_lyrics.txt").read_text() for name in "ab"] == ["[verse]\nsung", "[instrumental]"]
 
 
 def test_flags_of_the_script_beside_the_window_decide_what_is_shown(make_window, tmp_path: Path):
@@ -1070,8 +1104,8 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
     app.space.settings.checkpoint_dir = ""
     openers: list[Callable[[], Any]] = [
         app.show_keys, app.show_about, app.ask_reset, app.ask_add_tag, app.ask_remove_tag, app.ask_replace,
-        app.ask_instrumental, app.ask_save_preset,
-        lambda: app.ask_rename(app.songs[0]), lambda: app.ask_remove(app.songs),
+        app.ask_instrumental, app.page("train").ask_save_preset,
+        lambda: app.page("songs").ask_rename(app.songs[0]), lambda: app.page("songs").ask_remove(app.songs),
         lambda: app._ask_checkpoints(lambda **_: None), lambda: app._ask_stale(STEPS[3], "train", lambda **_: None),
         lambda: app._ask_disk(lambda **_: None), lambda: app._ask_occupied(home, lambda _: None),
         lambda: app._ask_home("x", home.parent, lambda _: None), lambda: app.change_home("y", "Taudio/y"),
@@ -1544,6 +1578,16 @@ def test_closing_right_after_a_message_leaves_nothing_behind(display: None, tmp_
         timeout=60,
     )
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_songs_that_cannot_be_removed_are_not_said_to_be(make_window):
+    window = make_window()
+    home = project_with_songs(window.program)
+    window.app.open_project(home)
+    (home / ace_gui.BIN_FOLDER).write_text("a file where the bin should be")
+    window.app.page("songs").ask_remove(window.app.songs)
+    window.press("remove")
+    assert window.banner().startswith("A file could not be used") and len(window.app.songs) == 2
 
 
 # Two windows
