@@ -400,7 +400,7 @@ def fit_of(args: argparse.Namespace, prepared: Prepared) -> dict[str, Any]:
 
 def find_state(args: argparse.Namespace, notes: list[str]) -> tuple[Path, SavedState] | None:
     """The checkpoint to go on from; None when --resume names none and there is none."""
-    from ace_lora.checkpoints import find_loras, newest_state, read_state, read_state_values, run_id_of
+    from ace_lora.checkpoints import STATE_JSON, find_loras, newest_state, read_state, read_state_values, run_id_of
 
     output_dir = Path(args.output_dir)
     if args.resume == "auto":
@@ -421,11 +421,12 @@ def find_state(args: argparse.Namespace, notes: list[str]) -> tuple[Path, SavedS
             return None
         return checkpoint.folder, read_state(checkpoint.folder)
     folder = Path(args.resume)
-    if folder.is_file():
+    if folder.is_file() and (folder.parent / STATE_JSON).is_file():
         folder = folder.parent
     if not folder.is_dir():
         raise WrongInput(
-            f"--resume '{args.resume}' does not exist. Expected a folder such as checkpoints/epoch=0-step=100_lora. "
+            f"--resume '{args.resume}' {'belongs to no checkpoint' if folder.exists() else 'does not exist'}. "
+            "Expected a folder such as checkpoints/epoch=0-step=100_lora. "
             "Give its path, or --resume alone for the newest checkpoint of --output_dir."
         )
     run_id = read_state_values(folder).get("run_id")

@@ -783,6 +783,9 @@ def test_resume_with_nothing_there_finished_or_damaged(base, tmp_path, capsys):
     assert train(base, tmp_path, max_steps=4, resume=True) == 0
     assert "finished" in capsys.readouterr().out
     assert train(base, tmp_path, max_steps=4, resume=tmp_path / "none") == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert train(base, tmp_path, max_steps=4, resume=base / "lora.json") == 2
+    assert f"'{base / 'lora.json'}' belongs to no checkpoint" in capsys.readouterr().err
     damaged = tmp_path / "checkpoints" / "epoch=1-step=4_lora"
     state = damaged / STATE_TENSORS
     state.write_bytes(state.read_bytes()[:-1] + b"\x55")
