@@ -47,4 +47,11 @@ def test_tags():
 
 
 def test_tags_are_told_apart_as_people_type_them():
-    assert split_tags("摇滚，鼓、忧伤\n吉他\n\n female vocal , sad") == ["摇滚", "鼓", "忧伤", "吉他", "female vocal", "sad"]
+    assert split_tags("摇滚，鼓、忧伤\n吉他\n\n female vocal , sad") == [
+        "摇滚",
+        "鼓",
+        "忧伤",
+        "吉他",
+        "female vocal",
+        "sad",
+    ]
