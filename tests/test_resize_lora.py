@@ -1,8 +1,8 @@
 """Run with: pytest tests/test_resize_lora.py - on small files with known singular values."""
 
 import json
-import os
 import math
+import os
 import re
 import subprocess
 import sys
