@@ -22,6 +22,15 @@ from ace_lora.lyrics.timed import strip_times
 if TYPE_CHECKING:
     import numpy as np
 
+# What captioning models hear: mono at this rate, in Hz, and so many seconds at once; what is longer
+# their feature extractor cuts without a word.
+CAPTION_RATE = 16_000
+LONGEST_SECONDS = 300.0
+# The tags of the schema at one letter per token come to 650; real ones to about 100.
+MAX_TAG_TOKENS = 1024
+# A long rap is about 2000 tokens; an answer that is cut there is not used.
+MAX_LYRIC_TOKENS = 4096
+
 # Order of the fields in the question, in the schema and so in the answer: the model settles what it hears
 # before it writes the lyrics.
 TAG_FIELDS = ("genre", "subgenre", "instrument", "tempo", "mood")
@@ -152,6 +161,11 @@ def caption_question(*, tags: bool, lyrics: bool, language: str | None = None) -
     if tags:
         parts.append("Tags are short, in English and in lower case.")
     return "\n".join(parts)
+
+
+def answer_tokens(*, tags: bool, lyrics: bool) -> int:
+    """How long an answer may become."""
+    return (MAX_TAG_TOKENS if tags else 64) + (MAX_LYRIC_TOKENS if lyrics else 0)
 
 
 # --- The answer ---
