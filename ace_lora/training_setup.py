@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.processes import is_first_process
+from ace_lora.processes import is_first_process, outside_launcher
 
 if TYPE_CHECKING:
     from ace_lora.batches import Plan, TrainingSong
@@ -78,10 +78,9 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         "LoRA weights are float32 in each of them; bf16-mixed is usual.",
     )
     if args.plan == "auto" and args.num_nodes > 1:
-        problems.append(
-            f"--plan auto makes its trial on one machine, but --num_nodes is {args.num_nodes}. Run --trial on one of "
-            "them, then give the flags that it found to all."
-        )
+        problems.append(launcher_problem(f"--num_nodes is {args.num_nodes}."))
+    elif args.plan == "auto" and (launcher := outside_launcher()):
+        problems.append(launcher_problem(f"{launcher} has started several processes at once."))
     bad_name = not args.exp_name.strip() or any(letter in '<>:"/\\|?*' for letter in args.exp_name)
     need(not bad_name, "exp_name", "a name that can be a folder's", 'Leave out < > : " / \\ | ? *.')
     if args.resume and args.last_lora_path:
@@ -89,6 +88,13 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
             "--resume and --last_lora_path are both given. --resume brings its own weights; leave one of them out."
         )
     return problems
+
+
+def launcher_problem(reason: str) -> str:
+    return (
+        f"--plan auto makes its trial before it starts the other processes. {reason} Run --trial once, then give the "
+        "flags that it found to all, without --plan."
+    )
 
 
 def package_problems(args: argparse.Namespace) -> list[str]:

@@ -631,6 +631,7 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
         return {**found, "fits": used <= 8}
 
     monkeypatch.setattr(trial, "_attempt", attempt)
+    monkeypatch.setenv(trial.FOUND, "{}")  # which the trial sets
     assert train(base, tmp_path, plan="auto", max_steps=2) == 0
     assert asked == [
         {},
@@ -643,6 +644,42 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
     assert folders(tmp_path) == ["epoch=0-step=2_lora"]
     settings = json.loads(next(tmp_path.glob("logs/*/*/settings.json")).read_text(encoding="utf-8"))
     assert settings["base_precision"] == "int8" and settings["checkpointing"] == "all"
+
+    # The same command goes on with the base as it was trained, whatever the card has free by now.
+    asked.clear()
+    assert train(base, tmp_path, plan="auto", max_steps=3, resume=True) == 0
+    assert asked == [{"base_precision": "int8"}]
+    assert "step 3/3 |" in capsys.readouterr().out
+    asked.clear()
+    monkeypatch.setattr(trial, "_attempt", lambda *given: {**attempt(*given), "fits": False})
+    assert train(base, tmp_path, plan="auto", max_steps=4, resume=True) == 1
+    assert {name for savings in asked for name in savings} == {
+        "base_precision",
+        "text_encoder",
+        "checkpointing",
+        "offload",
+    }
+    assert all(savings["base_precision"] == "int8" for savings in asked)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+        {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"},  # of a launcher that is not known
+    ],
+    ids=["torchrun first", "torchrun second", "other second"],
+)
+def test_plan_is_refused_where_all_processes_start_at_once(base, tmp_path, capsys, monkeypatch, environment):
+    (tmp_path / "logs" / "ace_step_lora").mkdir(parents=True)
+    earlier = {"savings": {"base_precision": "nf4"}}
+    (tmp_path / "logs" / "ace_step_lora" / "trial.json").write_text(json.dumps(earlier), encoding="utf-8")
+    monkeypatch.delenv("ACE_LORA_SAVINGS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert train(base, tmp_path, plan="auto", devices=2) == 2
+    assert "Run --trial once" in capsys.readouterr().err
 
 
 # --- Stop and resume ---
