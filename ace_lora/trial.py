@@ -30,7 +30,7 @@ from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.files import write_json
 from ace_lora.memory_plan import peak_process_bytes
 from ace_lora.training_run import Run, StopRequest
-from ace_lora.training_setup import Prepared, find_state, launcher_problem, prepare
+from ace_lora.training_setup import Prepared, find_state, launcher_problem, package_problems, prepare
 
 STEPS = 20
 UNTIMED_STEPS = 3  # caches, allocators and kernels' choices settle
@@ -117,6 +117,10 @@ def run_trial(args: argparse.Namespace) -> dict[str, Any]:
     allowed = [extra for extra in SAVINGS if prepared.state is None or not set(extra) & set(NUMBERS)]
     for extra in ({}, *allowed):
         if extra and (tried[-1]["fits"] or not _is_new(args, savings, extra, tried)):
+            continue
+        wanting = package_problems(argparse.Namespace(**{**vars(args), **savings, **extra})) if extra else []
+        if wanting:
+            print(f"trial: not tried: {wanting[0]}", flush=True)
             continue
         savings = {**savings, **_resolved(extra, tried)}
         attempt = _attempt(args, savings)

@@ -662,6 +662,26 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
     assert all(savings["base_precision"] == "int8" for savings in asked)
 
 
+def test_trial_goes_on_without_savings_whose_package_is_missing(base, tmp_path, capsys, monkeypatch):
+    from ace_lora import trial
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
+
+    def attempt(args, savings):
+        # Stands for a card on which only streamed blocks fit.
+        found = {"savings": savings, "device": "a card", "device_type": "cuda", "mean_share": 1.0, "blocks": 3}
+        found |= {"seconds_per_step": 1.0, "peak_memory_gb": 5.0, "memory_gb": 8.0, "spilled": False}
+        return {**found, "fits": "offload" in savings}
+
+    monkeypatch.setattr(trial, "_attempt", attempt)
+    monkeypatch.setenv(trial.FOUND, "{}")
+    assert train(base, tmp_path, trial=True) == 0
+    out = capsys.readouterr().out
+    assert out.count("trial: not tried: ") == 3 and "start.py install small_cards" in out
+    assert "with these savings: --text_encoder cpu --checkpointing all --offload 2" in out
+
+
 @pytest.mark.parametrize(
     "environment",
     [
