@@ -120,9 +120,10 @@ def _interrupt_on_termination() -> None:
 
 
 def _interrupt_main_thread() -> None:
-    if hasattr(signal, "pthread_kill"):
+    number = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and number is not None:
         # Ends a wait of the main thread too, which `interrupt_main` does on Windows only.
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        signal.pthread_kill(number, signal.SIGTERM)
     else:
         _thread.interrupt_main()
 

@@ -244,6 +244,22 @@ def test_targets_that_match_nothing(base, tmp_path, capsys):
     assert "'to_qq'" in capsys.readouterr().err
 
 
+def test_records_of_another_base_model_are_named(base, tmp_path, capsys):
+    # Its tokens would end in an index error, on a card in one that no later call survives.
+    for name in ("song 0", "song 1"):
+        shutil.copy(base / "prep" / f"{name}.safetensors", tmp_path)
+    shutil.copy(ROOT / "tests" / "golden" / "audio" / "record_track_a.hdf5", tmp_path)
+    assert train(base, tmp_path, dataset_path=tmp_path) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "1 of 3 records were made with other base weights" in error
+    assert "'record_track_a.hdf5' (lyric tokens" in error
+
+
+def test_the_number_of_workers_has_a_limit(base, tmp_path, capsys):
+    assert train(base, tmp_path, num_workers=500) == 2
+    assert "--num_workers is 500, expected 0 to 32" in capsys.readouterr().err
+
+
 def test_missing_base_weights_are_listed_with_the_other_problems(base, tmp_path, capsys):
     shutil.copytree(base / "tiny", tmp_path / "tiny")
     shutil.rmtree(tmp_path / "tiny" / "umt5-base")
