@@ -211,6 +211,8 @@ def test_all_problems_are_reported_at_once(base, tmp_path, capsys):
         ("save_every_n_train_steps", 0),
         ("gradient_clip_val", -1),
         ("exp_name", "a/b"),
+        ("exp_name", ".."),
+        ("exp_name", "song."),
         ("ema_decay", 1),
         ("epochs", 0),
         ("max_seconds", 0.5),
