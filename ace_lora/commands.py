@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -57,6 +59,8 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     _quieten_libraries()
     _interrupt_on_termination()
+    # Before it ends, Python would search all that PyTorch has imported for garbage, which takes seconds.
+    atexit.register(gc.freeze)
     try:
         main(args)
     except WrongInput as error:

@@ -94,6 +94,15 @@ def has_native_bf16(device: torch.device) -> bool:
     return True
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`, which computes, without waiting until a card has done what it was given before.
+
+    On CUDA a copy from ordinary memory has left it when the call returns, and PyTorch keeps page-locked memory until
+    the copy is done, so nothing can change underneath. MPS promises neither.
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
 def set_tf32() -> None:
     """Allow TF32 in float32 matrix products on NVIDIA cards. Call it once, before training, and only on CUDA.
 

@@ -71,7 +71,11 @@ class TrialRun(Run):
         self.mean_share = sum(self.lengths) / len(self.lengths) / max(frames)
         self.seconds: list[float] = []
 
-    def on_step(self, report: Any) -> bool:
+    def on_report(self, report: Any) -> None:
+        pass
+
+    def on_step(self, step: int, epoch: int) -> bool:
+        self.module.settle()
         self.seconds.append(self.lines.step_done())
         self.lines.restart_clock()
         return False

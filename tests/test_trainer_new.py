@@ -27,6 +27,7 @@ from ace_lora.batches import Plan
 from ace_lora.checkpoints import STATE_JSON, STATE_TENSORS
 from ace_lora.commands import run_script
 from ace_lora.metrics import COLUMNS
+from ace_lora.records import read_record
 from ace_lora.tiny_base import make_tiny_base
 from ace_lora.training_setup import prepare
 from tests.training_data import make_record, make_records
@@ -549,11 +550,27 @@ def test_accumulation_equals_the_larger_batch(base, tmp_path):
             torch.testing.assert_close(tensor, other[key], rtol=1e-3, atol=1e-5)
 
 
-def test_worker_processes_give_the_same_training(base, tmp_path):
+def test_threads_that_read_give_the_same_training(base, tmp_path):
     for workers in (0, 2):
         assert train(base, tmp_path / str(workers), num_workers=workers, max_steps=3) == 0
     one, other = (state_tensors(tmp_path / name, "epoch=0-step=3_lora") for name in "02")
     assert_same_state(one, other)
+
+
+def test_each_record_is_read_once_for_all_epochs(base, tmp_path, monkeypatch, capsys):
+    read = []
+    monkeypatch.setattr(
+        "ace_lora.record_cache.read_record", lambda path, *, ssl: read.append(path) or read_record(path, ssl=ssl)
+    )
+    assert train(base, tmp_path / "roomy", max_steps=9) == 0
+    assert sorted(read) == sorted((base / "prep").iterdir())
+    assert "stay in main memory" not in capsys.readouterr().out
+    read.clear()
+    monkeypatch.setattr("ace_lora.training_run.RECORD_CACHE_SHARE", 0.0)
+    assert train(base, tmp_path / "tight", max_steps=9) == 0
+    assert len(read) == 9
+    assert "0.0 of their" in capsys.readouterr().out
+    assert_same_state(*(state_tensors(tmp_path / name, "epoch=2-step=9_lora") for name in ("roomy", "tight")))
 
 
 def test_random_pieces_with_lyrics_that_follow(base, tmp_path, capsys):
