@@ -90,8 +90,11 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
     elif args.plan == "auto" and (launcher := outside_launcher()):
         problems.append(launcher_problem(f"{launcher} has started several processes at once."))
     # Windows drops dots and spaces at the end of a name; ".." would lead out of the log folder.
-    bad_name = not args.exp_name.strip(" .") or args.exp_name[-1] in " ." or any(letter in '<>:"/\\|?*' for letter in args.exp_name)
-    need(not bad_name, "exp_name", "a name that can be a folder's", 'Leave out < > : " / \\ | ? * and a dot at the end.')
+    bad_name = not args.exp_name.strip(" .") or args.exp_name[-1] in " ."
+    bad_name |= any(letter in '<>:"/\\|?*' for letter in args.exp_name)
+    need(
+        not bad_name, "exp_name", "a name that can be a folder's", 'Leave out < > : " / \\ | ? * and a dot at the end.'
+    )
     if args.resume and args.last_lora_path:
         problems.append(
             "--resume and --last_lora_path are both given. --resume brings its own weights; leave one of them out."
