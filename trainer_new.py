@@ -218,7 +218,7 @@ def main(args: argparse.Namespace) -> None:
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
         from ace_lora.trial import run_trial, savings_of_first_process
 
-        savings = run_trial(args) if is_first_process() else savings_of_first_process(args)
+        savings = run_trial(args) if is_first_process() else savings_of_first_process()
         if args.trial:
             return
         vars(args).update(savings)
