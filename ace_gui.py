@@ -1834,7 +1834,7 @@ def orphan_records(project: Project, songs: Iterable[Song]) -> list[Path]:
 
 
 def split_tags(prompt: str) -> list[str]:
-    return [tag for part in re.split(r"[,，\n]", prompt) if (tag := part.strip())]
+    return [tag for part in re.split(r"[,，、\n]", prompt) if (tag := part.strip())]
 
 
 def add_tag(prompt: str, tag: str) -> str:
@@ -1963,7 +1963,7 @@ CAPTION_FIELDS = (
 
 TRAIN_FIELDS = (
     Field("batch_size", "int", "1", low=1, high=64, basic=True),
-    Field("num_workers", "int", "0", low=0, high=64, basic=True),
+    Field("num_workers", "int", "0", low=0, high=32, basic=True),
     Field("tag_dropout", "float", "0.5", low=0, high=1, basic=True),
     Field("learning_rate", "float", "1e-4", low=0, high=10, basic=True),
     Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True),

@@ -70,7 +70,8 @@ class StopRequest:
         if self.signalled:
             raise KeyboardInterrupt
         self.signalled = True
-        say("Stopping after this step, then saving. (Once more: stop at once, without saving.)")
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of printing a line
+            say("Stopping after this step, then saving. (Once more: stop at once, without saving.)")
 
 
 # --- The run ---
@@ -702,16 +703,19 @@ def memory_failures_told(run: Run) -> Iterator[None]:
     """Turn running out of memory into what a user can act on."""
     import torch
 
+    from ace_lora.device import is_out_of_memory
+
     try:
         yield
-    except RuntimeError as error:
-        # A card's is a class of its own, main memory's is known by its words only.
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "not enough memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        where = "card's memory" if isinstance(error, torch.cuda.OutOfMemoryError) else "main memory"
+        on_card = isinstance(error, torch.OutOfMemoryError) or "MPS" in str(error)
+        where = "card's memory" if on_card else "main memory"
         raise StepFailed(
-            f"The {where} is full. {run.where_to_go_on()} Close other programs, or save memory: the same command with "
-            "--trial finds settings that fit."
+            f"The {where} is full. "
+            f"{run.where_to_go_on()} Close other programs, or save memory: the same command with --trial finds "
+            "settings that fit."
         ) from error
 
 

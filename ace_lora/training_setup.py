@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 # As Lightning names them; the short forms are Lightning's too.
 PRECISIONS = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
-# Hundreds of processes, a slip of the keyboard, fill the memory of any computer and stop everything on it.
-MOST_WORKERS = 32
+MOST_WORKERS = 32  # threads; each holds a batch, and no disk is faster with more
 # Those of Lightning's with which every process holds the whole adapter.
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 # What has to stay as it was for a resumed run to equal one that was never stopped.
@@ -51,7 +50,7 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         0 <= args.num_workers <= MOST_WORKERS,
         "num_workers",
         f"0 to {MOST_WORKERS}",
-        "Each is a process that takes 0.3 GB of main memory; 0 is enough for most.",
+        "Each is a thread that reads records; 0 is enough for most.",
     )
     for flag in ("warmup_steps", "val_every", "seed"):
         need(getattr(args, flag) >= 0, flag, "0 or more", "Use the default if in doubt.")
