@@ -24,11 +24,12 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,8 @@ LOCK_PREFIX = ".lock-"
 
 SAMPLE_RATE = 48_000  # of the decoded songs
 
-# Songs decoded while the network works. A GPU needs more than one decoder to stay busy; each song held in memory takes
-# up to 140 MB.
+# Songs decoded while the network works. A GPU needs more than one decoder to stay busy; a song takes up to 0.5 GB of
+# main memory while it is decoded, and a tenth of that afterwards.
 DECODE_AHEAD_CPU, DECODE_AHEAD_GPU = 1, 4
 
 
@@ -130,12 +131,16 @@ def main(args: argparse.Namespace) -> None:
     check_networks(open_works, weights)
 
     # Nothing has been written or moved so far; from here on a stop at any moment leaves only complete records.
-    if shard == 1:
-        set_orphans_aside(run.output, all_songs, args.input_name)
-    if open_works:
-        with alone(run):
+    with alone(run) if open_works else contextlib.nullcontext():
+        if shard == 1:
+            set_orphans_aside(run.output, all_songs, args.input_name)
+        if open_works:
             make_records(open_works, run, weights, device)
-    clear_partial(run.partial, works, whole_dataset=shards == 1)
+            clear_partial(run.partial, works, whole_dataset=shards == 1)
+    if not open_works and run.partial.is_dir():
+        # Left by an earlier run; another run that is at work here clears it itself.
+        with contextlib.suppress(WrongInput), alone(run):
+            clear_partial(run.partial, works, whole_dataset=shards == 1)
     run.report.close()
 
 
@@ -155,17 +160,53 @@ def make_records(works: list[Work], run: Run, weights: dict[str, Path], device: 
 
 @contextlib.contextmanager
 def alone(run: Run) -> Iterator[None]:
-    """Hold off a second run of the same share: both would write the same pieces. Raises WrongInput where one runs."""
+    """Hold off runs that would do the same songs: two may only work at once on different shares of one division.
+
+    Others would write, use up and clear each other's pieces. Raises WrongInput where one runs.
+    """
+    own = run.partial / lock_name(run.args.shard)
+    run.partial.mkdir(parents=True, exist_ok=True)
+    try:
+        # Its own lock first, then a look at the others': of two runs that start at once, at most one goes on.
+        with locked(own):
+            try:
+                division = run.args.shard.partition("/")[2]
+                for other in sorted(run.partial.glob(f"{LOCK_PREFIX}*")):
+                    if not other.name.endswith(f"-of-{division}"):
+                        with locked(other):
+                            pass
+                yield
+            finally:
+                if os.name != "nt":
+                    # Before it is unlocked, so that nobody can have taken it over.
+                    own.unlink(missing_ok=True)
+    finally:
+        # Windows deletes no file that is open; what another run has opened meanwhile stays.
+        with contextlib.suppress(OSError):
+            if os.name == "nt":
+                own.unlink(missing_ok=True)
+            run.partial.rmdir()
+
+
+def lock_name(shard: str) -> str:
+    return f"{LOCK_PREFIX}{shard.replace('/', '-of-')}"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file in OUTPUT_DIR.partial/. Raises WrongInput where another process holds it."""
     from filelock import FileLock, Timeout
 
-    run.partial.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.partial / f"{LOCK_PREFIX}{run.args.shard.replace('/', '-of-')}")
+    lock = FileLock(path)
     try:
-        lock.acquire(blocking=False)
+        # Not given up at once: a run that starts looks at this lock for a moment.
+        lock.acquire(timeout=1, poll_interval=0.05)
     except Timeout:
+        share = path.name.removeprefix(LOCK_PREFIX).replace("-of-", "/")
+        which = "" if share == "1/1" else f" (with --shard {share})"
         raise WrongInput(
-            f"Another run of this step is making records in '{run.output}'. Expected one at a time. "
-            "Wait for it to end, or stop it; to divide the work use --shard."
+            f"Another run of this step{which} is making records beside '{path.parent}'. Expected one at a time, or "
+            "different shares of the same number. Wait for it to end, or stop it; to divide the work use --shard."
         ) from None
     except NotImplementedError:
         pass  # some network disks know no locks
@@ -173,9 +214,6 @@ def alone(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        # What the system keeps open (Windows) another run uses.
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 # --- What there is to do ---
@@ -371,7 +409,8 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
     find_record(work, run.output)
     if work.outcome:
         return work
-    recorded = work.old.get("fingerprint", {}) if work.old else {}
+    old = work.old or {}
+    recorded = old.get("fingerprint", {})
     ssl = run.args.ssl
     try:
         audio_same = "audio" in recorded and is_same_audio(song.audio, recorded["audio"])
@@ -382,7 +421,7 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
             return work
         work.warnings.append(f"its audio cannot be read ({error.strerror}); the record that exists is kept")
         # Where it was when it could be read: training computes features from there.
-        audio_same, audio, work.place = True, recorded["audio"], work.old["audio"]
+        audio_same, audio, work.place = True, recorded["audio"], old["audio"]
 
     inputs = {
         "text": digest(song.prompt),
@@ -399,7 +438,6 @@ def plan(song: DatasetSong, run: Run, identities: dict[str, str]) -> Work:
             work.fingerprint[piece] = now
             work.redo.add(piece)
 
-    old = work.old or {}
     moved = old.get("audio") != work.place
     if not work.redo and not moved and old.get("ssl") == ssl:
         work.outcome = "skipped"
@@ -565,40 +603,41 @@ def tokenize_lyrics(work: Work, run: Run, cropped_at: float | None) -> None:
 
 def run_networks(works: list[Work], run: Run, weights: dict[str, Path], device: Any) -> None:
     """Take one network after the other over all songs that need it, and write each record as soon as it is complete."""
-    from tqdm import tqdm
-
     print(f"device: {device.reason}")
-    ahead = DECODE_AHEAD_CPU if device.torch_device.type == "cpu" else DECODE_AHEAD_GPU
+    inputs = Inputs(device.torch_device)
     for stage in STAGES:
         here = [work for work in works if stage in work.stages and not work.outcome]
-        if not here:
-            continue
-        print(f"{stage}: {len(here)} songs")
-        started, seconds = time.monotonic(), 0.0
-        network = load_network(stage, weights[STAGES[stage]], device.torch_device, device.dtype)
-        with (
-            tqdm(total=len(here), desc=stage, unit="song", file=sys.stderr) as bar,
-            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
-        ):
-            written: Future | None = None  # the song before this one: disk and network work at the same time
-            for work, decoded in decode_ahead(here, ahead):
-                bar.set_postfix_str(work.name)
-                computed = compute(stage, network, work, decoded, device)
-                if written:
-                    written.result()
-                    written = None
-                if computed:
-                    seconds += computed[1]["seconds"]
-                    written = writer.submit(store, stage, *computed, work, run)
-                else:
-                    run.report.finished(work)
-                bar.update()
+        if here:
+            # All that a network needs ends with this call: the next one takes its place in memory.
+            run_network(stage, here, run, weights[STAGES[stage]], device, inputs)
+            free_memory(device)
+
+
+def run_network(stage: str, works: list[Work], run: Run, weights: Path, device: Any, inputs: Inputs) -> None:
+    from tqdm import tqdm
+
+    print(f"{stage}: {len(works)} songs")
+    started, seconds = time.monotonic(), 0.0
+    network = load_network(stage, weights, device.torch_device, device.dtype)
+    with (
+        tqdm(total=len(works), desc=stage, unit="song", file=sys.stderr) as bar,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+    ):
+        written: Future | None = None  # the song before this one: disk and network work at the same time
+        for work, computed in compute_all(stage, network, works, inputs, device):
+            bar.set_postfix_str(work.name)
             if written:
                 written.result()
-        print(f"{stage}: {seconds:.0f} s of audio in {time.monotonic() - started:.1f} s")
-        # The next network takes this one's place in memory.
-        del network
-        free_memory(device)
+                written = None
+            if computed:
+                seconds += computed[1]["seconds"]
+                written = writer.submit(store, stage, *computed, work, run)
+            else:
+                run.report.finished(work)
+            bar.update()
+        if written:
+            written.result()
+    print(f"{stage}: {seconds:.0f} s of audio in {time.monotonic() - started:.1f} s")
 
 
 @dataclass(frozen=True)
@@ -640,76 +679,190 @@ def load_network(stage: str, folder: Path, device: torch.device | str, dtype: to
     return load[stage](folder, device=device, dtype=dtype)
 
 
-def decode_ahead(works: list[Work], ahead: int) -> Iterator[tuple[Work, Future]]:
-    """Yield the songs in order, each with its decoded audio, while `ahead` threads decode the next ones."""
-    pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
-    waiting: deque[tuple[Work, Future]] = deque()
-    try:
-        for work in works:
-            waiting.append((work, pool.submit(decode, work)))
-            if len(waiting) > ahead:
+@dataclass(frozen=True)
+class Input:
+    """What a network reads of a song, and what is known of the song's length."""
+
+    values: tuple[Any, ...]  # tensors, and for the SSL models the number of samples
+    facts: dict[str, Any]  # seconds, original_seconds, cropped; for the record
+    warning: str = ""
+
+
+class Inputs:
+    """Decodes songs and makes the networks' inputs of them, in threads, while a network works on an earlier song.
+
+    On an NVIDIA card the inputs are made there, on a stream of their own: no thread's copying makes the network wait.
+    The inputs of a song's later networks are made with its first and wait in main memory as long as that has room
+    (0.16 MB per second of audio), because decoding takes longer than a fast card needs for a network.
+    """
+
+    def __init__(self, device: torch.device):
+        import torch
+
+        from ace_lora.memory_plan import free_main_memory
+
+        self.device = device
+        on_card = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if on_card else None
+        # A CPU is slower than any decoder, and its memory is what the networks need.
+        self.room = (free_main_memory() or 0) // 3 if on_card else 0  # bytes
+        self.waiting: dict[tuple[str, str], Input] = {}
+        # One song at a time: on the card, only one waveform takes memory.
+        self.lock = threading.Lock()
+
+    def make(self, work: Work, stage: str) -> Input:
+        """The input on the networks' device. Raises AudioError and OSError when the song cannot be read."""
+        import torch
+
+        with self.lock:
+            early = self.waiting.pop((work.song.keys, stage), None)
+            if early:
+                self.room += size_of(early)
+                return self.moved(early, self.device)
+        wave, info = decode(work)
+        facts = {
+            "seconds": wave.shape[1] / SAMPLE_RATE,
+            "original_seconds": info.original_seconds,
+            "cropped": info.cropped,
+        }
+        with self.lock, torch.inference_mode(), self.beside_the_network():
+            if self.stream:
+                wave = wave.to(self.device)
+            made = Input(network_input(stage, wave), facts, info.warning)
+            for later in work.stages[work.stages.index(stage) + 1 :]:
+                if self.room > 0:
+                    early = self.moved(Input(network_input(later, wave), facts), torch.device("cpu"))
+                    self.waiting[work.song.keys, later] = early
+                    self.room -= size_of(early)
+            if self.stream:
+                self.stream.synchronize()
+            return made
+
+    def beside_the_network(self) -> contextlib.AbstractContextManager:
+        import torch
+
+        # Not `stream(None)` where no card is used: that would start CUDA all the same.
+        return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
+
+    def moved(self, made: Input, device: torch.device) -> Input:
+        import torch
+
+        with self.beside_the_network():
+            values = tuple(value.to(device) if torch.is_tensor(value) else value for value in made.values)
+            if self.stream:
+                self.stream.synchronize()
+        return replace(made, values=values)
+
+    def ahead(self, works: list[Work], stage: str) -> Iterator[tuple[Work, Future[Input]]]:
+        """Yield the songs in order, each with its input, while threads make the next ones."""
+        ahead = DECODE_AHEAD_CPU if self.device.type == "cpu" else DECODE_AHEAD_GPU
+        pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
+        waiting: deque[tuple[Work, Future[Input]]] = deque()
+        try:
+            for work in works:
+                waiting.append((work, pool.submit(self.make, work, stage)))
+                if len(waiting) > ahead:
+                    yield waiting.popleft()
+            while waiting:
                 yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def size_of(made: Input) -> int:
+    return sum(value.numel() * value.element_size() for value in made.values if hasattr(value, "numel"))
 
 
 def decode(work: Work) -> tuple[Any, Any]:
     """The song at 48 kHz, float32 [2, L], and what was done to its length. Raises AudioError and OSError."""
-    from ace_lora.audio import prepare_waveform, read_audio
-
-    return prepare_waveform(read_audio(work.song.audio))
-
-
-def compute(stage: str, network: Any, work: Work, decoded: Future, device: Any) -> tuple[Any, dict[str, Any]] | None:
-    """A network's result on the decoded song and the facts on it; None where that failed, with `work.outcome` set."""
-    from ace_lora.audio import AudioError
+    from ace_lora.audio import AudioError, prepare_waveform, read_audio
 
     try:
-        wave, info = decoded.result()
-        unchanged = is_same_audio(work.song.audio, work.fingerprint["audio"])
-    except (AudioError, OSError) as error:
-        work.fail(error)
-        return None
+        wave, info = prepare_waveform(read_audio(work.song.audio))
+    except (AudioError, OSError):
+        raise
     except Exception as error:  # a decoder's own; one odd file must not stop the others
-        work.fail(f"it cannot be decoded ({type(error).__name__}: {error}). Convert it to .flac or .wav.")
-        return None
-    if not unchanged:
-        work.fail("the audio file changed while it was being read. Run the same command again.")
-        return None
-    if info.warning and stage == work.stages[0]:
-        print(f"warning: {work.name}: {info.warning}")
-    try:
-        result = apply_network(stage, network, wave)
-    except AudioError as error:
-        work.fail(error)
-        return None
-    except (RuntimeError, ValueError) as error:  # out of memory above all; the next song may be shorter
-        free_memory(device)
-        work.fail(f"{stage} cannot be computed ({error}). Close other programs, or use --device cpu.")
-        return None
-    facts = {
-        "original_seconds": info.original_seconds,
-        "seconds": wave.shape[1] / SAMPLE_RATE,
-        "cropped": info.cropped,
-        "audio_sha256": work.fingerprint["audio"]["sha256"],
-        "made_by": work.fingerprint[stage],
-    }
-    return result, facts
+        raise AudioError(
+            f"it cannot be decoded ({type(error).__name__}: {error}). Convert it to .flac or .wav."
+        ) from error
+    if not is_same_audio(work.song.audio, work.fingerprint["audio"]):
+        raise AudioError("the audio file changed while it was being read. Run the same command again.")
+    return wave, info
 
 
-def apply_network(stage: str, network: Any, wave: Any) -> Any:
-    """Latents float32 [8, 16, T] or features float32 [n, width], on the CPU, from `wave` float32 [2, L] at 48 kHz.
+def network_input(stage: str, wave: torch.Tensor) -> tuple[Any, ...]:
+    """What `begin_network` takes, from `wave` float32 [2, L] at 48 kHz and on its device."""
+    from ace_lora import dcae, ssl_features
 
-    Raises AudioError for results that are not finite.
+    if stage == "latents":
+        return (dcae.encoder_input(wave),)
+    return ssl_features.standardised_chunks(wave, ssl_branch(stage))
+
+
+def begin_network(stage: str, network: Any, values: tuple[Any, ...]) -> Callable[[], torch.Tensor]:
+    """Set a network to work; the function returned waits for its result, on the CPU.
+
+    That is latents float32 [8, 16, T] or features float32 [n, width]; AudioError where they are not finite.
     """
     from ace_lora import dcae, ssl_features
 
     if stage == "latents":
-        return dcae.encode_latents(network, wave)
-    branch = {"mert": ssl_features.MERT, "mhubert": ssl_features.MHUBERT}[stage]
-    return ssl_features.extract_features(network, wave, branch)
+        return dcae.begin_latents(network, *values)
+    chunks, samples = values
+    return ssl_features.begin_features(network, chunks, samples, ssl_branch(stage))
+
+
+def ssl_branch(stage: str) -> Any:
+    from ace_lora import ssl_features
+
+    return {"mert": ssl_features.MERT, "mhubert": ssl_features.MHUBERT}[stage]
+
+
+def compute_all(
+    stage: str, network: Any, works: list[Work], inputs: Inputs, device: Any
+) -> Iterator[tuple[Work, tuple[Any, dict[str, Any]] | None]]:
+    """Yield each song with the network's result and the facts on it; None where that failed, with its outcome set.
+
+    On an NVIDIA card the next song is set to work before a result is waited for, so that the card never runs dry.
+    """
+    ahead = 1 if device.torch_device.type == "cuda" else 0
+    begun: deque[tuple[Work, Callable[[], Any] | None, dict[str, Any]]] = deque()
+
+    def collect() -> tuple[Work, tuple[Any, dict[str, Any]] | None]:
+        work, wait, facts = begun.popleft()
+        result = None
+        with failing_alone(work, stage, device):
+            result = wait() if wait else None
+        return work, None if result is None else (result, facts)
+
+    for work, future in inputs.ahead(works, stage):
+        wait, facts = None, {}
+        with failing_alone(work, stage, device):
+            made = future.result()
+            if made.warning and stage == work.stages[0]:
+                print(f"warning: {work.name}: {made.warning}")
+            wait = begin_network(stage, network, made.values)
+            origin = {"audio_sha256": work.fingerprint["audio"]["sha256"], "made_by": work.fingerprint[stage]}
+            facts = {**made.facts, **origin}
+        begun.append((work, wait, facts))
+        if len(begun) > ahead:
+            yield collect()
+    while begun:
+        yield collect()
+
+
+@contextlib.contextmanager
+def failing_alone(work: Work, stage: str, device: Any) -> Iterator[None]:
+    """Make what goes wrong with one song its outcome; the others go on."""
+    from ace_lora.audio import AudioError
+
+    try:
+        yield
+    except (AudioError, OSError) as error:
+        work.fail(error)
+    except (RuntimeError, ValueError) as error:  # out of memory above all; the next song may be shorter
+        free_memory(device)
+        work.fail(f"{stage} cannot be computed ({error}). Close other programs, or use --device cpu.")
 
 
 # --- Records ---
@@ -720,7 +873,7 @@ def finish(work: Work, computed: dict[str, Piece], run: Run) -> None:
     import torch
 
     old = read_record(work.old_path) if work.old_path and set(work.fingerprint) - {"audio"} - work.redo else None
-    facts = work.old if old else {}
+    facts: dict[str, Any] = old.metadata if old else {}
     tensors: dict[str, Any] = {}
     for stage in STAGES:
         if stage not in work.fingerprint:
@@ -749,6 +902,7 @@ def finish(work: Work, computed: dict[str, Piece], run: Run) -> None:
     if "lyrics" in work.redo:
         if facts["cropped"]:
             tokenize_lyrics(work, run, cropped_at=facts["seconds"])
+        assert work.lyrics is not None  # tokenised before the networks ran
         lyric_ids = torch.tensor(work.lyrics.ids, dtype=torch.int64)
         lyric_facts = {
             "lyrics": work.lyrics.text,
@@ -756,11 +910,15 @@ def finish(work: Work, computed: dict[str, Piece], run: Run) -> None:
             "lyric_language": work.lyrics.language,
         }
     else:
+        assert old is not None  # read above, because not all is done again
         lyric_ids = old.lyric_token_ids
         lyric_facts = {key: old.metadata[key] for key in ("lyrics", "timed_lines", "lyric_language")}
+    text_ids = (
+        torch.tensor(work.text_ids, dtype=torch.int64) if old is None or "text" in work.redo else old.text_token_ids
+    )
     record = Record(
         keys=work.song.keys,
-        text_token_ids=torch.tensor(work.text_ids, dtype=torch.int64) if "text" in work.redo else old.text_token_ids,
+        text_token_ids=text_ids,
         lyric_token_ids=lyric_ids,
         metadata={
             "prompt": work.song.prompt,
@@ -803,11 +961,10 @@ def clear_partial(partial: Path, works: list[Work], whole_dataset: bool) -> None
     own = {work.song.keys for work in works}
     for path in partial.iterdir():
         keys, _, stage = path.name.removesuffix(RECORD_SUFFIX).rpartition(".")
-        left_behind = path.name.startswith((".tmp-", LOCK_PREFIX)) and whole_dataset
+        # Those of others that run are not there: a run on the whole dataset is alone, its own lock goes at its end.
+        left_behind = path.name.startswith((".tmp-", LOCK_PREFIX)) and path.name != lock_name("1/1") and whole_dataset
         if left_behind or (stage in STAGES and keys not in failed and (whole_dataset or keys in own)):
             path.unlink()
-    if not any(partial.iterdir()):
-        partial.rmdir()
 
 
 class Report:

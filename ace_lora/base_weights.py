@@ -448,7 +448,7 @@ class DownloadPlan:
 
     files: list[RemoteFile]
     to_fetch: list[RemoteFile]
-    lyric_vocabulary: bool
+    lyric_vocabulary: bytes | None  # 0.4 MB, so fetched to see whether it can be; None where it is not wanted
 
 
 def _plan_download(root: Path, parts: list[str]) -> DownloadPlan:
@@ -456,24 +456,36 @@ def _plan_download(root: Path, parts: list[str]) -> DownloadPlan:
     if is_offline():
         raise WrongInput(f"Cannot download {', '.join(parts)}: HF_HUB_OFFLINE is set. Unset it, and try again.")
     sources = [PARTS[part] for part in parts if part in PARTS]
-    listings = {repo: _list_repository(repo) for repo in dict.fromkeys(source.repo for source in sources)}
+    unreachable: list[str] = []
+    listings, vocabulary = {}, None
+    try:
+        listings = {repo: _list_repository(repo) for repo in dict.fromkeys(source.repo for source in sources)}
+    except WrongInput as error:
+        unreachable += error.problems
+    try:
+        vocabulary = fetch_lyric_vocabulary() if "lyric_vocabulary" in parts else None
+    except WrongInput as error:
+        unreachable += error.problems
+    if unreachable:
+        raise WrongInput(unreachable)
     files = [file for source in sources for file in _needed_files(source, listings[source.repo])]
     to_fetch = [file for file in files if not _is_whole(_target(root, file), file)]
     problems = _disk_problems(root, sum(file.size - _bytes_there(_partial(root, file)) for file in to_fetch))
     if problems:
         raise WrongInput(problems)
-    return DownloadPlan(files, to_fetch, "lyric_vocabulary" in parts)
+    return DownloadPlan(files, to_fetch, vocabulary)
 
 
 def _carry_out(root: Path, plan: DownloadPlan) -> None:
-    total = len(plan.to_fetch) + plan.lyric_vocabulary
-    if plan.lyric_vocabulary:
-        # First, because it is small and its server is the one that is blocked most.
+    vocabularies = int(plan.lyric_vocabulary is not None)
+    total = len(plan.to_fetch) + vocabularies
+    if plan.lyric_vocabulary is not None:
         line = f"download 1/{total} | lyric vocabulary | {format_bytes(LYRIC_VOCABULARY_BYTES)}"
         print(line)
-        fetch_lyric_vocabulary(DEFAULT_CHECKPOINT_DIR / LYRIC_VOCABULARY)
+        with replace_atomically(DEFAULT_CHECKPOINT_DIR / LYRIC_VOCABULARY) as temporary:
+            temporary.write_bytes(plan.lyric_vocabulary)
         print(f"{line} | done")
-    for number, file in enumerate(plan.to_fetch, start=1 + plan.lyric_vocabulary):
+    for number, file in enumerate(plan.to_fetch, start=1 + vocabularies):
         line = f"download {number}/{total} | {file.repo}/{file.name} | {format_bytes(file.size)}"
         print(line)
         _fetch(root, file)
@@ -647,35 +659,38 @@ def _append(url: str, partial: Path, bar) -> None:
                 bar.update(len(block))
 
 
-def fetch_lyric_vocabulary(target: Path) -> None:
-    """Download ACE-Step's `vocab.json`, check it, and put it at `target`; StepFailed says where else to get it.
+def fetch_lyric_vocabulary() -> bytes:
+    """Content of ACE-Step's `vocab.json`, downloaded and checked.
 
+    Raises WrongInput where no server answers, StepFailed where one has something else; both say where else to get it.
     ACE_LYRIC_VOCAB_URL replaces the addresses.
     """
     import httpx
     from huggingface_hub import get_session
 
     own = os.environ.get(LYRIC_VOCABULARY_URL_VARIABLE)
-    failures = []
+    failures, answered = [], False
     for url in [own] if own else LYRIC_VOCABULARY_URLS:
         try:
             response = get_session().get(url, timeout=TIMEOUT_SECONDS, follow_redirects=True)
             response.raise_for_status()
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             failures.append(f"{url}: {_reason(error)}")
+            answered = answered or getattr(error, "response", None) is not None
             continue
+        answered = True
         found = hashlib.sha256(response.content).hexdigest()
         if found != LYRIC_VOCABULARY_SHA256:
             failures.append(f"{url}: sha256 is {found}, expected {LYRIC_VOCABULARY_SHA256}")
             continue
-        with replace_atomically(target) as temporary:
-            temporary.write_bytes(response.content)
-        return
-    raise StepFailed(
+        return response.content
+    problem = (
         f"The lyric vocabulary could not be downloaded. {'; '.join(failures)}. "
-        f"Save acestep/models/lyrics_utils/vocab.json of the ACE-Step repository as '{target}', "
+        "Save acestep/models/lyrics_utils/vocab.json of the ACE-Step repository as "
+        f"'{DEFAULT_CHECKPOINT_DIR / LYRIC_VOCABULARY}', "
         f"or set {LYRIC_VOCABULARY_URL_VARIABLE} to an address that works where you are."
     )
+    raise StepFailed(problem) if answered else WrongInput(problem)
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ace_lora.audio import SAMPLE_RATE, AudioError, resample
+from ace_lora.host_copy import begin_copy
 from ace_lora.mel import HOP, MEL_RATE, denormalise, log_mel, normalise
 from ace_lora.model_config import read_model_config
 from ace_lora.strict_loading import read_safetensors_strict
@@ -54,22 +55,31 @@ def encode_latents(encoder: nn.Module, wave: Tensor) -> Tensor:
 
     Resampling and mel in float32 (on the encoder's device when that is CUDA), the network in the encoder's dtype.
     """
-    parameter = next(encoder.parameters())
-    wave = wave.float()
-    if parameter.device.type == "cuda":
-        wave = wave.to(parameter.device)
+    device = next(encoder.parameters()).device
     with torch.inference_mode():
-        values = normalise(log_mel(_at_latent_rate(wave)))  # [2, 128, 8T]
-        encoded = _in_range(encoder, encoder_forward, values[None].to(parameter.device))
-    return ((encoded[0] - LATENT_SHIFT) * LATENT_SCALE).cpu()
+        values = encoder_input(wave.to(device) if device.type == "cuda" else wave)
+    return begin_latents(encoder, values)()
+
+
+def encoder_input(wave: Tensor) -> Tensor:
+    """[2, L] at 48 kHz to the normalised log mel float32 [2, 128, 8T], on the same device."""
+    return normalise(log_mel(_at_latent_rate(wave.float())))
+
+
+def begin_latents(encoder: nn.Module, values: Tensor) -> Callable[[], Tensor]:
+    """Set the encoder to work on what `encoder_input` returned; the function returned waits for the latents.
+
+    On CUDA nothing is waited for before that. The function raises AudioError for latents that are not finite.
+    """
+    result = _begin_in_range(encoder, encoder_forward, values[None])
+    return lambda: (result()[0] - LATENT_SHIFT) * LATENT_SCALE
 
 
 def decode_log_mel(decoder: nn.Module, latents: Tensor) -> Tensor:
     """Latents [8, 16, T] to log mel float32 [2, 128, 8T], on the decoder's device."""
-    parameter = next(decoder.parameters())
-    with torch.inference_mode():
-        encoded = latents[None].float().to(parameter.device) / LATENT_SCALE + LATENT_SHIFT
-        return denormalise(_in_range(decoder, decoder_forward, encoded)[0])
+    encoded = latents[None].float() / LATENT_SCALE + LATENT_SHIFT
+    mel = denormalise(_begin_in_range(decoder, decoder_forward, encoded)()[0])
+    return mel.to(next(decoder.parameters()).device)
 
 
 def _at_latent_rate(wave: Tensor) -> Tensor:
@@ -78,17 +88,32 @@ def _at_latent_rate(wave: Tensor) -> Tensor:
     return nn.functional.pad(wave, (0, -wave.shape[1] % SAMPLES_PER_LATENT_FRAME))
 
 
-def _in_range(network: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor], values: Tensor) -> Tensor:
-    """float32 result of the network in its dtype; when that is too narrow (fp16) in float32, from then on."""
-    result = forward(network, values.to(next(network.parameters()).dtype)).float()
-    if not result.isfinite().all():
-        result = forward(network.float(), values.float())
-    if not result.isfinite().all():
-        raise AudioError(
-            "The mel autoencoder returned values that are not finite. Finite latents were expected. "
-            "Check the weight files of music_dcae_f8c8; download them again if other songs fail too."
-        )
-    return result
+def _begin_in_range(
+    network: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor], values: Tensor
+) -> Callable[[], Tensor]:
+    """The network's result, computed in its dtype; when that is too narrow (fp16) in float32, from then on.
+
+    The function returned waits for it and returns it as float32 on the CPU.
+    """
+    parameter = next(network.parameters())
+    with torch.inference_mode():
+        computed = forward(network, values.to(parameter.device, parameter.dtype))
+        copied, finite = begin_copy(computed), begin_copy(computed.isfinite().all())
+
+    def wait() -> Tensor:
+        result, fits = copied(), bool(finite())
+        if not fits and result.dtype != torch.float32:
+            with torch.inference_mode():
+                result = forward(network.float(), values.to(parameter.device, torch.float32)).cpu()
+            fits = bool(result.isfinite().all())
+        if not fits:
+            raise AudioError(
+                "The mel autoencoder returned values that are not finite. Finite latents were expected. "
+                "Check the weight files of music_dcae_f8c8; download them again if other songs fail too."
+            )
+        return result.float()
+
+    return wait
 
 
 def _load_half(folder: Path, half: str, device: torch.device | str, dtype: torch.dtype) -> nn.Module:

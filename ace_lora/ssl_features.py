@@ -10,6 +10,7 @@ n frames of a song (one per 320 samples).
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ace_lora.audio import SAMPLE_RATE, AudioError, resample
+from ace_lora.host_copy import begin_copy
+from ace_lora.memory_plan import free_device_bytes
 from ace_lora.model_config import read_model_config
 from ace_lora.strict_loading import WrongWeights, check_tensors, read_safetensors_strict
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 # Product of the strides of the convolutions: samples per frame.
 _HOP = 320
+# What the convolutions, and what the transformer layers, may take of a GPU's memory at once. In bf16, five chunks of
+# MERT or one of mHuBERT through the convolutions, 32 and 10 through the layers.
+_BATCH_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,10 @@ class Branch:
     name: str  # as in the training loss
     rate: int  # Hz
     chunk: int  # samples
-    chunks_per_batch: int  # about 40 s of sound; 1 GB of activations in float32
 
 
-MERT = Branch("mert", rate=24_000, chunk=120_000, chunks_per_batch=8)
-MHUBERT = Branch("m-hubert", rate=16_000, chunk=480_000, chunks_per_batch=1)
+MERT = Branch("mert", rate=24_000, chunk=120_000)
+MHUBERT = Branch("m-hubert", rate=16_000, chunk=480_000)
 
 
 def load_mert(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> HubertModel:
@@ -56,30 +61,85 @@ def extract_features(model: HubertModel, wave: Tensor, branch: Branch, chunks_pe
     """float32 [2, L] at 48 kHz to the model's last hidden states float32 [n, width] on the CPU.
 
     The waveform is prepared in float32 (on the model's device when that is CUDA), the network runs in the model's
-    dtype, on `chunks_per_batch` chunks at once; the result does not depend on how many.
+    dtype, on `chunks_per_batch` chunks at once (None: as many as are good for the device); the result does not depend
+    on how many.
+    """
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        chunks, samples = standardised_chunks(wave.to(device) if device.type == "cuda" else wave, branch)
+    return begin_features(model, chunks, samples, branch, chunks_per_batch)()
+
+
+def begin_features(
+    model: HubertModel, chunks: Tensor, samples: int, branch: Branch, chunks_per_batch: int | None = None
+) -> Callable[[], Tensor]:
+    """Set the model to work on what `standardised_chunks` returned; the function returned waits for the features.
+
+    On CUDA nothing is waited for before that. The function raises AudioError for features that are not finite.
+    """
+    with torch.inference_mode():
+        states = _last_hidden_states(model, chunks, samples, branch, chunks_per_batch)
+        features, finite = begin_copy(states), begin_copy(states.isfinite().all())
+
+    def wait() -> Tensor:
+        result, fits = features(), bool(finite())
+        if not fits and result.dtype != torch.float32:
+            # Too large for fp16. In float32, from then on.
+            with torch.inference_mode():
+                result = _last_hidden_states(model.float(), chunks, samples, branch, chunks_per_batch).cpu()
+            fits = bool(result.isfinite().all())
+        if not fits:
+            raise AudioError(
+                f"The SSL model '{branch.name}' returned values that are not finite. Finite features were expected. "
+                "Check its weight files; download them again if other songs fail too."
+            )
+        return result.float()
+
+    return wait
+
+
+def _last_hidden_states(
+    model: HubertModel, chunks: Tensor, samples: int, branch: Branch, chunks_per_batch: int | None
+) -> Tensor:
+    """[count, S] to [n, width], on the model's device and in its dtype.
+
+    Transformers' HubertModel takes one batch through everything. Its convolutions keep seven times as much per chunk
+    as its transformer layers, so here they take fewer chunks at once.
     """
     parameter = next(model.parameters())
-    if parameter.device.type == "cuda":
-        wave = wave.to(parameter.device)
-    with torch.inference_mode():
-        chunks, samples = standardised_chunks(wave, branch)
-        features = []
-        for batch in chunks.split(chunks_per_batch or branch.chunks_per_batch):
-            # No attention mask: the model was used without one, so the padding of the last chunk is part of the input.
-            states = model(batch.to(parameter.device, next(model.parameters()).dtype)).last_hidden_state.float()
-            if not states.isfinite().all():
-                # Too large for fp16. In float32, from then on.
-                states = model.float()(batch.to(parameter.device)).last_hidden_state
-            features.extend(states.cpu())
-    if not all(chunk.isfinite().all() for chunk in features):
-        raise AudioError(
-            f"The SSL model '{branch.name}' returned values that are not finite. Finite features were expected. "
-            "Check its weight files; download them again if other songs fail too."
-        )
-    kept = [
-        frames[: -(-min(branch.chunk, samples - start * branch.chunk) // _HOP)] for start, frames in enumerate(features)
-    ]
-    return torch.cat(kept)
+    convolved, transformed = (chunks_per_batch,) * 2 if chunks_per_batch else _chunks_at_once(model, branch)
+    result: Tensor | None = None
+    for start, batch in zip(range(0, len(chunks), transformed), chunks.split(transformed), strict=True):
+        # No attention mask: the model was used without one, so the padding of the last chunk is part of the input.
+        heard = torch.cat(
+            [model.feature_extractor(part.to(parameter.device, parameter.dtype)) for part in batch.split(convolved)]
+        )  # [chunks, channels, F]
+        states = model.encoder(model.feature_projection(heard.transpose(1, 2))).last_hidden_state
+        if result is None:
+            result = states.new_empty(len(chunks), *states.shape[1:])
+        result[start : start + len(batch)] = states
+    assert result is not None
+    last = samples - (len(chunks) - 1) * branch.chunk
+    frames = result.shape[1]
+    return result.flatten(0, 1)[: (len(chunks) - 1) * frames + min(frames, -(-last // _HOP))]
+
+
+def _chunks_at_once(model: HubertModel, branch: Branch) -> tuple[int, int]:
+    """Chunks that the convolutions and those that the transformer layers take at once.
+
+    On a CPU one: its caches hold that much, so that it is faster than any batch, and memory is least. On a GPU, which
+    small batches leave idle, as many as fit into a bound, or into a quarter of what is free where that is less.
+    """
+    parameter = next(model.parameters())
+    if parameter.device.type == "cpu":
+        return 1, 1
+    free = free_device_bytes(parameter.device)
+    bound = _BATCH_BYTES if free is None else min(_BATCH_BYTES, free // 4)
+    config, size = model.config, parameter.element_size()
+    # The first convolution's output three times: as it is, after the norm, after the activation.
+    of_convolutions = 3 * branch.chunk // config.conv_stride[0] * config.conv_dim[0] * size
+    of_layers = branch.chunk // _HOP * (8 * config.hidden_size + 2 * config.intermediate_size) * size
+    return max(1, bound // of_convolutions), max(1, bound // of_layers)
 
 
 def standardised_chunks(wave: Tensor, branch: Branch) -> tuple[Tensor, int]:

@@ -579,6 +579,27 @@ def test_lyric_vocabulary_that_is_not_there(hub):
     assert f"{hub.url}/vocab.json: the server answered 404" in result.stderr
 
 
+def test_no_server_for_the_lyric_vocabulary_is_one_list_with_the_other_parts(hub):
+    nowhere = "http://127.0.0.1:9"
+    result = hub.download("lyric_vocabulary", ACE_LYRIC_VOCAB_URL=f"{nowhere}/vocab.json")
+    assert result.returncode == 2 and result.stdout == ""
+    assert "error: Missing base weights: lyric_vocabulary (" in result.stderr
+    assert f"{nowhere}/vocab.json: ConnectError" in result.stderr and "or set ACE_LYRIC_VOCAB_URL" in result.stderr
+
+    result = hub.download("mert", "lyric_vocabulary", HF_ENDPOINT=nowhere, ACE_LYRIC_VOCAB_URL=f"{nowhere}/vocab.json")
+    assert result.returncode == 2
+    problems = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    beginnings = (
+        "Missing base weights: mert",
+        "Missing base weights: lyric_vocabulary",
+        "Cannot download",
+        "The lyric",
+    )
+    assert [problem.startswith(f"error: {start}") for problem, start in zip(problems, beginnings, strict=True)] == [
+        True
+    ] * 4
+
+
 @pytest.mark.skipif("ACE_LYRIC_VOCAB" not in os.environ, reason="ACE_LYRIC_VOCAB does not name the real vocabulary")
 def test_real_lyric_vocabulary(hub):
     (hub.folder / "plain").mkdir()

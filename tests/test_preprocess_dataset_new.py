@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +25,12 @@ from safetensors.torch import load_file, save_file
 import convert2hf_dataset_new as convert
 import preprocess_dataset_new as preprocess
 from ace_lora import audio as audio_module
-from ace_lora import base_weights, ssl_features
-from ace_lora.audio import prepare_waveform, read_audio
+from ace_lora import base_weights, dcae, ssl_features
+from ace_lora.audio import AudioError, prepare_waveform, read_audio
 from ace_lora.commands import run_script
+from ace_lora.fingerprints import audio_fingerprint
 from ace_lora.records import RecordError, list_records, read_metadata, read_record, restore_rows, write_tensors
+from ace_lora.song_dataset import DatasetSong
 from ace_lora.tiny_base import make_tiny_base
 
 ROOT = Path(__file__).parents[1]
@@ -264,6 +267,68 @@ def test_golden_features_before_rounding(tmp_path, golden_base, stem):
         features = ssl_features.extract_features(load(golden_base / folder, **cpu), wave, kind, 2)
         field = f"{branch}_ssl_hidden_states"
         assert_digest(features, song["fields"][field]["digest"], f"{stem}.{field}", 1e-4)
+
+
+# --- The networks' inputs ---
+
+
+def work_on(path: Path, stages: list[str]) -> preprocess.Work:
+    song = DatasetSong(path.stem, path, "pop", "", "")
+    fingerprint = {"audio": audio_fingerprint(path), **{stage: {} for stage in stages}}
+    return preprocess.Work(song, str(path), fingerprint=fingerprint, stages=stages)
+
+
+def test_a_song_is_decoded_once_where_main_memory_has_room(tmp_path):
+    path = tmp_path / "夜曲.flac"
+    write_song(path, 3.2)
+    work = work_on(path, ["latents", "mert", "mhubert"])
+    inputs = preprocess.Inputs(torch.device("cpu"))
+    assert inputs.room == 0  # on a CPU every network decodes anew
+    inputs.room = 480_000  # bytes of the MERT input, five seconds: none is left for mHuBERT
+    wave, _ = prepare_waveform(read_audio(path))
+    made = inputs.make(work, "latents")
+    assert torch.equal(made.values[0], preprocess.network_input("latents", wave)[0])
+    assert made.facts == {"seconds": 3.2, "original_seconds": 3.2, "cropped": False}
+    assert set(inputs.waiting) == {("夜曲", "mert")} and inputs.room == 0
+    path.unlink()
+    made = inputs.make(work, "mert")
+    expected, samples = preprocess.network_input("mert", wave)
+    assert torch.equal(made.values[0], expected) and made.values[1] == samples
+    assert inputs.waiting == {} and inputs.room == 480_000
+    with pytest.raises(AudioError, match="cannot be opened"):
+        inputs.make(work, "mhubert")
+
+
+def test_a_song_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    write_song(path, 3.2)
+    work = work_on(path, ["latents"])
+    write_song(path, 3.2, seed=1)
+    with pytest.raises(AudioError, match="changed while it was being read"):
+        preprocess.Inputs(torch.device("cpu")).make(work, "latents")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_with_the_next_song_begun_before_a_result_is_collected(tmp_path, tiny, kind):
+    """What is done on an NVIDIA card, on the CPU: order, results and failures stay those of one after another."""
+    works = []
+    for number in range(4):
+        path = tmp_path / f"{number}.wav"
+        write_song(path, 3.2, seed=number)
+        works.append(work_on(path, ["latents"]))
+    works[1].song.audio.write_bytes(b"this is no audio" * 100)
+    network = preprocess.load_network("latents", tiny / "music_dcae_f8c8", "cpu", torch.float32)
+    device = SimpleNamespace(torch_device=SimpleNamespace(type=kind))
+    inputs = preprocess.Inputs(torch.device("cpu"))
+    found = list(preprocess.compute_all("latents", network, works, inputs, device))
+    assert [work for work, _ in found] == works
+    for work, computed in found:
+        if work is works[1]:
+            assert computed is None and "cannot be decoded" in work.outcome
+            continue
+        wave, _ = prepare_waveform(read_audio(work.song.audio))
+        assert torch.equal(computed[0], dcae.encode_latents(network, wave)) and not work.outcome
+        assert computed[1]["audio_sha256"] == work.fingerprint["audio"]["sha256"]
 
 
 # --- Running again ---
@@ -667,17 +732,41 @@ def test_all_weight_files_are_compared_before_the_first_network_runs(two_songs, 
     assert two_songs.others() == set() and not two_songs.prep.exists()
 
 
-def test_a_second_run_at_the_same_time_is_refused(two_songs):
+@pytest.mark.parametrize(
+    ("running", "starting"), [("1/1", "1/1"), ("1/1", "1/2"), ("2/2", "1/1"), ("2/2", "2/2"), ("1/3", "2/2")]
+)
+def test_a_second_run_on_the_same_songs_is_refused(two_songs, running, starting):
     partial = two_songs.folder / "prep.partial"
     partial.mkdir()
-    with FileLock(partial / ".lock-1-of-1"):
-        status, _, errors = two_songs.preprocess("--ssl", "none")
-        assert status == 2 and "Another run of this step is making records" in errors
+    with FileLock(partial / f".lock-{running.replace('/', '-of-')}"):
+        status, _, errors = two_songs.preprocess("--ssl", "none", "--shard", starting)
+        assert status == 2 and "Another run of this step" in errors and "is making records" in errors
+        assert ("--shard " + running in errors) == (running != "1/1")
         assert not two_songs.prep.exists()
-        # Shares of one dataset are made to run at the same time.
-        assert two_songs.preprocess("--ssl", "none", "--shard", "1/2")[0] == 0
+    # A lock file that a killed run left holds nobody off.
+    assert (partial / f".lock-{running.replace('/', '-of-')}").exists()
     assert two_songs.preprocess("--ssl", "none")[0] == 0
     assert set(two_songs.records()) == {"b", "夜曲"} and two_songs.others() == set()
+
+
+def test_shares_of_one_division_run_at_the_same_time(two_songs):
+    partial = two_songs.folder / "prep.partial"
+    partial.mkdir()
+    piece, unfinished, lock = "夜曲.latents.safetensors", ".tmp-夜曲.safetensors", ".lock-2-of-2"
+    write_tensors(partial / piece, {"target_latents": torch.ones(1)}, {})
+    (partial / unfinished).touch()
+    with FileLock(partial / lock):
+        # What the other share is at work on stays.
+        assert two_songs.preprocess("--ssl", "none", "--shard", "1/2")[0] == 0
+        assert {path.name for path in partial.iterdir()} == {piece, unfinished, lock}
+        # So it does when a run on the whole dataset finds every record made.
+        (two_songs.songs / "夜曲_prompt.txt").unlink()
+        (two_songs.songs / "夜曲.flac").rename(two_songs.folder / "away.flac")
+        two_songs.convert()
+        assert two_songs.preprocess("--ssl", "none")[1].splitlines()[-1] == "done 0, skipped 1, failed 0"
+        assert {path.name for path in partial.iterdir()} == {piece, unfinished, lock}
+    assert two_songs.preprocess("--ssl", "none")[0] == 0
+    assert not partial.exists()
 
 
 def test_a_dataset_with_relative_paths_can_be_used_from_any_folder(two_songs, monkeypatch, tmp_path_factory):

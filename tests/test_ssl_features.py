@@ -9,6 +9,8 @@ import torch
 from golden_audio import assert_close, assert_digest, audio, golden_json, golden_tensors, weights
 from safetensors.torch import save_file
 
+from ace_lora import ssl_features
+from ace_lora.audio import AudioError
 from ace_lora.ssl_features import (
     MERT,
     MHUBERT,
@@ -101,6 +103,43 @@ def test_the_batch_makes_no_difference(loaded, chunks_per_batch):
     wave = golden_wave("0").repeat(1, 2)
     whole = extract_features(model, wave, branch, chunks_per_batch=100)
     assert_close(extract_features(model, wave, branch, chunks_per_batch), whole, 1e-6)
+
+
+@pytest.mark.parametrize("at_once", [(1, 2), (2, 3), (3, 2), (100, 100)])
+def test_convolutions_and_layers_may_take_different_batches(loaded, monkeypatch, at_once):
+    _, branch, model = loaded
+    wave = golden_wave("0").repeat(1, 2)
+    one_by_one = extract_features(model, wave, branch)
+    monkeypatch.setattr(ssl_features, "_chunks_at_once", lambda *arguments: at_once)
+    assert_close(extract_features(model, wave, branch), one_by_one, 1e-6)
+
+
+def test_equals_transformers_own_forward_pass(loaded):
+    _, branch, model = loaded
+    chunks, samples = standardised_chunks(golden_wave("0").repeat(1, 2), branch)
+    with torch.inference_mode():
+        states = model(chunks).last_hidden_state
+    last = -(-(samples - (len(chunks) - 1) * branch.chunk) // 320)
+    expected = torch.cat([*states[:-1], states[-1][:last]])
+    assert_close(extract_features(model, golden_wave("0").repeat(1, 2), branch), expected, 1e-6)
+
+
+def test_features_that_are_not_finite_are_refused(loaded):
+    _, branch, model = loaded
+    chunks, samples = standardised_chunks(golden_wave("1"), branch)
+    with pytest.raises(AudioError, match=f"'{branch.name}' returned values that are not finite"):
+        ssl_features.begin_features(model, chunks * torch.nan, samples, branch)()
+
+
+def test_features_beyond_the_range_of_fp16_are_computed_in_float32(tmp_path):
+    tensors = tensors_of("mert")
+    for name in ("feature_projection.projection.weight", "feature_projection.projection.bias"):
+        tensors[name] = tensors[name] * 1e5
+    folder = write_checkpoint(tmp_path, "mert", {name: tensor.clamp(-6e4, 6e4) for name, tensor in tensors.items()})
+    exact = extract_features(load_mert(folder, **CPU), golden_wave("0"), MERT)
+    model = load_mert(folder, device="cpu", dtype=torch.float16)
+    assert_close(extract_features(model, golden_wave("0"), MERT), exact, 2e-2)
+    assert next(model.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["mert", "mhubert"])
@@ -221,3 +260,18 @@ def test_frames_of_a_whole_chunk_and_of_a_short_end():
         for kernel, stride in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True):
             frames = (frames - kernel) // stride + 1
         assert frames == full
+
+
+def test_batches_on_a_gpu_follow_its_free_memory(monkeypatch):
+    """`meta` stands for a device that is no CPU."""
+    mert = make_hubert(PUBLISHED["mert_v1_330m_as_hubert"]).to(torch.bfloat16)
+    mhubert = make_hubert(PUBLISHED["mhubert_147"]).to(torch.bfloat16)
+    for free, expected in (
+        (None, [(5, 32), (1, 10)]),
+        (139e9, [(5, 32), (1, 10)]),
+        (0.8e9, [(2, 16), (1, 5)]),
+        (0, [(1, 1), (1, 1)]),
+    ):
+        monkeypatch.setattr(ssl_features, "free_device_bytes", lambda device, free=free: free and int(free))
+        found = [ssl_features._chunks_at_once(model, branch) for model, branch in ((mert, MERT), (mhubert, MHUBERT))]
+        assert found == expected

@@ -1,0 +1,19 @@
+"""Copies to main memory that are not waited for, where they are begun."""
+
+import pytest
+import torch
+
+from ace_lora.host_copy import begin_copy
+
+
+def test_a_tensor_on_the_cpu_needs_no_copy():
+    tensor = torch.arange(5.0)
+    assert begin_copy(tensor)() is tensor
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA card")
+def test_what_follows_on_the_card_does_not_change_the_copy():
+    tensor = torch.arange(1_000_000, device="cuda")
+    copy = begin_copy(tensor)
+    tensor.zero_()
+    assert torch.equal(copy(), torch.arange(1_000_000))
