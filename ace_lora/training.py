@@ -25,6 +25,7 @@ from ace_lora.batches import Batch, Plan, Prefetcher
 from ace_lora.commands import StepFailed
 from ace_lora.device import send
 from ace_lora.flow_matching import Padding, Schedule, add_noise, denoising_loss
+from ace_lora.host_copy import HostCopy
 from ace_lora.optimizers import learning_rate_multiplier, prodigy_d, skips_on_device
 
 MOST_STEPS_UNSEEN = 8  # steps that the card may be behind before the host waits for the oldest
@@ -137,30 +138,6 @@ class AdapterAverage:
             average.lerp_(parameter.detach(), wanted)
 
 
-# --- Numbers on their way from the card ---
-
-
-class Arriving:
-    """Numbers that are being copied to main memory while the card goes on."""
-
-    def __init__(self, numbers: Tensor):
-        self._numbers = numbers.detach()
-        self._copied: torch.cuda.Event | None = None
-        if numbers.is_cuda:
-            self._numbers = self._numbers.to("cpu", non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def is_there(self) -> bool:
-        return self._copied is None or self._copied.query()
-
-    def take(self) -> list[float]:
-        """The numbers; waits until they are there."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._numbers.tolist()
-
-
 # --- The module ---
 
 
@@ -209,7 +186,7 @@ class _Unseen:
     step: int  # optimizer steps done after it
     epoch: int
     gathered: _Gathered
-    numbers: Arriving
+    numbers: HostCopy
     values: dict[str, float | None]  # what the host knew already
 
 
@@ -256,7 +233,7 @@ class LoraTraining(LightningModule):
         self.holds_back = plan.processes == 1 and skips_on_device(optimizer)
         self._held_back: Tensor | None = None  # float32 scalar, 1 from the first step that must not reach the weights
         self._gathered = _Gathered()
-        self._numbers = Arriving(torch.zeros(()))
+        self._numbers = HostCopy(torch.zeros(()))
         self._grad_norm = torch.zeros(())
         self._unseen: deque[_Unseen] = deque()
         self._overflows = 0
@@ -303,11 +280,11 @@ class LoraTraining(LightningModule):
         gradients = [parameter.grad for parameter in self.adapter if parameter.grad is not None]
         self._grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         numbers = torch.cat([*losses, self._grad_norm.float().view(1).to(losses[0].device)])
-        self._numbers = Arriving(numbers)
+        self._numbers = HostCopy(numbers)
         if self.holds_back:
             self.hold_back(numbers)
         else:
-            self.check(self.steps_done + 1, self._gathered, self._numbers.take())
+            self.check(self.steps_done + 1, self._gathered, self._numbers.wait().tolist())
 
     def hold_back(self, numbers: Tensor) -> None:
         """Have the optimizer skip this step, and all that follow, when not all `numbers` are finite.
@@ -378,7 +355,7 @@ class LoraTraining(LightningModule):
     def _see(self) -> None:
         """Look at the oldest step's numbers, and report them."""
         unseen = self._unseen.popleft()
-        gathered, numbers = unseen.gathered, unseen.numbers.take()
+        gathered, numbers = unseen.gathered, unseen.numbers.wait().tolist()
         if self.holds_back:
             try:
                 self.check(unseen.step, gathered, numbers)

@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ace_lora import adapter
 from ace_lora.batches import Batch, Draw, Plan, Prefetcher
 from ace_lora.flow_matching import build_schedule
+from ace_lora.host_copy import HostCopy
 from ace_lora.memory_saving import set_checkpointing
 from ace_lora.metrics import silence_libraries
 from ace_lora.optimizers import build_optimizer
 from ace_lora.training import (
     MOST_STEPS_UNSEEN,
     AdapterAverage,
-    Arriving,
     ConditionEncoder,
     LoraTraining,
     NotFinite,
@@ -301,7 +301,7 @@ class Song(OneSong):
 def test_steps_that_follow_a_bad_one_change_nothing(behind, tmp_path, monkeypatch):
     """`behind`: as on a card, whose numbers come when nobody waits for them any more."""
     if behind:
-        monkeypatch.setattr(Arriving, "is_there", lambda self: False)
+        monkeypatch.setattr(HostCopy, "is_there", lambda self: False)
     case = golden("train_t1.json")
 
     def train(name, steps, bad_step):
@@ -348,7 +348,7 @@ def test_steps_that_follow_a_bad_one_change_nothing(behind, tmp_path, monkeypatc
 
 
 def test_numbers_are_not_waited_for_until_many_are_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(Arriving, "is_there", lambda self: False)
+    monkeypatch.setattr(HostCopy, "is_there", lambda self: False)
     case = golden("train_t1.json")
     model = make_model(case)
     tensors = adapter.adapter_tensors(model)
@@ -463,7 +463,7 @@ def test_nothing_in_a_step_waits_for_the_card(name, monkeypatch):
         on_report=lambda report: None,
     )
     module.holds_back = True  # as with the fused optimizer of a card
-    monkeypatch.setattr(Arriving, "is_there", lambda self: False)
+    monkeypatch.setattr(HostCopy, "is_there", lambda self: False)
     with Waits() as waits:
         batch = batch.to(torch.device("meta"))
         module.on_train_batch_start(batch, 0)
