@@ -189,9 +189,8 @@ class Step:
         from ace_lora.memory_saving import set_checkpointing
         from ace_lora.transformer import ACEStepTransformer
 
-        model, factors = self.model(variant)
-        for factor in factors:
-            factor.grad = None
+        model, _ = self.model(variant)
+        self.forget_gradients(variant)
         model.__class__ = ReferenceTransformer if variant.straightforward else ACEStepTransformer
         layers = self.config.num_layers
         set_checkpointing(model, round(variant.recomputed * layers), layers if variant.products else 0)
@@ -212,6 +211,10 @@ class Step:
         loss.backward()
         return loss.detach()
 
+    def forget_gradients(self, variant: Variant) -> None:
+        for factor in self.model(variant)[1]:
+            factor.grad = None
+
     def gradient(self, variant: Variant) -> torch.Tensor:
         import torch
 
@@ -230,6 +233,7 @@ def compare(variants: list[Variant], step: Step) -> dict[str, int]:
     memory = {}
     for variant in variants:
         step(variant)  # makes the model
+        step.forget_gradients(variant)
         memory[variant.name], loss = step_memory(step.device, lambda variant=variant: step(variant))
         gradient = step.gradient(variant)
         expected = first.setdefault(variant.ssl, gradient)
