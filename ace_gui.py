@@ -66,6 +66,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
 # A system Python without Tk can still import this module, run `--check` and the headless tests.
 try:
     import tkinter as tk
@@ -151,7 +156,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "about.dataset": (
         "把歌曲、提示词和歌词登记成一份清单，只需几秒钟。",
-        "List the songs with their prompts and lyrics in a data set. Takes seconds.",
+        "List the songs with their prompts and lyrics in a dataset. Takes seconds.",
     ),
     "about.prep": (
         "把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。",
@@ -171,7 +176,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "start.prompts": ("生成提示词", "Generate prompts"),
     "start.lyrics": ("生成歌词", "Generate lyrics"),
-    "start.dataset": ("创建数据集", "Create data set"),
+    "start.dataset": ("创建数据集", "Create dataset"),
     "start.prep": ("开始预处理", "Preprocess"),
     "start.train": ("开始训练", "Start training"),
     "start.strength": ("生成成品 LoRA", "Write the LoRA"),
@@ -209,8 +214,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
     "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
     "lyrics.done": ("{count} 首歌都有歌词。", "All songs have lyrics ({count})."),
-    "dataset.missing": ("数据集 {folder} 还没有创建。", "The data set {folder} has not been made yet."),
-    "dataset.done": ("数据集 {folder} 已创建。", "The data set {folder} is there."),
+    "dataset.missing": ("数据集 {folder} 还没有创建。", "The dataset {folder} has not been made yet."),
+    "dataset.done": ("数据集 {folder} 已创建。", "The dataset {folder} is there."),
     "prep.none": ("{count} 首歌还没有预处理。", "No song has been preprocessed yet ({count} to do)."),
     "prep.missing": (
         "还有 {count} 首歌没有预处理好：{songs}。若一直失败，请看日志，换掉或移除这些歌。",
@@ -221,6 +226,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "train.foreign": (
         "checkpoints 里是另一个项目“{owner}”的 LoRA。",
         "The checkpoints folder holds the LoRAs of another project, “{owner}”.",
+    ),
+    "train.elsewhere": (
+        "另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。",
+        "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window.",
     ),
     "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
     "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
@@ -274,6 +283,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "problems.more": ("……另有 {count} 首，在表中标有 ⚠。", "… and {count} more, marked ⚠ in the table."),
     "project.name": ("名称", "Name"),
     "project.folder": ("文件夹", "Folder"),
+    "project.elsewhere": (
+        "“{name}”已在另一个窗口中打开。请到那个窗口里操作，或关闭它以后再试。",
+        "“{name}” is open in another window. Work there, or close that window and try again.",
+    ),
+    "project.retry": ("再试一次", "Try again"),
     "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
     "import.done": ("已添加 {count} 首歌。", "Songs added: {count}."),
     "import.more": ("……另有 {count} 条，见日志。", "… and {count} more, see the log."),
@@ -284,6 +298,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "import.empty": ("是空文件，未添加。", "is an empty file; not added."),
     "import.unreadable": ("不是有效的 wav 文件，未添加。", "is no valid wav file; not added."),
     "import.duplicate": ("与 {detail} 内容相同，未添加。", "has the same content as {detail}; not added."),
+    "import.duplicate_used": (
+        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词已补给那首歌。",
+        "has the same content as {detail}; not added, but that song got the texts beside it.",
+    ),
+    "import.duplicate_kept": (
+        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词与曲库中的不同，曲库中的保持不变。",
+        "has the same content as {detail}; not added. The texts beside it differ from that song's, which stay.",
+    ),
     "import.failed": ("复制失败：{detail}", "could not be copied: {detail}"),
     "import.cancelled": ("未复制。", "was not copied."),
     "home.title": ("新项目", "New project"),
@@ -320,7 +342,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "move.exists": ("{path} 已存在且不为空，请换一个名称。", "{path} exists and is not empty. Choose another name."),
     "bin.remove": ("移除的歌曲", "removed songs"),
     "bin.clear": ("清空前的曲库", "library before clearing"),
-    "bin.move": ("改名前的数据集", "data set before moving"),
+    "bin.move": ("改名前的数据集", "dataset before moving"),
     "bin.rename": ("改名时被替换", "replaced by a rename"),
     "bin.restore": ("恢复时被替换", "replaced by a restoring"),
     "bin.orphans": ("多余的预处理数据", "records without a song"),
@@ -401,8 +423,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "help.shard": ("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything."),
     "field.batch_size": ("批大小", "Batch size"),
     "help.batch_size": ("每步同时学习几首歌。显存不足时保持 1。", "Songs per step. Keep 1 unless there is memory to spare."),
-    "field.num_workers": ("数据线程数", "Loader workers"),
-    "help.num_workers": ("DataLoader 使用的线程数，0 表示不另开。Windows 上建议 0。", "Processes that read data ahead; 0: none. Best on Windows."),
+    "field.num_workers": ("数据线程数", "Loader threads"),
+    "help.num_workers": ("DataLoader 使用的线程数，0 表示不另开，通常够用。", "More threads that read data ahead; 0 is enough for most."),
     "field.tag_dropout": ("标签丢弃率", "Tag dropout"),
     "help.tag_dropout": ("每个标签在一步中被略去的概率，让 LoRA 不依赖单个标签。", "Chance that a tag is left out of a step, so that no tag becomes indispensable."),
     "field.learning_rate": ("学习率", "Learning rate"),
@@ -530,9 +552,19 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run.rate": ("{rate} 步/秒", "{rate} it/s"),
     "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
     "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
+    "run.stopped_training": (
+        "“{title}”已停止并保存（运行了 {spent}）。再次开始时，选“从最新的继续”就会接着训练。",
+        "{title}: stopped and saved after {spent}. To go on, start it again and choose “Go on from the last”.",
+    ),
+    "run.stopped_only": ("“{title}”已停止（运行了 {spent}）。", "{title}: stopped after {spent}."),
+    "run.songs_failed": (
+        "有 {count} 首歌没有成功：{songs}。原因见日志中的红色行。",
+        "Songs that did not succeed: {count} ({songs}). The red lines of the log say why.",
+    ),
     "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
     "run.not_started": ("未能启动", "not started"),
     "run.nothing": ("所有步骤都已完成。", "All steps are done."),
+    "log.hint": ("各步骤的输出会显示在这里。", "What the steps print appears here."),
     "log.skipped": ("……此处略去 {count} 行，全部内容在日志文件中。", "… {count} lines left out here; the log file has all of them."),
     "log.file": ("完整日志：{file}", "Full log: {file}"),
     "log.ended": ("{title} 结束，退出码 {code}，用时 {spent}", "{title} ended with exit status {code} after {spent}"),
@@ -614,6 +646,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "apply": ("应用", "Apply"),
     "browse": ("浏览…", "Browse…"),
     "open.folder": ("打开歌曲文件夹", "Open song folder"),
+    "open.failed": ("无法打开 {path}：{error}。系统里没有能打开它的程序。", "Cannot open {path}: {error}. No program on this system opens it."),
     "open.result": ("打开结果文件夹", "Open result folder"),
     "choose.home": ("选择文件夹", "Choose a folder"),
     "choose.project": ("选择项目的歌曲文件夹", "Choose a project's song folder"),
@@ -728,7 +761,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "setting.python": ("运行脚本的 Python", "Python for the scripts"),
     "setting.python.help": ("留空自动查找：.venv、python 文件夹、已激活的环境、PATH。", "Empty: searched in .venv, the folder python, the active environment, PATH."),
     "setting.endpoint": ("模型下载来源", "Model source"),
-    "setting.endpoint.help": ("国内可用 https://hf-mirror.com。", "Hugging Face or a mirror."),
+    "setting.endpoint.help": ("留空用 huggingface.co；国内可选 https://hf-mirror.com。", "Empty: huggingface.co. Or a mirror of it."),
     "setting.checkpoint_dir": ("基础模型文件夹", "Base model folder"),
     "setting.checkpoint_dir.help": ("已手动下载时指定；留空用默认缓存。", "Where a copy lies already; empty: the download cache."),
     "setting.cache": ("下载缓存（HF_HOME）", "Download cache (HF_HOME)"),
@@ -807,9 +840,32 @@ def program_folder() -> Path:
     return Path(sys.executable if FROZEN else __file__).resolve().parent
 
 
+def user_config_folder() -> Path:
+    if WINDOWS:
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "ACE-Step LoRA"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "ACE-Step LoRA"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ace-step-lora"
+
+
 def absolute(path: Path) -> Path:
     """Without `..` and the current folder, but with symbolic links as the user wrote them."""
     return Path(os.path.normpath(path.absolute()))
+
+
+def is_file(path: Path) -> bool:
+    """Like Path.is_file, which raises (before Python 3.14) where a folder on the way may not be entered."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -883,6 +939,54 @@ def try_writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+class FolderLock:
+    """Keeps a second window out of a folder. The system frees it when the process ends, however that happens.
+
+    Its file stands in the user's configuration folder: an open file inside the folder would keep Windows from moving it.
+    """
+
+    def __init__(self, folder: Path, file: io.BufferedIOBase | None):
+        self.folder = folder
+        self._file = file
+
+    @classmethod
+    def take(cls, folder: Path) -> FolderLock | None:
+        """The lock on `folder`; None when somebody else has it. Where no lock can be made, everybody gets one."""
+        code = hashlib.sha1(os.path.normcase(folder.resolve()).encode("utf-8", "surrogatepass"), usedforsecurity=False)
+        path = user_config_folder() / "locks" / f"{code.hexdigest()[:16]}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError:
+            return cls(folder, None)
+        try:
+            if WINDOWS:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # what flock and Windows say of a lock that is held
+            file.close()
+            return None
+        except OSError:  # a file system without locks
+            file.close()
+            return cls(folder, None)
+        return cls(folder, file)
+
+    def heirs(self) -> tuple[int, ...]:
+        """What a child is given so that the lock lasts as long as it runs. On Windows no child outlives the window."""
+        return () if WINDOWS or self._file is None else (self._file.fileno(),)
+
+    def release(self) -> None:
+        if self._file is not None:
+            if WINDOWS:
+                with contextlib.suppress(OSError):
+                    self._file.seek(0)
+                    msvcrt.locking(self._file.fileno(), msvcrt.LK_UNLCK, 1)
+            self._file.close()
+            self._file = None
 
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}
@@ -977,14 +1081,6 @@ def human_seconds(seconds: float | None) -> str:
 
 
 # --- 4. Settings and project ----------------------------------------------------------------------------------------
-
-
-def user_config_folder() -> Path:
-    if WINDOWS:
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "ACE-Step LoRA"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "ACE-Step LoRA"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ace-step-lora"
 
 
 def settings_path(program: Path) -> Path:
@@ -1119,7 +1215,7 @@ class Project:
 
     def save(self) -> None:
         """Write the project file; nothing is written before the folder exists."""
-        if self.home is None or not self.home.is_dir():
+        if self.home is None or not is_folder(self.home):
             return
         stored = {key: getattr(self, key) for key in self._KEYS}
         write_json(self.home / PROJECT_FILE, {**self.unknown, "version": PROJECT_VERSION, **stored})
@@ -1285,7 +1381,7 @@ RECORD_EXTENSIONS = (".safetensors", ".hdf5", ".h5")
 
 def record_of(project: Project, stem: str) -> Path | None:
     paths = (project.records / (stem + extension) for extension in RECORD_EXTENSIONS)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if is_file(path)), None)
 
 
 def scan_library(project: Project) -> list[Song]:
@@ -1530,6 +1626,8 @@ def import_songs(
             break
         progress(number, len(files), source.name)
         reason = _refuse_source(source, home, sizes, digests)
+        if reason.startswith("import.duplicate|"):
+            reason = _use_texts_of_duplicate(source, home / reason.partition("|")[2])
         if reason:
             report.refused.append((source.name, reason))
             continue
@@ -1576,14 +1674,44 @@ def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], diges
 
 def _copy_song(source: Path, target: Path) -> None:
     """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to the target's stem."""
+    for old, new in _text_pairs(source, target):
+        if not new.exists():
+            _copy_file(old, new)
+    _copy_file(source, target)  # last: a song that is there is there with everything
+
+
+def _text_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """The texts beside the song `source`, and where they stand beside the song `target`."""
     pairs = [(source.with_name(source.stem + suffix), target.with_name(target.stem + suffix)) for suffix in SIDECARS]
-    for old, new in [*((old, new) for old, new in pairs if old.is_file() and not new.exists()), (source, target)]:
-        temporary = new.with_name(f".tmp-{new.name}")
-        try:
-            shutil.copy2(old, temporary)
-            os.replace(temporary, new)
-        finally:
-            temporary.unlink(missing_ok=True)
+    return [(old, new) for old, new in pairs if old.is_file()]
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _use_texts_of_duplicate(source: Path, target: Path) -> str:
+    """Give the library's song `target` the texts beside its duplicate that it lacks; the text key of what is to be said.
+
+    Texts that the song has already may have been corrected by hand: they stay.
+    """
+    used = kept = False
+    try:
+        for old, new in _text_pairs(source, target):
+            text = read_text(old).strip()
+            there = read_text(new).strip() if new.exists() else ""
+            if text and not there:
+                _copy_file(old, new)
+                used = True
+            kept |= bool(there) and text not in ("", there)
+    except OSError as error:
+        return f"import.failed|{error.strerror or error}"
+    return f"import.duplicate{'_kept' if kept else '_used' if used else ''}|{target.name}"
 
 
 def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = False) -> Path | None:
@@ -1594,20 +1722,24 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     folder = unique_path(home / BIN_FOLDER / stamp())
     folder.mkdir(parents=True)
     entries: dict[str, str] = {}
-    manifest = folder / BIN_MANIFEST
+    names: list[str] = []
     for path in existing:
-        kept = unique_path(folder / path.name)
         try:
             original = path.relative_to(home).as_posix()
         except ValueError:
             original = os.path.relpath(path, home)
-        # The manifest first: a crash between the two lines leaves a name too many, not a file without a name.
-        entries[kept.name] = original
-        write_json(manifest, {"reason": reason, "files": entries})
+        name, number = path.name, 2
+        while name in entries:
+            name, number = f"{path.stem}_{number}{path.suffix}", number + 1
+        names.append(name)
+        entries[name] = original
+    # The manifest first: a crash meanwhile leaves a name too many, not a file without a name.
+    write_json(folder / BIN_MANIFEST, {"reason": reason, "files": entries})
+    for path, name in zip(existing, names, strict=True):
         if copy:
-            shutil.copy2(path, kept)
+            shutil.copy2(path, folder / name)
         else:
-            shutil.move(str(path), str(kept))
+            shutil.move(str(path), str(folder / name))
     return folder
 
 
@@ -1692,7 +1824,7 @@ def rename_song(project: Project, song: Song, title: str) -> str:
 def orphan_records(project: Project, songs: Iterable[Song]) -> list[Path]:
     """Records in `<name>_prep` whose song is not in the library any more; the trainer would still use them."""
     stems = {song.stem for song in songs}
-    if project.home is None or not project.records.is_dir():
+    if project.home is None or not is_folder(project.records):
         return []
     return [
         path
@@ -1702,7 +1834,7 @@ def orphan_records(project: Project, songs: Iterable[Song]) -> list[Path]:
 
 
 def split_tags(prompt: str) -> list[str]:
-    return [tag for part in re.split(r"[,，\n]", prompt) if (tag := part.strip())]
+    return [tag for part in re.split(r"[,，、\n]", prompt) if (tag := part.strip())]
 
 
 def add_tag(prompt: str, tag: str) -> str:
@@ -1791,7 +1923,7 @@ class Field:
             return "wrong.choice", {"value": text, "choices": ", ".join(self.choices)}
         elif self.kind == "combo" and not text and self.basic:
             return "wrong.empty", {}
-        elif self.kind == "file" and text and not (program / text).is_file():
+        elif self.kind == "file" and text and not is_file(program / text):
             return "wrong.file", {"value": text}
         return None
 
@@ -1831,7 +1963,7 @@ CAPTION_FIELDS = (
 
 TRAIN_FIELDS = (
     Field("batch_size", "int", "1", low=1, high=64, basic=True),
-    Field("num_workers", "int", "0", low=0, high=64, basic=True),
+    Field("num_workers", "int", "0", low=0, high=32, basic=True),
     Field("tag_dropout", "float", "0.5", low=0, high=1, basic=True),
     Field("learning_rate", "float", "1e-4", low=0, high=10, basic=True),
     Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True),
@@ -1887,7 +2019,7 @@ STEPS = (
         "strength", 7, "add_alpha_in_lora.py", "strength",
         (
             Field("input_name", "combo", "{lora}", basic=True),
-            Field("output_name", "text", "{name}-step{step}.safetensors", basic=True),
+            Field("output_name", "text", "{name}-{step}.safetensors", basic=True),
             Field("lora_config_path", "combo", "{config}", basic=True),
         ),
         ("overwrite",),  # never wanted: a file that is there gets a dated name first
@@ -2024,7 +2156,7 @@ def list_loras(folder: Path) -> list[Path]:
         found = [p for p in folder.iterdir() if p.name.endswith("_lora") and not p.name.startswith(".")]
     except OSError:
         return []
-    found = [path for path in found if (path / LORA_FILE).is_file()]
+    found = [path for path in found if is_file(path / LORA_FILE)]
 
     def order(path: Path) -> tuple[int, float]:
         match = LORA_FOLDER.search(path.name)
@@ -2053,10 +2185,10 @@ class Workspace:
 
     def fields(self, step: str) -> list[Field]:
         fields = form_fields(STEP[step], self.flags.get(STEP[step].script))
-        if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
+        own_script = is_file(self.program / LLAMACPP_SCRIPT)
+        if step in ("prompts", "lyrics") and own_script and not self.knows(step, "backend"):
             # The fork has its llama.cpp captioner as a script of its own.
-            choices = ("qwen", "llamacpp") if (self.program / LLAMACPP_SCRIPT).is_file() else ("qwen",)
-            fields.insert(0, Field("backend", "choice", "qwen", choices, basic=True))
+            fields.insert(0, Field("backend", "choice", "qwen", ("qwen", "llamacpp"), basic=True))
         found = {"lora_config_path": self._configs, "input_name": self._lora_files}
         return [replace(row, choices=found[row.flag]()) if row.flag in found else row for row in fields]
 
@@ -2082,7 +2214,7 @@ class Workspace:
             name=self.project.name or "lora",
             config=self._config_of(lora),
             lora=shown_path(lora / LORA_FILE, self.program) if lora else "",
-            step=number if number is not None else "last",
+            step=f"step{number}" if number is not None else "last",
         )
 
     def _chosen_lora(self) -> Path | None:
@@ -2352,8 +2484,8 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
     receipt = space.project.receipts.get("strength", {})
     earlier = space.program / receipt["output"] if receipt.get("output") else None
     loras = space.loras()
-    if output is None or not output.is_file():
-        if earlier and earlier.is_file() and loras:
+    if output is None or not is_file(output):
+        if earlier and is_file(earlier) and loras:
             return StepState("stale", "stale.lora", {"lora": loras[-1].name})
         return StepState("ready", "strength.none")
     if states["train"].status == "stale":
@@ -2361,6 +2493,12 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
     if loras and (loras[-1] / LORA_FILE).stat().st_mtime > output.stat().st_mtime:
         return StepState("stale", "stale.lora", {"lora": loras[-1].name})
     return StepState("done", "strength.done", {"file": shown_path(output, space.program)})
+
+
+def remaining_steps(states: dict[str, StepState]) -> list[str]:
+    """What is left to run, in order. What was made from something out of date is made again as well."""
+    stale = next((step.number for step in STEPS if states[step.key].status == "stale"), len(STEPS) + 1)
+    return [step.key for step in STEPS[1:] if step.number >= stale or states[step.key].status != "done"]
 
 
 def take_receipt(space: Workspace, step: str, songs: list[Song]) -> dict[str, Any]:
@@ -2432,7 +2570,7 @@ def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path
             found.append(("PATH", Path(path)))
     usable, seen = [], set()
     for where, path in found:
-        if path not in seen and path.is_file() and not (FROZEN and path.samefile(sys.executable)):
+        if path not in seen and is_file(path) and not (FROZEN and path.samefile(sys.executable)):
             seen.add(path)
             usable.append((where, path))
     return usable
@@ -2522,14 +2660,15 @@ def find_weights(settings: Settings, program: Path) -> dict[str, tuple[Path | No
         for root in weights_folders(settings, program):
             candidates.append(root / folder)
             cached = root / f"models--{(hub or ACE_STEP_HUB).replace('/', '--')}" / "snapshots"
-            if cached.is_dir():
-                candidates += [one if hub else one / folder for one in sorted(cached.iterdir())]
+            if is_folder(cached):
+                with contextlib.suppress(OSError):
+                    candidates += [one if hub else one / folder for one in sorted(cached.iterdir())]
         found[part] = (None, 0.0)
         for candidate in candidates:
             size = sum(
                 path.stat().st_size
-                for path in (candidate.rglob("*") if candidate.is_dir() else ())
-                if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file()
+                for path in (candidate.rglob("*") if is_folder(candidate) else ())
+                if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and is_file(path)
             )
             if size:
                 found[part] = (candidate, size)
@@ -2703,17 +2842,33 @@ class LogText:
     """
 
     def __init__(self, keep: int = MAX_LOG_LINES):
-        self._lock = threading.Lock()
+        self._feeding = threading.Lock()  # held while a chunk is worked through; `take` never waits for it
+        self._lock = threading.Lock()  # of what `take` reads
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._lines: deque[str] = deque(maxlen=keep)
         self._keep = keep
         self._skipped = 0
         self._current = ""
+        self._shown = ""  # `_current` as the last whole chunk left it
         self._held = ""  # a `\r` or an unfinished escape at the end of a chunk: its meaning comes with the next
         self.total = 0
         self.errors: list[tuple[str, dict[str, str]]] = []
 
     def feed(self, data: bytes, final: bool = False) -> None:
+        with self._feeding:
+            finished = self._finished_by(data, final)
+            # Looked through before `take` is locked out: on a busy computer the window waited 0.3 s for that.
+            if finished:
+                found = recognise_errors("\n".join(finished))
+                self.errors += [error for error in found if error not in self.errors]
+            with self._lock:
+                self.total += len(finished)
+                self._skipped += max(0, len(self._lines) + len(finished) - self._keep)
+                self._lines.extend(finished[-self._keep :])
+                self._shown = self._current
+
+    def _finished_by(self, data: bytes, final: bool) -> list[str]:
+        """The lines that `data` finishes; what is left is held for the next chunk."""
         text = self._held + self._decoder.decode(data, final)
         self._held = ""
         if not final and text:
@@ -2725,15 +2880,14 @@ class LogText:
             text = _ESCAPES.sub("", _SECOND_BAR.sub(r"\r\1", text))
         if "\r\n" in text:
             text = re.sub(r"\r+\n", "\n", text)
-        with self._lock:
-            self._add(text)
-            if final and self._current:
-                self._finish([self._current])
-                self._current = ""
+        finished = self._add(text)
+        if final and self._current:
+            finished.append(self._current)
+            self._current = ""
+        return finished
 
-    def _add(self, text: str) -> None:
-        if not text:
-            return
+    def _add(self, text: str) -> list[str]:
+        """The lines that `text` finishes; what follows the last one becomes the current line."""
         first, *rest = text.split("\n")
         if "\r" in text:
             first, rest = self._overwrite(self._current, first), [self._overwrite("", line) for line in rest]
@@ -2741,28 +2895,19 @@ class LogText:
             first = self._current + first
         # A program that never ends its line must not fill memory.
         self._current = (rest[-1] if rest else first)[-100_000:]
-        if rest:
-            self._finish([first, *rest[:-1]])
+        return [first, *rest[:-1]] if rest else []
 
     @staticmethod
     def _overwrite(current: str, text: str) -> str:
         parts = (current + text).split("\r")
         return next((part for part in reversed(parts) if part.strip()), "").rstrip() if len(parts) > 1 else parts[0]
 
-    def _finish(self, lines: list[str]) -> None:
-        self.total += len(lines)
-        overflow = len(self._lines) + len(lines) - self._keep
-        if overflow > 0:
-            self._skipped += overflow
-        self._lines.extend(lines[-self._keep :])
-        self.errors += [found for found in recognise_errors("\n".join(lines)) if found not in self.errors]
-
     def take(self, most: int) -> tuple[int, list[str], str]:
         """(lines skipped since the last call, at most `most` finished lines, the current line)."""
         with self._lock:
             skipped, self._skipped = self._skipped, 0
             lines = [self._lines.popleft() for _ in range(min(most, len(self._lines)))]
-            return skipped, lines, self._current
+            return skipped, lines, self._shown
 
     @property
     def waiting(self) -> int:
@@ -2882,6 +3027,8 @@ KNOWN_ERRORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("err.shape", ("size mismatch for", "misshapen", "must match the size of tensor")),
     ("err.syntax", ("syntaxerror:",)),
 )  # fmt: skip
+# Those that the environment page can help with.
+ENVIRONMENT_ERRORS = ("err.package", "err.cpu_torch", "err.no_card", "err.offline")
 # Looking for 80 short texts costs more than for one pattern that nearly never matches, so that is asked first.
 _ERROR_LITERALS = tuple(literal for _, literals in KNOWN_ERRORS for literal in literals)
 _PACKAGE = re.compile(r"no module named ['\"]?([\w.]+)", re.IGNORECASE)
@@ -3098,7 +3245,9 @@ class Runner:
         environment: dict[str, str],
         log_path: Path | None,
         stop_file: Path | None = None,
+        heirs: tuple[int, ...] = (),
     ) -> int:
+        """`heirs`: see `FolderLock.heirs`."""
         if self.active:
             raise RuntimeError("a run is active already")
         self.run += 1
@@ -3106,12 +3255,19 @@ class Runner:
         self.started_at = time.monotonic()
         self.text = LogText()
         self._process, self._stop_file = None, stop_file
-        arguments = (self.run, argv, cwd, environment, log_path, self.text)
+        arguments = (self.run, argv, cwd, environment, log_path, self.text, heirs)
         threading.Thread(target=self._work, args=arguments, daemon=True, name=f"run-{self.run}").start()
         return self.run
 
     def _work(
-        self, run: int, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None, text: LogText
+        self,
+        run: int,
+        argv: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        log_path: Path | None,
+        text: LogText,
+        heirs: tuple[int, ...],
     ) -> None:
         log: io.BufferedWriter | None = None
         try:
@@ -3122,7 +3278,7 @@ class Runner:
         except OSError as error:  # a read-only folder: the run goes on, and the pane shows it
             text.feed(f"[log file: {error}]\n".encode())
         try:
-            process = start_process(argv, cwd, environment)
+            process = start_process(argv, cwd, environment, heirs=heirs)
         except OSError as error:
             if log:
                 log.write(str(error).encode())
@@ -3211,10 +3367,14 @@ class Runner:
 
 
 def start_process(
-    argv: list[str], cwd: Path, environment: dict[str, str], stdin: int = subprocess.DEVNULL
+    argv: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    stdin: int = subprocess.DEVNULL,
+    heirs: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """A child in a process group of its own, with one pipe for all its output and no input to wait for."""
-    group: dict[str, Any] = {"start_new_session": True}
+    group: dict[str, Any] = {"start_new_session": True, "pass_fds": heirs}
     if WINDOWS:
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     return subprocess.Popen(
@@ -3402,7 +3562,9 @@ COLOURS = {
     "log": "#121a26", "log_text": "#d7e0ec", "log_muted": "#8fa0b8", "log_bad": "#ff8f87", "log_warn": "#f2c46d",
     "log_head": "#8db8ff", "log_line": "#33415a", "curve_soft": "#b9cdf5",
 }  # fmt: skip
-FONT_CHOICES = ("Microsoft YaHei UI", "PingFang SC", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei")
+CHINESE_FONTS = ("Microsoft YaHei UI", "PingFang SC", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei")
+# Chinese fonts draw “ ” and … as wide as a character; English text has a font of its own where the system brings one.
+FONT_CHOICES = {"zh": CHINESE_FONTS, "en": ("Segoe UI", "Helvetica Neue", *CHINESE_FONTS)}
 MONO_CHOICES = ("Cascadia Mono", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "DejaVu Sans Mono")
 
 
@@ -3424,6 +3586,11 @@ class Ui:
             root.tk.call("::msgcat::mclocale", "zh_cn" if language == "zh" else "en")
             root.tk.eval("namespace eval ::tk {::msgcat::mcload [file join $::tk_library msgs]}")
         self._icons: dict[tuple[str, int], tk.PhotoImage] = {}
+        self.scroll_frames: list[ScrollFrame] = []
+        # Once for all of them: handlers added to "all" by every frame would outlive it and grow in number.
+        root.bind_all("<FocusIn>", lambda event: [frame.follow(event) for frame in self.scroll_frames])
+        for sequence in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
+            root.bind_all(sequence, lambda event: [frame.wheel(event) for frame in self.scroll_frames])
 
     def px(self, length: float) -> int:
         """A length for 100 % on this screen."""
@@ -3434,7 +3601,7 @@ class Ui:
 
     def _set_fonts(self) -> None:
         families = set(tkfont.families(self.root))
-        text = next((name for name in FONT_CHOICES if name in families), None)
+        text = next((name for name in FONT_CHOICES[self.language] if name in families), None)
         mono = next((name for name in MONO_CHOICES if name in families), None)
         for name, size, weight in (
             ("TkDefaultFont", 10, "normal"), ("TkTextFont", 10, "normal"), ("TkMenuFont", 10, "normal"),
@@ -3661,6 +3828,23 @@ def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
     return bar
 
 
+TableRows = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # item -> values, tags
+
+
+def fill_table(table: ttk.Treeview, shown: TableRows, rows: TableRows) -> None:
+    """Make a table show `rows`, in this order. `shown` holds what it shows: asking Tk for 300 songs could be felt."""
+    gone = [item for item in shown if item not in rows]
+    table.delete(*gone)
+    for item in gone:
+        del shown[item]
+    for index, (item, (values, tags)) in enumerate(rows.items()):
+        if item not in shown:
+            table.insert("", index, iid=item, values=values, tags=tags)
+        elif shown[item] != (values, tags):
+            table.item(item, values=values, tags=tags)
+        shown[item] = (values, tags)
+
+
 class Tip:
     """A sentence that appears when the pointer rests on a widget."""
 
@@ -3712,9 +3896,8 @@ class ScrollFrame:
         side_bar(self._canvas)
         self.inner.bind("<Configure>", self._fit)
         self._canvas.bind("<Configure>", self._fit)
-        self.frame.bind_all("<FocusIn>", self._follow, add="+")
-        for event in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
-            self.frame.bind_all(event, self._wheel, add="+")
+        ui.scroll_frames.append(self)
+        self.frame.bind("<Destroy>", lambda _event: ui.scroll_frames.remove(self))
 
     def _fit(self, _event: tk.Event) -> None:
         self._canvas.itemconfigure(self._item, width=self._canvas.winfo_width())
@@ -3726,8 +3909,9 @@ class ScrollFrame:
     def _inside(self, widget: Any) -> bool:
         return isinstance(widget, tk.Misc) and str(widget).startswith(str(self.inner) + ".")
 
-    def _follow(self, event: tk.Event) -> None:
-        if not self.inner.winfo_exists() or not self._inside(event.widget):
+    def follow(self, event: tk.Event) -> None:
+        """Bring the widget that got the focus into sight, when it is one in here."""
+        if not self._inside(event.widget):
             return
         top = event.widget.winfo_rooty() - self.inner.winfo_rooty()
         bottom, height = top + event.widget.winfo_height(), max(1, self.inner.winfo_height())
@@ -3737,10 +3921,8 @@ class ScrollFrame:
         elif bottom > last:
             self._canvas.yview_moveto((bottom - (last - first)) / height)
 
-    def _wheel(self, event: tk.Event) -> None:
-        if not self.inner.winfo_exists() or not (
-            self._inside(event.widget) or event.widget in (self._canvas, self.inner)
-        ):
+    def wheel(self, event: tk.Event) -> None:
+        if not (self._inside(event.widget) or event.widget in (self._canvas, self.inner)):
             return
         if isinstance(event.widget, (tk.Text, ttk.Treeview)) or self._canvas.yview() == (0.0, 1.0):
             return
@@ -3751,7 +3933,8 @@ class ScrollFrame:
 class LogPane:
     """The bottom of the window: the output of what runs. Shows the last MAX_LOG_LINES; the file has everything."""
 
-    def __init__(self, ui: Ui, parent: tk.Widget, said: Callable[[int], str]):
+    def __init__(self, ui: Ui, parent: tk.Widget, said: Callable[[int], str], hint: str):
+        """`hint` stands there until the first line comes."""
         self._said = said  # makes the line that tells how many lines were left out
         self.frame = ttk.Frame(parent)
         self.text = ScrolledText(
@@ -3779,6 +3962,8 @@ class LogPane:
         self.text.mark_set("live", "end-1c")
         self.text.mark_gravity("live", "left")
         self._make_read_only()
+        self._hint = tk.Label(self.text, text=hint, background=COLOURS["log"], foreground=COLOURS["log_muted"])
+        self._hint.place(x=0, y=0)
         self._current = ""
         self._lines = 0
 
@@ -3797,6 +3982,7 @@ class LogPane:
         if not lines and not skipped and current == self._current:
             return
         text = self.text
+        self._hint.place_forget()
         # 0.999 of 5,000 lines is five lines above the end: whoever scrolled up by a notch must stay there.
         at_end = (last := text.yview()[1]) >= 1 or (last > 0.999 and text.dlineinfo("end-1c") is not None)
         if self._current:
@@ -3929,6 +4115,118 @@ class LossChart:
             item = self.canvas.create_text(x + ui.px(18), y, text=f"{ui.t(key)} {value}", anchor="w",
                                            font=ui.fonts["small"], fill=COLOURS["muted"])  # fmt: skip
             x = self.canvas.bbox(item)[2] + ui.px(10)
+
+
+class Rail:
+    """The column on the left: the seven steps with their states, and below them what belongs to no step."""
+
+    def __init__(
+        self, ui: Ui, parent: tk.Widget, show_page: Callable[[str], None], tools: dict[str, Callable[[], None]]
+    ):
+        """`tools`: text key -> what the button does."""
+        self._ui = ui
+        self.frame = frame = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(10), 0, ui.px(10), ui.px(10)))
+        frame.columnconfigure(0, weight=1)
+        frame.rowconfigure(len(STEPS) + 1, weight=1)
+        self.steps: dict[str, ttk.Button] = {}
+        for step in STEPS:
+            button = ttk.Button(
+                frame, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: show_page(key)
+            )
+            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(2)))
+            button.bind("<Down>", lambda event: event.widget.tk_focusNext().focus_set())
+            button.bind("<Up>", lambda event: event.widget.tk_focusPrev().focus_set())
+            self.steps[step.key] = button
+        self.tools: dict[str, ttk.Button] = {}
+        for line, (key, command) in enumerate(tools.items(), start=len(STEPS) + 2):
+            self.tools[key] = ttk.Button(frame, text=ui.t(key), style="Tool.Rail.TButton", command=command)
+            self.tools[key].grid(row=line, column=0, sticky="ew", pady=(ui.px(4), 0))
+
+    def show(self, statuses: dict[str, str], page: str, usable: dict[str, bool]) -> None:
+        """Paint the steps' states, mark the page that is open, and let tools be pressed or not."""
+        t = self._ui.t
+        for step in STEPS:
+            status = statuses[step.key]
+            self.steps[step.key].configure(
+                image=self._ui.icon(status, 22),
+                text=f" {step.number}  {t(f'rail.{step.key}')}\n {t(f'status.{status}')}",
+                style="RailOn.TButton" if page == step.key else "Step.Rail.TButton",
+            )
+        for key, can_be_pressed in usable.items():
+            self.tools[key].configure(state="normal" if can_be_pressed else "disabled")
+        environment = "ToolOn.RailOn.TButton" if page == "environment" else "Tool.Rail.TButton"
+        self.tools["title.environment"].configure(style=environment)
+
+
+class Banner:
+    """A sentence with a colour and an icon, perhaps with a button, that stays until the next one or until it is closed."""
+
+    LOOKS = {"good": ("Good", "done"), "info": ("Info", "info"), "warn": ("Warn", "stale"), "bad": ("Bad", "failed")}  # noqa: RUF012
+
+    def __init__(self, ui: Ui, parent: tk.Widget):
+        self._ui = ui
+        # An empty holder keeps the banner's place in the window.
+        holder = ttk.Frame(parent, style="Rail.TFrame", height=1)
+        holder.pack(fill="x", side="top")
+        self.frame = ttk.Frame(holder, padding=(ui.px(12), ui.px(6)))
+        self.frame.columnconfigure(1, weight=1)
+        self._icon = ttk.Label(self.frame)
+        self._icon.grid(row=0, column=0, sticky="n", padx=(0, ui.px(10)))
+        self.text = wrapped(ttk.Label(self.frame, justify="left"))
+        self.text.grid(row=0, column=1, sticky="ew")
+        self.action = ttk.Button(self.frame, style="Small.TButton")
+        close = ttk.Button(self.frame, text="✕", style="Small.TButton", command=self.hide)
+        close.grid(row=0, column=3, sticky="n", padx=(ui.px(8), 0))
+        self.shown: tuple[str, str, tuple[str, Callable[[], None]] | None] | None = None
+
+    def show(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
+        self.shown = (level, message, action)
+        style, icon = self.LOOKS[level]
+        self.frame.configure(style=f"{style}.TFrame")
+        self._icon.configure(style=f"{style}.TLabel", image=self._ui.icon(icon, 20))
+        self.text.configure(style=f"{style}.TLabel", text=message)
+        if action:
+            self.action.configure(text=action[0], command=action[1])
+            self.action.grid(row=0, column=2, sticky="n", padx=(self._ui.px(8), 0))
+        else:
+            self.action.grid_remove()
+        self.frame.pack(fill="x")
+
+    def hide(self) -> None:
+        self.shown = None
+        self.frame.pack_forget()
+        self.frame.master.configure(height=1)  # a frame keeps the height of what has left it
+
+
+class RunBar:
+    """The line above the log: what runs, how far it is, and the button that stops it."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, stop: Callable[[], None]):
+        self._ui = ui
+        self.frame = bar = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(6)))
+        bar.columnconfigure(1, weight=1)
+        self._title = ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"])
+        self._title.grid(row=0, column=0, sticky="w", padx=(0, ui.px(12)))
+        self._progress = ttk.Progressbar(bar, maximum=1.0, length=ui.px(120))
+        self._progress.grid(row=0, column=1, sticky="ew")
+        self.figures = ttk.Label(bar, style="Rail.TLabel")
+        self.figures.grid(row=0, column=2, padx=(ui.px(12), ui.px(12)))
+        self.stop = ttk.Button(bar, text=ui.t("run.stop"), style="Danger.TButton", command=stop)
+        self.stop.grid(row=0, column=3)
+        self._shown = (0.0, "")
+
+    def show(self, title: str, stop_key: str, stoppable: bool) -> None:
+        self._title.configure(text=title)
+        self.stop.configure(text=self._ui.t(stop_key), state="normal" if stoppable else "disabled")
+
+    def show_progress(self, part: float, figures: str) -> bool:
+        """Show 0.0 to 1.0 and the figures; called at every tick. Whether something changed."""
+        if (part, figures) == self._shown:
+            return False
+        self._shown = (part, figures)
+        self._progress.configure(value=part)
+        self.figures.configure(text=figures)
+        return True
 
 
 class FieldRow:
@@ -4354,7 +4652,7 @@ class FormPage(StepPage):
     def _open(self) -> None:
         folder = self._result()
         if folder is not None:
-            open_in_system(folder)
+            self.app.show_path(folder)
 
 
 class SongsPage(StepPage):
@@ -4423,6 +4721,7 @@ class SongsPage(StepPage):
             self.table.column(
                 name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file")
             )
+        self._shown_rows: TableRows = {}
         self.table.tag_configure("bad", foreground=COLOURS["bad"])
         self.table.tag_configure("warn", foreground=COLOURS["warn"])
         self.table.grid(row=0, column=0, sticky="nsew")
@@ -4479,15 +4778,7 @@ class SongsPage(StepPage):
     def refresh(self) -> None:
         super().refresh()
         ui, songs = self.ui, self.app.songs
-        wanted = {song.audio.name: self._row(song) for song in songs}
-        for item in self.table.get_children():
-            if item not in wanted:
-                self.table.delete(item)
-        for index, (name, (values, tag)) in enumerate(wanted.items()):
-            if not self.table.exists(name):
-                self.table.insert("", index, iid=name)
-            if tuple(map(str, self.table.item(name, "values"))) != values or self.table.item(name, "tags") != tag:
-                self.table.item(name, values=values, tags=tag)
+        fill_table(self.table, self._shown_rows, {song.audio.name: self._row(song) for song in songs})
         if songs:
             self.empty.place_forget()
         else:
@@ -4500,13 +4791,13 @@ class SongsPage(StepPage):
         self._show_apply()
         self._selected()
 
-    def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...] | str]:
+    def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...]]:
         t = self.ui.t
         values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem not in ("", "long")
                   else human_seconds(song.seconds), t(f"mark.{song.prompt}"), t(f"mark.{song.lyrics}"), t(f"mark.{song.record}"))  # fmt: skip
         if song.problem and song.problem != "long":
             return (f"⚠ {song.title}", *values[1:]), ("bad",)
-        return ((f"⚠ {song.title}", *values[1:]), ("warn",)) if song.problem else (values, "")
+        return ((f"⚠ {song.title}", *values[1:]), ("warn",)) if song.problem else (values, ())
 
     def selection(self) -> list[Song]:
         chosen = set(self.table.selection())
@@ -4526,15 +4817,50 @@ class SongsPage(StepPage):
 
     def _play(self) -> None:
         for song in self.selection()[:1]:
-            open_in_system(song.audio)
+            self.app.show_path(song.audio)
 
     def _rename(self) -> None:
         for song in self.selection()[:1]:
-            self.app.ask_rename(song)
+            self.ask_rename(song)
+
+    def ask_rename(self, song: Song) -> None:
+        app, t = self.app, self.ui.t
+        if app.busy:
+            return
+
+        def done(values: list[str]) -> None:
+            try:
+                app.current_song = rename_song(app.project, song, values[0].strip())
+            except OSError as error:
+                app.say("bad", t("failed.file", error=error))
+            app.look_at_disk(force=True)
+
+        app.dialog = EntryDialog(
+            self.ui, app.root, t("songs.rename"), t("rename.message"), [(t("column.title"), song.title)], t("ok"), t("cancel"),
+            done, lambda values: "" if values[0].strip() else t("wrong.empty"),
+        )  # fmt: skip
 
     def _remove(self) -> None:
         if self.selection() and not self.app.busy:
-            self.app.ask_remove(self.selection())
+            self.ask_remove(self.selection())
+
+    def ask_remove(self, songs: list[Song]) -> None:
+        app, t = self.app, self.ui.t
+
+        def answer(key: str) -> None:
+            if key != "remove":
+                return
+            try:
+                remove_songs(app.project, songs)
+            except OSError as error:
+                app.say("bad", t("failed.file", error=error))
+            else:
+                app.say("good", t("removed", count=len(songs)))
+            app.look_at_disk(force=True)
+
+        names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
+        app.ask(t("songs.remove"), t("remove.message", count=len(songs)) + "\n\n" + names,
+                [("remove", t("songs.remove"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")], answer)  # fmt: skip
 
 
 class TextsPage(StepPage):
@@ -4572,6 +4898,7 @@ class TextsPage(StepPage):
         box.grid(row=0, column=0, rowspan=3, sticky="nsew", padx=(0, ui.px(12)))
         box.rowconfigure(0, weight=1)
         self.list = ttk.Treeview(box, columns=("title", "state"), show="headings", height=4, selectmode="browse")
+        self._shown_rows: TableRows = {}
         self.list.heading("title", text=ui.t("column.title"), anchor="w")
         self.list.heading("state", text=ui.t(f"column.{'prompt' if self.key == 'prompts' else 'lyrics'}"))
         self.list.column("title", width=ui.px(170), minwidth=ui.px(80))
@@ -4756,7 +5083,7 @@ class TextsPage(StepPage):
 
     def _play(self) -> None:
         if self.open_song:
-            open_in_system(self.open_song.audio)
+            self.app.show_path(self.open_song.audio)
 
     def _instrumental(self) -> None:
         if self.open_song:
@@ -4774,15 +5101,8 @@ class TextsPage(StepPage):
     def refresh(self) -> None:
         super().refresh()
         kind = "prompt" if self.key == "prompts" else "lyrics"
-        wanted = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in self.app.songs}
-        for item in self.list.get_children():
-            if item not in wanted:
-                self.list.delete(item)
-        for index, (name, values) in enumerate(wanted.items()):
-            if not self.list.exists(name):
-                self.list.insert("", index, iid=name)
-            if tuple(map(str, self.list.item(name, "values"))) != values:
-                self.list.item(name, values=values)
+        rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in self.app.songs}
+        fill_table(self.list, self._shown_rows, {name: (values, ()) for name, values in rows.items()})
         for tool in self.tools:
             tool.configure(state="normal" if self.app.songs else "disabled")
         if self.again_button is not None:
@@ -4840,14 +5160,61 @@ class TrainPage(StepPage):
         ttk.Label(row, text=ui.t("preset.label")).pack(side="left", padx=(0, ui.px(8)))
         self.preset = ttk.Combobox(row, state="readonly", width=14)
         self.preset.pack(side="left")
-        self.preset.bind("<<ComboboxSelected>>", lambda _event: self.app.apply_preset(self.preset.get()))
-        for key, command in (
-            ("preset.save", self.app.ask_save_preset),
-            ("preset.delete", lambda: self.app.delete_preset(self.preset.get())),
-        ):
-            ttk.Button(row, text=ui.t(key), style="Small.TButton", command=command).pack(
-                side="left", padx=(ui.px(6), 0)
-            )
+        self.preset.bind("<<ComboboxSelected>>", lambda _event: self.apply_preset(self.preset.get()))
+        save = ttk.Button(row, text=ui.t("preset.save"), style="Small.TButton", command=self.ask_save_preset)
+        save.pack(side="left", padx=(ui.px(6), 0))
+        self.delete_button = ttk.Button(
+            row,
+            text=ui.t("preset.delete"),
+            style="Small.TButton",
+            command=lambda: self.delete_preset(self.preset.get()),
+        )
+        self.delete_button.pack(side="left", padx=(ui.px(6), 0))
+
+    def apply_preset(self, name: str) -> None:
+        """Set a preset's values; flags that the trainer does not know stay out.
+
+        One of the user's own sets everything. One for a card sets what it is about and takes back what another card's
+        preset set; the rest is the user's.
+        """
+        app = self.app
+        own, card = app.settings.presets.get(name), PRESETS.get(name)
+        for row in app.space.fields("train"):
+            default = app.space.default(row)
+            if card is None:
+                text = (own or {}).get(row.flag, default)
+            elif row.flag in card:
+                text = card[row.flag]
+            elif app.space.value("train", row) in {other.get(row.flag) for other in PRESETS.values()}:
+                text = default
+            else:
+                continue
+            if row.kind != "choice" or text in row.choices:
+                app.project.set_value("train", row.flag, text, default)
+        app.save_project()
+        app.refresh()
+        app.say("info", self.ui.t("preset.applied", name=name))
+
+    def ask_save_preset(self) -> None:
+        app, t = self.app, self.ui.t
+
+        def done(values: list[str]) -> None:
+            app.settings.presets[values[0].strip()] = dict(app.project.values.get("train", {}))
+            app.save_settings()
+            app.refresh()
+
+        def problem(values: list[str]) -> str:
+            name = values[0].strip()
+            return t("wrong.empty") if not name else t("preset.taken") if name in PRESETS else ""
+
+        app.dialog = EntryDialog(self.ui, app.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
+                                 t("ok"), t("cancel"), done, problem)  # fmt: skip
+
+    def delete_preset(self, name: str) -> None:
+        if self.app.settings.presets.pop(name, None) is not None:
+            self.app.save_settings()
+            self.preset.set("")
+            self.app.refresh()
 
     def _toggle(self) -> None:
         if self.advanced.frame.winfo_manager():
@@ -4871,7 +5238,9 @@ class TrainPage(StepPage):
             self.hints.grid()
         else:
             self.hints.grid_remove()
-        self.preset.configure(values=[*PRESETS, *self.app.settings.presets])
+        own = self.app.settings.presets
+        self.preset.configure(values=[*PRESETS, *own])
+        self.delete_button.configure(state="normal" if self.preset.get() in own else "disabled")
         if self.trial_button is not None:
             self.trial_button.configure(state="normal" if self.app.can_start("train") else "disabled")
 
@@ -5005,14 +5374,13 @@ class EnvironmentPage:
 
 
 def open_in_system(path: Path) -> None:
-    """Open a file or folder with the program that the system has for it."""
-    with contextlib.suppress(OSError):
-        if WINDOWS:
-            os.startfile(path)  # type: ignore[attr-defined]
-        else:
-            opener = "open" if sys.platform == "darwin" else "xdg-open"
-            subprocess.Popen([opener, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    """Open a file or folder with the program that the system has for it; raises OSError when it has none."""
+    if WINDOWS:
+        os.startfile(path)  # type: ignore[attr-defined]
+    else:
+        opener = "open" if sys.platform == "darwin" else "xdg-open"
+        subprocess.Popen([opener, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
 
 
 # --- 13. Window -----------------------------------------------------------------------------------------------------
@@ -5044,6 +5412,8 @@ class App:
         self.bar: Progress | None = None
         self.report: dict[str, Any] | None = None  # what the scripts' Python said about itself
         self.dialog: Dialog | None = None
+        self._lock: FolderLock | None = None  # on the project's folder
+        self._training_lock: FolderLock | None = None  # on the checkpoints folder, while a training fills it
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
         self.choose_files: Callable[[str], Iterable[str]] = self._choose_files
         self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(
@@ -5060,10 +5430,11 @@ class App:
         self._orphan = 0  # a run that an earlier, killed window left behind
         self._cancel_import = False
         self._started_wall = 0.0
-        self._next_disk = self._next_curve = 0.0
+        self._next_disk = self._next_curve = self._next_import_save = 0.0
         self._save_timer: str | None = None
         self._tick_timer: str | None = None
         self._signature: Any = None
+        self._failed_songs: list[str] = []  # of the present run, as its lines tell
         self._failed_run: tuple[str, int | None, list[tuple[str, dict[str, str]]]] | None = None
         self.page_key = "songs"
         sys.setswitchinterval(SWITCH_S)
@@ -5072,7 +5443,7 @@ class App:
         self._read_flags()
         self._build()
         self._place_window()
-        if home is None and settings.last_project and Path(settings.last_project).is_dir():
+        if home is None and settings.last_project and is_folder(Path(settings.last_project)):
             home = Path(settings.last_project)
         self.open_project(home, quiet=True)
         for damaged in filter(None, (settings.damaged,)):
@@ -5117,15 +5488,22 @@ class App:
         self.frame.columnconfigure(1, weight=1)
         self.frame.rowconfigure(1, weight=1)
         self._build_header()
-        self._build_rail()
+        tools = {
+            "run.all": self.run_all, "tensorboard": self.open_tensorboard,
+            "title.environment": lambda: self.show_page("environment"), "reset": self.ask_reset,
+        }  # fmt: skip
+        self.rail = Rail(ui, self.frame, self.show_page, tools)
+        self.rail.frame.grid(row=1, column=0, sticky="ns")
         self.panes = ttk.PanedWindow(self.frame, orient="vertical")
         self.panes.grid(row=1, column=1, sticky="nsew")
         self.place = ttk.Frame(self.panes)
         self.place.columnconfigure(0, weight=1)
         self.place.rowconfigure(0, weight=1)
         bottom = ttk.Frame(self.panes, style="Rail.TFrame")
-        self._build_run_bar(bottom)
-        self.log = LogPane(ui, bottom, lambda count: self.ui.t("log.skipped", count=count))
+        self.banner = Banner(ui, bottom)
+        self.run_bar = RunBar(ui, bottom, self.stop_pressed)
+        self.run_bar.frame.pack(fill="x", side="top")
+        self.log = LogPane(ui, bottom, lambda count: ui.t("log.skipped", count=count), ui.t("log.hint"))
         self.log.frame.pack(fill="both", expand=True)
         self.panes.add(self.place, weight=3)
         self.panes.add(bottom, weight=1)
@@ -5149,7 +5527,7 @@ class App:
 
     def _build_menu(self) -> None:
         t, root = self.ui.t, self.root
-        bar = tk.Menu(root)
+        bar = self._menu = tk.Menu(root)
 
         def menu(label: str, rows: list[tuple[str, str, Callable[[], object]] | None]) -> tk.Menu:
             one = tk.Menu(bar, tearoff=False)
@@ -5182,12 +5560,19 @@ class App:
             None, ("tensorboard", "F9", self.open_tensorboard), ("reset", "", self.ask_reset),
         ])  # fmt: skip
         view = menu("menu.view", [("title.environment", "F8", lambda: self.show_page("environment")), None])
+        # The variables only carry the marks.
+        self._look = {key: tk.StringVar(root, getattr(self.settings, key)) for key in ("language", "scale")}
+
+        def choice(key: str, value: str, label: str) -> None:
+            view.add_radiobutton(
+                label=label, value=value, variable=self._look[key], command=lambda: self.change_look(**{key: value})
+            )
+
         for language, label in LANGUAGES.items():
-            view.add_command(label=label, command=lambda language=language: self.change_look(language=language))
+            choice("language", language, label)
         view.add_separator()
         for scale in ("auto", "100", "125", "150", "200"):
-            label = t("menu.scale_auto") if scale == "auto" else f"{scale} %"
-            view.add_command(label=label, command=lambda scale=scale: self.change_look(scale=scale))
+            choice("scale", scale, t("menu.scale_auto") if scale == "auto" else f"{scale} %")
         menu("menu.help", [("menu.keys", "", self.show_keys), ("menu.about", "", self.show_about)])
         root.configure(menu=bar)
 
@@ -5205,54 +5590,6 @@ class App:
             head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other)
         )
         self.language_button.grid(row=0, column=3)
-
-    def _build_rail(self) -> None:
-        ui = self.ui
-        rail = ttk.Frame(self.frame, style="Rail.TFrame", padding=(ui.px(10), 0, ui.px(10), ui.px(10)))
-        rail.grid(row=1, column=0, sticky="ns")
-        rail.columnconfigure(0, weight=1)
-        self.rail: dict[str, ttk.Button] = {}
-        for step in STEPS:
-            button = ttk.Button(
-                rail, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: self.show_page(key)
-            )
-            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(2)))
-            self.rail[step.key] = button
-        rail.rowconfigure(8, weight=1)
-        self.rail_tools: dict[str, ttk.Button] = {}
-        for line, (key, command) in enumerate((("run.all", self.run_all), ("tensorboard", self.open_tensorboard),
-                                               ("title.environment", lambda: self.show_page("environment")), ("reset", self.ask_reset))):  # fmt: skip
-            button = ttk.Button(rail, text=ui.t(key), style="Tool.Rail.TButton", command=command)
-            button.grid(row=9 + line, column=0, sticky="ew", pady=(ui.px(4), 0))
-            self.rail_tools[key] = button
-        for button in self.rail.values():
-            button.bind("<Down>", lambda event: event.widget.tk_focusNext().focus_set())
-            button.bind("<Up>", lambda event: event.widget.tk_focusPrev().focus_set())
-
-    def _build_run_bar(self, parent: ttk.Frame) -> None:
-        ui = self.ui
-        self.banner = ttk.Frame(parent, padding=(ui.px(12), ui.px(6)))
-        self.banner.columnconfigure(1, weight=1)
-        self.banner_icon = ttk.Label(self.banner)
-        self.banner_icon.grid(row=0, column=0, sticky="n", padx=(0, ui.px(10)))
-        self.banner_text = wrapped(ttk.Label(self.banner, justify="left"))
-        self.banner_text.grid(row=0, column=1, sticky="ew")
-        self.banner_action = ttk.Button(self.banner, style="Small.TButton")
-        self.banner_close = ttk.Button(self.banner, text="✕", style="Small.TButton", command=self._hide_banner)
-        self.banner_close.grid(row=0, column=3, sticky="n", padx=(ui.px(8), 0))
-        self._banner: tuple[str, str, tuple[str, Callable[[], None]] | None] | None = None
-        bar = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(6)))
-        bar.pack(fill="x", side="top")
-        bar.columnconfigure(1, weight=1)
-        self.run_label = ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"])
-        self.run_label.grid(row=0, column=0, sticky="w", padx=(0, ui.px(12)))
-        self.run_progress = ttk.Progressbar(bar, maximum=1000, length=ui.px(120))
-        self.run_progress.grid(row=0, column=1, sticky="ew")
-        self.run_figures = ttk.Label(bar, style="Rail.TLabel")
-        self.run_figures.grid(row=0, column=2, padx=(ui.px(12), ui.px(12)))
-        self.stop_button = ttk.Button(bar, text=ui.t("run.stop"), style="Danger.TButton", command=self.stop_pressed)
-        self.stop_button.grid(row=0, column=3)
-        self._bar_frame = bar
 
     def _place_window(self) -> None:
         root, px = self.root, self.ui.px
@@ -5312,7 +5649,11 @@ class App:
 
     def _focus_next_area(self) -> None:
         """F6 walks between the steps, the page and the log."""
-        areas = [self.rail.get(self.page_key, self.rail["songs"]), self.page(self.page_key).frame, self.log.text]
+        areas = [
+            self.rail.steps.get(self.page_key, self.rail.steps["songs"]),
+            self.page(self.page_key).frame,
+            self.log.text,
+        ]
         focus = str(self.root.focus_get() or "")
         here = next((i for i, area in enumerate(areas) if focus.startswith(str(area))), 0)
         target = areas[(here + 1) % 3]
@@ -5321,12 +5662,15 @@ class App:
     def change_look(self, language: str = "", scale: str = "") -> None:
         """Rebuild the window in another language or size; everything shown is in the state, so nothing is lost."""
         if self.asking or not self._texts_stored():
+            for key, variable in self._look.items():  # the click has moved the mark already
+                variable.set(getattr(self.settings, key))
             return
         self.settings.language = language or self.settings.language
         self.settings.scale = scale or self.settings.scale
         self.settings.log_height = 0
-        banner, content = self._banner, self.log.content().split("\n")
+        banner, content = self.banner.shown, self.log.content().split("\n")
         self.frame.destroy()
+        self._menu.destroy()
         self._build()
         self.log.write([line for line in content[:-1]])
         self._signature = None
@@ -5340,20 +5684,31 @@ class App:
         self._place_sash()
         self.root.update_idletasks()
         self.log.text.see("end-1c")
-        self._save_settings()
+        self.save_settings()
 
     # Project
 
-    def open_project(self, home: Path | None, quiet: bool = False) -> None:
-        """Show the project in `home` (None: a new one). Not while something runs."""
+    def open_project(self, home: Path | None, quiet: bool = False) -> bool:
+        """Show the project in `home` (None: a new one). False, with the reason in the banner, when that cannot be now."""
         if self.busy:
             self.say("info", self.ui.t("busy"))
-            return
+            return False
         if not self._texts_stored():
-            return
-        self._flush_project()
+            return False
+        lock = None
         if home is not None:
             home = absolute(home)
+            lock = self._claim(home)
+            if lock is None and self.states:
+                return False
+            if lock is None:  # at the start there is no other project to stay with
+                self.open_project(None, quiet)
+                self._say_elsewhere(home)
+                return False
+        self.save_project()
+        if self._lock is not None and self._lock is not lock:
+            self._lock.release()
+        self._lock = lock
         self.project = (
             Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
         )
@@ -5363,11 +5718,11 @@ class App:
         self.current_song = ""
         self.curve = None
         self._failed_run = None
-        self._hide_banner()
+        self.banner.hide()
         if home:
             self.settings.remember(home)
             if not quiet:
-                self._save_settings()
+                self.save_settings()
         for page in self._pages.values():
             page.frame.destroy()
         self._pages.clear()
@@ -5381,6 +5736,20 @@ class App:
         if self.project.damaged:
             self.say("warn", self.ui.t("damaged", file=self.project.damaged))
         self._find_left_over_run()
+        return True
+
+    def _claim(self, home: Path) -> FolderLock | None:
+        """The lock on a project's folder; None, which the banner says, when another window has the project open."""
+        if self._lock is not None and self._lock.folder == home:
+            return self._lock
+        lock = FolderLock.take(home)
+        if lock is None:
+            self._say_elsewhere(home)
+        return lock
+
+    def _say_elsewhere(self, home: Path) -> None:
+        retry = (self.ui.t("project.retry"), lambda: self.open_project(home))
+        self.say("warn", self.ui.t("project.elsewhere", name=home.name), retry)
 
     def _find_left_over_run(self) -> None:
         run = self.project.backend_run
@@ -5389,7 +5758,7 @@ class App:
             return
         self._orphan = pid
         self.refresh()
-        self._ask(
+        self.ask(
             self.ui.t("orphan.title"), self.ui.t("orphan.message", script=script, pid=pid),
             [("stop", self.ui.t("orphan.stop"), "Danger.TButton"), ("cancel", self.ui.t("orphan.leave"), "TButton")],
             lambda key: self._end_left_over_run() if key == "stop" else None, icon="stale",
@@ -5419,13 +5788,13 @@ class App:
         if self.busy:
             return
         chosen = self.choose_folder(self.ui.t("choose.project"))
-        if chosen and Path(chosen).is_dir():
+        if chosen and is_folder(Path(chosen)):
             self.open_project(Path(chosen))
 
     def _fill_recent(self) -> None:
         menu = self._recent_menu
         menu.delete(0, "end")
-        homes = [Path(home) for home in self.settings.recent if Path(home).is_dir()]
+        homes = [Path(home) for home in self.settings.recent if is_folder(Path(home))]
         for home in homes:
             menu.add_command(
                 label=f"{home.name}    {shown_path(home, self.program)}",
@@ -5456,13 +5825,20 @@ class App:
         self.look_at_disk(force=True)
         self.say("good", self.ui.t("restored", count=len(restored), replaced=len(replaced)))
 
+    def show_path(self, path: Path) -> None:
+        """Play a song, show a folder: with what the system has for it."""
+        try:
+            open_in_system(path)
+        except OSError as error:
+            self.say("warn", self.ui.t("open.failed", path=path, error=error.strerror or error))
+
     def open_home(self) -> None:
-        if self.project.home and self.project.home.is_dir():
-            open_in_system(self.project.home)
+        if self.project.home and is_folder(self.project.home):
+            self.show_path(self.project.home)
 
     def open_logs(self) -> None:
-        if self.project.home and (self.project.home / LOGS_FOLDER).is_dir():
-            open_in_system(self.project.home / LOGS_FOLDER)
+        if self.project.home and is_folder(self.project.home / LOGS_FOLDER):
+            self.show_path(self.project.home / LOGS_FOLDER)
 
     def ask_move(self) -> None:
         """The menu's way to the two entries on the song page."""
@@ -5485,7 +5861,7 @@ class App:
             self._use_home(target)
             return
         t = self.ui.t
-        self._ask(
+        self.ask(
             t("move.title"), t("move.message", old=shown_path(self.project.home, self.program), new=shown_path(target, self.program)),
             [("move", t("move.move"), "Primary.TButton"), ("open", t("move.open"), "TButton"), ("cancel", t("cancel"), "TButton")],
             lambda key: self._move_home(target) if key == "move" else self._use_home(target) if key == "open" else self.page("songs").fill_place(),
@@ -5502,12 +5878,13 @@ class App:
         except OSError as error:
             self.say("bad", self.ui.t("failed.file", error=error))
             return
-        self.open_project(target)
+        if not self.open_project(target):
+            return
         if draft and not self.project.values:
             self.project.values = {step: dict(values) for step, values in draft.items()}
         self.settings.draft = {}
-        self._flush_project()
-        self._save_settings()
+        self.save_project()
+        self.save_settings()
         self._signature = None
         self.look_at_disk(force=True)
 
@@ -5537,11 +5914,17 @@ class App:
                 self._joined.add(home)
                 use(home)
             elif key == "clear":
+                lock = self._claim(home)
+                if lock is None:
+                    return
                 try:
                     clear_library(Project.load(home))
                 except OSError as error:
                     self.say("bad", t("failed.file", error=error))
                     return
+                finally:
+                    if lock is not self._lock:
+                        lock.release()
                 self._joined.add(home)
                 use(home)
             elif key == "other":
@@ -5550,7 +5933,7 @@ class App:
                 self.page("songs").fill_place()
 
         count = sum(is_audio(path) for path in home.iterdir())
-        self._ask(
+        self.ask(
             t("occupied.title"), t("occupied.message", folder=shown_path(home, self.program), count=count),
             [("other", t("occupied.other"), "Primary.TButton"), ("clear", t("occupied.clear"), "TButton"),
              ("add", t("occupied.add"), "TButton"), ("cancel", t("cancel"), "TButton")],
@@ -5636,17 +6019,12 @@ class App:
             self._use_home(home)
             if self.project.home != home:
                 return
-        self._hide_banner()
+        self.banner.hide()
         self.importing, self._cancel_import = True, False
         project = self.project
 
         def added(name: str, title: str) -> None:
-            def store() -> None:
-                project.titles[name] = title
-                project.save()
-                self.look_at_disk(force=True)
-
-            self.inbox.put(store)
+            self.inbox.put(lambda: project.titles.__setitem__(name, title))
 
         def progress(done: int, total: int, name: str) -> None:
             self.inbox.put(lambda: self._show_import(done, total, name))
@@ -5662,13 +6040,16 @@ class App:
         self.refresh()
 
     def _show_import(self, done: int, total: int, name: str) -> None:
-        self.run_progress.configure(value=1000 * done / max(1, total))
-        self.run_figures.configure(text=f"{done}/{total}  {name[:40]}")
+        if time.monotonic() >= self._next_import_save:  # not for every song: saving waits for the disk
+            self._next_import_save = time.monotonic() + DISK_MS / 1000
+            self.save_project()
+            self.look_at_disk(force=True)
+        self.run_bar.show_progress(done / max(1, total), f"{done}/{total}  {name[:40]}")
 
     def _import_ended(self, report: ImportReport) -> None:
         self.importing = False
         if self.project.probes or report.added:
-            self._flush_project()
+            self.save_project()
         lines = [self.ui.t("import.done", count=len(report.added))]
         for name, reason in report.refused:
             key, _, detail = reason.partition("|")
@@ -5680,40 +6061,6 @@ class App:
         self.say("warn" if report.refused else "good", "\n".join(lines))
         if self.closing:
             self._finish_close()
-
-    def ask_rename(self, song: Song) -> None:
-        if self.busy:
-            return
-        t = self.ui.t
-
-        def done(values: list[str]) -> None:
-            try:
-                self.current_song = rename_song(self.project, song, values[0].strip())
-            except OSError as error:
-                self.say("bad", t("failed.file", error=error))
-            self.look_at_disk(force=True)
-
-        self.dialog = EntryDialog(
-            self.ui, self.root, t("songs.rename"), t("rename.message"), [(t("column.title"), song.title)], t("ok"), t("cancel"),
-            done, lambda values: "" if values[0].strip() else t("wrong.empty"),
-        )  # fmt: skip
-
-    def ask_remove(self, songs: list[Song]) -> None:
-        t = self.ui.t
-
-        def answer(key: str) -> None:
-            if key != "remove":
-                return
-            try:
-                remove_songs(self.project, songs)
-            except OSError as error:
-                self.say("bad", t("failed.file", error=error))
-            self.look_at_disk(force=True)
-            self.say("good", t("removed", count=len(songs)))
-
-        names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
-        self._ask(t("songs.remove"), t("remove.message", count=len(songs)) + "\n\n" + names,
-                  [("remove", t("songs.remove"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")], answer)  # fmt: skip
 
     def _probe_unknown(self) -> None:
         """Find lengths and faults of songs that were not looked at yet, in the background."""
@@ -5742,7 +6089,7 @@ class App:
             return
         names = list_files(project.home) if project.home else {}
         project.probes = {name: probe for name, probe in project.probes.items() if name in names}
-        self._flush_project()
+        self.save_project()
         self.look_at_disk(force=True)
         found = [song for song in self.songs if song.problem and song.audio in asked]
         if found:
@@ -5753,8 +6100,9 @@ class App:
                 lines.append(self.ui.t("problems.item", name=song.title, what=what))
             if len(found) > MAX_BANNER_LINES:
                 lines.append(self.ui.t("problems.more", count=len(found) - MAX_BANNER_LINES))
-            if self._banner and self._banner[0] == "warn":  # what was not added a moment ago stays to be read
-                lines.insert(0, self._banner[1])
+            shown = self.banner.shown
+            if shown and shown[0] == "warn":  # what was not added a moment ago stays to be read
+                lines.insert(0, shown[1])
             self.say("warn", "\n".join(lines))
 
     def save_texts(self) -> None:
@@ -5825,9 +6173,9 @@ class App:
         if self.project.home is None or not self.songs or self.busy:
             return
         t = self.ui.t
-        self._ask(
+        self.ask(
             t("texts.instrumental_all"), t("instrumental.message", count=len(self.songs)),
-            [("all", t("instrumental.all"), "TButton"), ("missing", t("instrumental.missing"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
+            [("missing", t("instrumental.missing"), "Primary.TButton"), ("all", t("instrumental.all"), "TButton"), ("cancel", t("cancel"), "TButton")],
             lambda key: key != "cancel" and self._change_all(
                 lambda song: {song.lyrics_path: INSTRUMENTAL} if key == "all" or song.lyrics in ("missing", "empty") else {}, "instrumental"),
         )  # fmt: skip
@@ -5846,9 +6194,10 @@ class App:
         # One write for a burst of key strokes; closing and starting flush it.
         if self._save_timer:
             self.root.after_cancel(self._save_timer)
-        self._save_timer = self.root.after(200, self._flush_project)
+        self._save_timer = self.root.after(200, self.save_project)
 
-    def _flush_project(self) -> None:
+    def save_project(self) -> None:
+        """Write the project's file now, or the settings' while there is no project; a failure is said."""
         if self._save_timer:
             self.root.after_cancel(self._save_timer)
             self._save_timer = None
@@ -5860,7 +6209,7 @@ class App:
         except OSError as error:
             self.say("bad", self.ui.t("save.failed", file=PROJECT_FILE, error=error.strerror or error))
 
-    def _save_settings(self) -> None:
+    def save_settings(self) -> None:
         try:
             self.settings.save()
         except OSError as error:
@@ -5868,9 +6217,9 @@ class App:
 
     def change_setting(self, key: str, value: Any) -> None:
         setattr(self.settings, key, value)
-        self._save_settings()
+        self.save_settings()
         if key == "program":
-            self.program = Path(value) if value and Path(value).is_dir() else program_folder()
+            self.program = Path(value) if value and is_folder(Path(value)) else program_folder()
             self.space.program = self.program
             self._read_flags()
             for name in [name for name in self._pages if name != "environment"]:
@@ -5884,7 +6233,7 @@ class App:
         t = self.ui.t
         if self.busy:
             return
-        self._ask(t("reset"), t("reset.message"), [("reset", t("reset"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
+        self.ask(t("reset"), t("reset.message"), [("reset", t("reset"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
                   lambda key: self.reset() if key == "reset" else None)  # fmt: skip
 
     def reset(self) -> None:
@@ -5907,7 +6256,7 @@ class App:
             "log_height",
         ):
             setattr(self.settings, key, getattr(fresh, key))
-        self._flush_project()
+        self.save_project()
         self.program = program_folder() if not self._fixed_program else self._fixed_program
         self.space.program = self.program
         self._read_flags()
@@ -5918,42 +6267,6 @@ class App:
         self.say("good", self.ui.t("reset.done"))
 
     _fixed_program: Path | None = None  # tests and other callers that pass a program folder of their own
-
-    def apply_preset(self, name: str) -> None:
-        """Set a preset's values; flags that the trainer does not know stay out."""
-        values = PRESETS.get(name) or self.settings.presets.get(name) or {}
-        for row in self.space.fields("train"):
-            if name in PRESETS and row.flag not in values:
-                continue
-            text = values.get(row.flag, self.space.default(row))
-            if row.kind == "choice" and text not in row.choices:
-                continue
-            self.project.set_value("train", row.flag, text, self.space.default(row))
-        self._flush_project()
-        self.refresh()
-        self.say("info", self.ui.t("preset.applied", name=name))
-
-    def ask_save_preset(self) -> None:
-        t = self.ui.t
-
-        def done(values: list[str]) -> None:
-            self.settings.presets[values[0].strip()] = dict(self.project.values.get("train", {}))
-            self._save_settings()
-            self.refresh()
-
-        def problem(values: list[str]) -> str:
-            return (
-                t("wrong.empty") if not values[0].strip() else t("preset.taken") if values[0].strip() in PRESETS else ""
-            )
-
-        self.dialog = EntryDialog(self.ui, self.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
-                                  t("ok"), t("cancel"), done, problem)  # fmt: skip
-
-    def delete_preset(self, name: str) -> None:
-        if self.settings.presets.pop(name, None) is not None:
-            self._save_settings()
-            self.page("train").preset.set("")
-            self.refresh()
 
     # Environment
 
@@ -6104,7 +6417,7 @@ class App:
                 again(stale="anyway")
 
         reason = self._reason(self.states[stale.key])
-        self._ask(
+        self.ask(
             t("askstale.title"), t("askstale.message", number=stale.number, title=t(f"title.{stale.key}"), reason=reason),
             [("first", t("askstale.first"), "Primary.TButton"), ("anyway", t("askstale.anyway"), "TButton"), ("cancel", t("cancel"), "TButton")],
             answer, icon="stale",
@@ -6129,7 +6442,7 @@ class App:
         )
         if space.foreign_owner():
             message += "\n\n" + t("train.foreign", owner=space.foreign_owner())
-        self._ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
+        self.ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
 
     def _disk_is_short(self) -> bool:
         try:
@@ -6150,7 +6463,7 @@ class App:
             else:
                 self.chain.clear()
 
-        self._ask(t("disk.title"), t("env.disk_short", **fields),
+        self.ask(t("disk.title"), t("env.disk_short", **fields),
                   [("cancel", t("cancel"), "Primary.TButton"), ("anyway", t("disk.anyway"), "TButton")], answer, icon="stale")  # fmt: skip
 
     def _launch(
@@ -6159,6 +6472,11 @@ class App:
         space = self.space
         try:
             if key == "train" and not trial:
+                self._training_lock = FolderLock.take(space.checkpoints())
+                if self._training_lock is None:
+                    self.chain.clear()
+                    self.say("bad", self.ui.t("train.elsewhere", folder=shown_path(space.checkpoints(), self.program)))
+                    return
                 if answers.get("checkpoints") == "move":
                     moved = space.move_checkpoints()
                     self.log.write([f"— {self.ui.t('checkpoints.moved', folder=shown_path(moved, self.program))}"])
@@ -6175,6 +6493,7 @@ class App:
                 stop_file.unlink(missing_ok=True)  # one that was left behind would end the run at its first step
         except OSError as error:
             self.chain.clear()
+            self._end_training_lock()
             self.say("bad", self.ui.t("failed.file", error=error))
             return
         self._receipt = {} if trial or only else take_receipt(space, key, self.songs)
@@ -6183,6 +6502,11 @@ class App:
         if key == "train":
             self.curve = Curve()
         self._run(key, [str(python), str(script.name), *arguments], stop_file)
+
+    def _end_training_lock(self) -> None:
+        if self._training_lock is not None:
+            self._training_lock.release()
+            self._training_lock = None
 
     def run_command(self, argv: list[str], title: str) -> None:
         """Run something that is no step, such as an installation, with the same log and stop button."""
@@ -6200,15 +6524,16 @@ class App:
     _command_title = ""
 
     def _run(self, key: str, argv: list[str], stop_file: Path | None) -> None:
-        self._flush_project()
-        self._hide_banner()
+        self.save_project()
+        self.banner.hide()
         self.results.pop(key, None)
         self._failed_run = None
         self.running_step, self.state = key, "running"
         self.progress = self.bar = None
+        self._failed_songs.clear()
         self._started_wall = time.time()
         self._ended = None
-        home = self.project.home if self.project.home and self.project.home.is_dir() else user_config_folder()
+        home = self.project.home if self.project.home and is_folder(self.project.home) else user_config_folder()
         log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
         shown = [shown_path(Path(argv[0]), self.program), *argv[1:]]
         self.log.write(
@@ -6217,7 +6542,8 @@ class App:
                 f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}",
             ]
         )
-        self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file)
+        heirs = self._training_lock.heirs() if self._training_lock else ()
+        self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file, heirs)
         self.refresh()
         self._show_progress()
 
@@ -6226,10 +6552,7 @@ class App:
         self.look_at_disk(force=True)
         if self.busy or self.asking or not self.songs:
             return
-        self.chain = [step.key for step in STEPS[1:] if self.states[step.key].status != "done"]
-        first = next((step for step in STEPS[1:] if self.states[step.key].status == "stale"), None)
-        if first:  # what was made from something out of date is made again as well
-            self.chain = [step.key for step in STEPS[1:] if step.number >= first.number or step.key in self.chain]
+        self.chain = remaining_steps(self.states)
         self._chain_answers = {}
         if not self.chain:
             self.say("good", self.ui.t("run.nothing"))
@@ -6282,6 +6605,7 @@ class App:
         if event.code is None:
             self.log.write([event.error])
         self.state, self.running_step = "idle", ""
+        self._end_training_lock()
         if self.project.backend_run:
             self.project.backend_run = {}
         trial, self.running_trial = self.running_trial, False
@@ -6291,7 +6615,7 @@ class App:
         self._receipt = {}
         if self.curve is not None:
             self.curve.poll()
-        self._flush_project()
+        self.save_project()
         self.look_at_disk(force=True)
         if succeeded and key in STEP and not trial and self.states[key].status not in ("done", "stale"):
             # Exit status 0 without the result: the fork's scripts report some failures that way.
@@ -6300,12 +6624,18 @@ class App:
         title = self._command_title if key == "command" else self.ui.t(f"title.{key}")
         if stopped:
             self.results[key] = "stopped"
-            self.say("info", self.ui.t("run.stopped", title=title, spent=spent))
+            sentence = "run.stopped"
+            if key == "train":  # the fork's trainer cannot go on, and a trial leaves nothing to go on from
+                sentence = "run.stopped_training" if self.space.can_resume() and not trial else "run.stopped_only"
+            self.say("info", self.ui.t(sentence, title=title, spent=spent))
         elif succeeded:
             self.say("good", self.ui.t("run.done", title=title, spent=spent))
         else:
             if not trial:
                 self.results[key] = "failed"
+            if self._failed_songs and not errors:
+                fields = {"count": len(self._failed_songs), "songs": _names(self._failed_songs)}
+                errors = [("run.songs_failed", fields)]
             self._failed_run = (key, event.code, errors)
             self._explain_failure(key, event.code, errors)
         if trial and not stopped:
@@ -6346,7 +6676,7 @@ class App:
         for row in self.space.fields("train"):
             if row.flag in result["savings"]:
                 self.project.set_value("train", row.flag, str(result["savings"][row.flag]), self.space.default(row))
-        self._flush_project()
+        self.save_project()
         self.refresh()
         self.say("good", self.ui.t("trial.applied", flags=saving_flags(result)))
 
@@ -6355,12 +6685,17 @@ class App:
         title = self._command_title if key == "command" else t(f"title.{key}")
         number = STEP[key].number if key in STEP else "–"
         lines = [t("run.failed", number=number, title=title, code=t("run.not_started") if code is None else code)]
-        no_result = [item for item in errors if item[0] == "err.no_result"]
-        known = no_result or explain_exit(code, [item for item in errors if item[0] != "err.no_result"])
+        order = [name for name, _ in KNOWN_ERRORS]
+        # What the window itself found out (no result, failed songs) says more than the exit status.
+        own = [item for item in errors if item[0] not in order]
+        known = own or explain_exit(code, errors)
         if code is None and not errors:
             known = [("err.start", {})]
         lines += [t(name, **fields) for name, fields in known]
-        self.say("bad", "\n".join(lines), (t("menu.logs"), self.open_logs))
+        action = (t("menu.logs"), self.open_logs)
+        if any(name in ENVIRONMENT_ERRORS for name, _ in known):
+            action = (t("title.environment"), lambda: self.show_page("environment"))
+        self.say("bad", "\n".join(lines), action)
 
     def _announce(self, ending: str, title: str) -> None:
         """Tell somebody who looks at another window: bell, title, flashing task bar."""
@@ -6414,7 +6749,7 @@ class App:
             inner = folder / "models" / "loras"
             folder = inner if inner.is_dir() else folder
             self.settings.comfyui = str(folder)
-            self._save_settings()
+            self.save_settings()
         target = unique_path(folder / output.name)
 
         def work() -> None:
@@ -6486,6 +6821,8 @@ class App:
             found = parse_progress(line)
             if found is None:
                 continue
+            if found.failed and found.label not in self._failed_songs:
+                self._failed_songs.append(found.label)
             if found.unit == "bar":
                 self.bar = found
             else:
@@ -6553,29 +6890,16 @@ class App:
     def refresh(self) -> None:
         """Paint everything that depends on state; the only place that enables and disables."""
         ui = self.ui
-        for step in STEPS:
-            status, _ = self.describe(step.key)
-            button = self.rail[step.key]
-            button.configure(image=ui.icon(status, 22), text=f" {step.number}  {ui.t(f'rail.{step.key}')}\n {ui.t(f'status.{status}')}",
-                             style="RailOn.TButton" if self.page_key == step.key else "Step.Rail.TButton")  # fmt: skip
         idle = not self.busy and not self.closing
-        self.rail_tools["title.environment"].configure(
-            style="ToolOn.RailOn.TButton" if self.page_key == "environment" else "Tool.Rail.TButton"
-        )
-        self.rail_tools["run.all"].configure(state="normal" if idle and self.songs else "disabled")
-        self.rail_tools["reset"].configure(state="normal" if idle else "disabled")
+        usable = {"run.all": idle and bool(self.songs), "reset": idle}
+        self.rail.show({step.key: self.describe(step.key)[0] for step in STEPS}, self.page_key, usable)
         home = self.project.home
         self.project_label.configure(
             text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none")
         )
-        self.stop_button.configure(
-            text=ui.t("run.force" if self.state == "stopping" else "run.stop"),
-            state="normal" if self.busy else "disabled",
-        )  # fmt: skip
+        self.run_bar.show(self._run_text(), "run.force" if self.state == "stopping" else "run.stop", self.busy)
         if self.state == "idle" and not self.importing:
-            self.run_progress.configure(value=0)
-            self.run_figures.configure(text="")
-        self.run_label.configure(text=self._run_text())
+            self.run_bar.show_progress(0.0, "")
         if self.page_key in self._pages:
             self._pages[self.page_key].refresh()
         self._show_title()
@@ -6618,14 +6942,9 @@ class App:
             if shown.loss is not None:
                 figures.append(f"{self.ui.t('run.loss')} {shown.loss:.4f}")
             figures.insert(0, f"{shown.done}/{shown.total}")
-            self.run_progress.configure(value=1000 * shown.done / max(1, shown.total))
-        text = "    ".join(figures)
-        if text != self._figures:
-            self._figures = text
-            self.run_figures.configure(text=text)
+        part = shown.done / max(1, shown.total) if shown is not None else 0.0
+        if self.run_bar.show_progress(part, "    ".join(figures)):
             self._show_title()
-
-    _figures = ""
 
     def describe(self, key: str) -> tuple[str, str]:
         """(status for the icon, sentence) of a step."""
@@ -6646,41 +6965,28 @@ class App:
 
     def say(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
         """A sentence above the log until the next one: good, info, warn, bad; with a button when there is one."""
-        style = {"good": "Good", "info": "Info", "warn": "Warn", "bad": "Bad"}[level]
-        icon = {"good": "done", "info": "info", "warn": "stale", "bad": "failed"}[level]
-        self._banner = (level, message, action)
-        self.banner.configure(style=f"{style}.TFrame")
-        self.banner_icon.configure(style=f"{style}.TLabel", image=self.ui.icon(icon, 20))
-        self.banner_text.configure(style=f"{style}.TLabel", text=message)
-        if action:
-            self.banner_action.configure(text=action[0], command=action[1])
-            self.banner_action.grid(row=0, column=2, sticky="n", padx=(self.ui.px(8), 0))
-        else:
-            self.banner_action.grid_remove()
-        self.banner.pack(fill="x", side="top", before=self._bar_frame)
-        self.banner.after_idle(self._keep_log_in_sight)
+        self.banner.show(level, message, action)
+        if self._room_timer is None:
+            self._room_timer = self.root.after_idle(self._keep_log_in_sight)
+
+    _room_timer: str | None = None
 
     def _keep_log_in_sight(self) -> None:
         """A long banner takes its room from the page, not from the log: three lines of it stay."""
-        if not self.banner.winfo_exists() or not self.banner.winfo_manager():
-            return
+        self._room_timer = None
         self.root.update_idletasks()
         missing = self.ui.px(64) - self.log.frame.winfo_height()
-        if missing > 0 and self.panes.winfo_height() > 1:
+        if self.banner.shown and missing > 0 and self.panes.winfo_height() > 1:
             self.panes.sashpos(0, max(self.ui.px(200), self.panes.sashpos(0) - missing))
 
-    def _hide_banner(self) -> None:
-        self._banner = None
-        self.banner.pack_forget()
-
-    def _ask(
+    def ask(
         self, title: str, message: str, buttons: list[tuple[str, str, str]], answer: Callable[[str], Any],
         cancel: str = "cancel", icon: str = "info",
     ) -> None:  # fmt: skip
         self.dialog = Question(self.ui, self.root, title, message, buttons, answer, cancel, icon)
 
     def show_keys(self) -> None:
-        self._ask(
+        self.ask(
             self.ui.t("menu.keys"),
             self.ui.t("keys.message"),
             [("cancel", self.ui.t("ok"), "Primary.TButton")],
@@ -6688,7 +6994,7 @@ class App:
         )
 
     def show_about(self) -> None:
-        self._ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
+        self.ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
                   lambda _key: None, icon="app")  # fmt: skip
 
     # Ends
@@ -6709,7 +7015,7 @@ class App:
             self._finish_close()
             return
         t = self.ui.t
-        self._ask(t("close.title"), t("close.message"),
+        self.ask(t("close.title"), t("close.message"),
                   [("stop", t("close.stop"), "Primary.TButton"), ("cancel", t("close.stay"), "TButton")],
                   lambda key: self._stop_and_close() if key == "stop" else None, icon="stale")  # fmt: skip
 
@@ -6726,7 +7032,7 @@ class App:
     def _ask_discard(self) -> None:
         """A text could not be written: closing now would lose it, so the user decides."""
         t, self.closing = self.ui.t, False
-        self._ask(t("close.title_unsaved"), t("close.unsaved"),
+        self.ask(t("close.title_unsaved"), t("close.unsaved"),
                   [("cancel", t("close.keep_text"), "Primary.TButton"), ("discard", t("close.discard"), "Danger.TButton")],
                   lambda key: self._finish_close(discard=True) if key == "discard" else self.refresh(), icon="stale")  # fmt: skip
 
@@ -6736,15 +7042,17 @@ class App:
         if not self._texts_stored() and not discard:
             self._ask_discard()
             return
-        self._flush_project()
+        self.save_project()
         self.settings.geometry = self.root.geometry()
         with contextlib.suppress(tk.TclError):
             self.settings.log_height = self.panes.winfo_height() - self.panes.sashpos(0)
-        self._save_settings()
+        self.save_settings()
         self.tensorboard.close()
+        if self._lock is not None:
+            self._lock.release()
         self._destroyed = True
-        if self._tick_timer:
-            self.root.after_cancel(self._tick_timer)
+        for timer in filter(None, (self._tick_timer, self._room_timer)):
+            self.root.after_cancel(timer)
         self.root.destroy()
 
 
@@ -6809,10 +7117,12 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     own = program_folder()
     settings = Settings.load(settings_path(own))
-    program = args.program or (Path(settings.program) if settings.program and Path(settings.program).is_dir() else own)
+    program = args.program or (
+        Path(settings.program) if settings.program and is_folder(Path(settings.program)) else own
+    )
     program = absolute(program)
     settings.language = args.language or settings.language
-    if args.project is not None and not args.project.is_dir():
+    if args.project is not None and not is_folder(args.project):
         print(
             f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.",
             file=sys.stderr,

@@ -102,7 +102,7 @@ def check(args: argparse.Namespace) -> tuple[Path, Path, float, dict]:
             "Use the file as it is, or choose the file that the training saved."
         )
     try:
-        if lora:
+        if lora and not lora.alphas:
             config = find_config(args.lora_config_path, lora)
         elif args.lora_config_path:
             read_lora_config(Path(args.lora_config_path), need_targets=False)

@@ -20,7 +20,7 @@ import wave
 from datetime import datetime
 from pathlib import Path
 
-from ace_lora.commands import StepFailed, run_script
+from ace_lora.commands import StepFailed, WrongInput, run_script
 
 HOME = Path(__file__).resolve().parent
 SAMPLE_RATE_HZ = 44100
@@ -78,10 +78,26 @@ def run_step(title: str, *command: str | Path) -> None:
         raise StepFailed(f"The step '{title}' ended with status {status}. Its own lines above say why.")
 
 
+def check(args: argparse.Namespace, output: Path) -> None:
+    """Raise WrongInput with everything that is wrong with the flags."""
+    problems = []
+    if not 3 <= args.seconds <= 360:
+        problems.append(f"--seconds is {args.seconds}, expected 3 to 360. 20 is enough for a demo.")
+    if args.max_steps < 1:
+        problems.append(f"--max_steps is {args.max_steps}, expected 1 or more. 100 is enough for a demo.")
+    if (output.exists() and not output.is_dir()) or (output / "Taudio").exists():
+        what = "holds a demo already" if output.is_dir() else "is a file"
+        problems.append(f"--output_dir '{output}' {what}. Expected a new folder. Choose another name.")
+    if problems:
+        raise WrongInput(problems)
+
+
 def main(args: argparse.Namespace) -> None:
     """Run the steps. Raises StepFailed at the first one that fails."""
     started = time.monotonic()
-    output = args.output_dir or HOME / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    # Absolute, because the steps run in the program's folder.
+    output = (args.output_dir or HOME / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).absolute()
+    check(args, output)
     songs = output / "Taudio" / "demo"
     songs.mkdir(parents=True)
     tiny, checkpoints, logs = output / "tiny_base", output / "checkpoints", output / "logs"

@@ -23,7 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.captions import SongFailed, ask_until_usable, check_language, mark_structure, merge_captions, part_bounds
+from ace_lora.captions import (
+    CAPTION_RATE,
+    SongFailed,
+    ask_until_usable,
+    check_language,
+    mark_structure,
+    merge_captions,
+    part_bounds,
+)
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import replace_atomically, write_text
 from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, songs_with_equal_stem
@@ -39,8 +47,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Omni-7B"
 LYRIC_SOURCES = ("file", "embedded", "model")
-# What captioning models hear: mono at this rate, in Hz.
-CAPTION_RATE = 16_000
 # Reading stops there only so that a file with a damaged header cannot fill the memory.
 LONGEST_SONG_SECONDS = 3 * 3600
 LONGEST_TIMEOUT = 24 * 3600  # seconds

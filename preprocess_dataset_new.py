@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import itertools
 import json
 import os
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
+from ace_lora.device import free_device_memory
 from ace_lora.fingerprints import audio_fingerprint, digest, is_same_audio, weights_identity
 from ace_lora.records import (
     HDF5_SUFFIX,
@@ -539,11 +539,16 @@ def tokenize_texts(works: list[Work], run: Run, weights: dict[str, Path], transf
     """Token ids of the prompts and lyrics that changed. Raises WrongInput where a language needs missing packages."""
     texts = [work for work in works if "text" in work.redo]
     if texts:
-        from ace_lora.text_encoder import load_text_tokenizer, tokenize_prompt
+        from ace_lora.text_encoder import exceeds_limit, load_text_tokenizer, tokenize_prompt
 
         tokenizer = load_text_tokenizer(weights["text_encoder"])
         for work in texts:
             work.text_ids = tokenize_prompt(tokenizer, work.song.prompt)
+            if exceeds_limit(tokenizer, work.song.prompt):
+                print(
+                    f"warning: {work.name}: its tags are longer than the {len(work.text_ids)} tokens that the model "
+                    "reads, so the last ones are left out. Shorten the prompt to the tags that matter."
+                )
     lyrics = [work for work in works if "lyrics" in work.redo]
     if not lyrics:
         return
@@ -610,7 +615,7 @@ def run_networks(works: list[Work], run: Run, weights: dict[str, Path], device: 
         if here:
             # All that a network needs ends with this call: the next one takes its place in memory.
             run_network(stage, here, run, weights[STAGES[stage]], device, inputs)
-            free_memory(device)
+            free_device_memory(device.torch_device)
 
 
 def run_network(stage: str, works: list[Work], run: Run, weights: Path, device: Any, inputs: Inputs) -> None:
@@ -660,16 +665,6 @@ def store(stage: str, result: Any, facts: dict[str, Any], work: Work, run: Run) 
         run.report.finished(work)
     else:
         write_tensors(piece_path(work, stage, run.partial), piece.tensors, piece.facts)
-
-
-def free_memory(device: Any) -> None:
-    import torch
-
-    gc.collect()
-    if device.torch_device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.torch_device.type == "mps":
-        torch.mps.empty_cache()
 
 
 def load_network(stage: str, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
@@ -861,7 +856,7 @@ def failing_alone(work: Work, stage: str, device: Any) -> Iterator[None]:
     except (AudioError, OSError) as error:
         work.fail(error)
     except (RuntimeError, ValueError) as error:  # out of memory above all; the next song may be shorter
-        free_memory(device)
+        free_device_memory(device.torch_device)
         work.fail(f"{stage} cannot be computed ({error}). Close other programs, or use --device cpu.")
 
 

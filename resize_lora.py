@@ -144,7 +144,8 @@ def main(args: argparse.Namespace) -> None:
         folder = output.with_name(f".tmp-{output.name}-{uuid.uuid4().hex[:8]}")
         folder.mkdir()
         try:
-            save_file(content, folder / WEIGHTS_NAME, metadata=metadata)
+            with replace_atomically(folder / WEIGHTS_NAME) as temporary:
+                save_file(content, temporary, metadata=metadata)
             if new_config:
                 write_json(folder / CONFIG_NAME, new_config)
             os.replace(folder, output)

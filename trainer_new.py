@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataset_path", required=True, help="folder of records made by preprocess_dataset_new.py")
     data.add_argument("--batch_size", type=int, default=1, help="songs per batch (default: 1)")
     data.add_argument(
-        "--num_workers", type=int, default=0, help="processes that read records; 0: a thread, enough for most (default)"
+        "--num_workers", type=int, default=0, help="more threads that read records; 0: one, enough for most (default)"
     )
     data.add_argument(
         "--max_seconds", type=float, default=0.0, help="train on random pieces of so many seconds; 0: whole songs"
@@ -218,7 +218,7 @@ def main(args: argparse.Namespace) -> None:
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
         from ace_lora.trial import run_trial, savings_of_first_process
 
-        savings = run_trial(args) if is_first_process() else savings_of_first_process(args)
+        savings = run_trial(args) if is_first_process() else savings_of_first_process()
         if args.trial:
             return
         vars(args).update(savings)

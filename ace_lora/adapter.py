@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 COMFYUI_NAME = "pytorch_lora_weights_comfyui.safetensors"
 CONFIG_NAME = "adapter_config.json"
+STATE_TENSORS = "training_state.safetensors"  # beside them: the adapter in float32 with the moments of the optimizer
 ADAPTER = "lora"  # PEFT's name of the adapter inside the model; it appears in no file
 PROGRAM = Path(__file__).parents[1]  # holds the folder config
 
@@ -76,7 +78,7 @@ def read_lora_config(path: Path, *, need_targets: bool = True) -> dict[str, Any]
         )
     try:
         content = json.loads(read_text(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
         raise WrongInput(
             f"'{path}' is not readable as JSON: {error}. Expected a LoRA configuration like "
             "config/lora_config_transformer_only.json. Correct the file or choose another with --lora_config_path."
@@ -97,7 +99,7 @@ def saved_config(lora: LoraFile) -> dict[str, Any] | None:
 
     None where neither says it; raises WrongInput when the file beside it cannot be used.
     """
-    with contextlib.suppress(json.JSONDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(lora.metadata.get("lora_adapter_metadata", "null"))
         # Other programs put other things there, which are no mistake of the user's.
         if isinstance(content, dict) and not _config_problems(content, lora.path, need_targets=False):
@@ -121,7 +123,8 @@ def _config_problems(content: dict[str, Any], path: Path, need_targets: bool) ->
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         wrong("r", "a whole number of 1 or more (64 is usual)")
     alpha = content.get("lora_alpha", 1)
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not (math.isfinite(alpha) and alpha > 0):
+    # Compared, not `isfinite`: that fails for whole numbers that are no float.
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= sys.float_info.max:
         wrong("lora_alpha", "a number above 0 (1 is usual)")
     if not isinstance(content.get("use_rslora", True), bool):
         wrong("use_rslora", "true or false")
@@ -304,6 +307,11 @@ def read_lora_file(path: Path) -> LoraFile:
             f"'{path}' cannot be read as a safetensors file: {error}. Expected a LoRA that a training saved. "
             "The file is damaged or of another kind; choose another one."
         ) from error
+    if path.name == STATE_TENSORS:
+        raise WrongInput(
+            f"'{path}' is the state of a training, which goes on from it with trainer_new.py --resume. "
+            f"The LoRA is the file beside it; choose '{path.with_name(WEIGHTS_NAME)}'."
+        )
     if not lora.tensors:
         found = ", ".join(lora.other_keys[:3]) or "nothing"
         raise WrongInput(

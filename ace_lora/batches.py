@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
 
 from ace_lora.commands import StepFailed, WrongInput
+from ace_lora.device import send
 from ace_lora.flow_matching import sample_timestep_indices
+from ace_lora.record_cache import RecordCache
 from ace_lora.records import SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError, list_records, read_record
 from ace_lora.songs import split_tags
 from ace_lora.tag_augmentation import UMT5_COMMA_ID, augment_tags
@@ -197,20 +201,6 @@ class Plan:
         ]
 
 
-class PlanSampler(Sampler[list[Draw]]):
-    """The batches of steps `first` to `last` - 1 for a DataLoader."""
-
-    def __init__(self, plan: Plan, first: int, last: int, process: int = 0):
-        self.plan, self.first, self.last, self.process = plan, first, last, process
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for step in range(self.first, self.last):
-            yield from self.plan.draws(step, self.process)
-
-    def __len__(self) -> int:
-        return (self.last - self.first) * self.plan.accumulate
-
-
 # --- Samples and batches ---
 
 
@@ -245,7 +235,7 @@ class Sample:
 
 @dataclass
 class Failed:
-    """A song that could not be read; travels in place of a sample, because exceptions of workers lose their words."""
+    """A song that could not be read; it travels in place of a sample, so that the steps before it are still done."""
 
     message: str
 
@@ -274,14 +264,14 @@ class Batch:
         """Share of the step's gradient that this batch's mean loss has, over all processes."""
         return sum(draw.weight for draw in self.draws)
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device) -> Batch:
         """A copy with its tensors on `device`; masks and indices stay, because the host decides by them."""
 
         def move(name: str, value: Any) -> Any:
             if name.endswith("_mask") or name == "timestep_indices":
                 return value
             if isinstance(value, torch.Tensor):
-                return value.to(device, non_blocking=non_blocking)
+                return send(value, device)
             if isinstance(value, dict):
                 return {key: [move(key, tensor) for tensor in tensors] for key, tensors in value.items()}
             return value
@@ -297,10 +287,11 @@ class Batch:
         return self
 
 
-class SongDataset(Dataset):
-    """Songs by `Draw`; can be sent to worker processes.
+class SongDataset:
+    """Songs by `Draw`; several threads may ask at once.
 
     `features` holds SSL rows of songs (by place) whose records do not store them: name in the record -> [n, width].
+    `cache` is where records are read; without one nothing is kept.
     """
 
     def __init__(
@@ -308,11 +299,14 @@ class SongDataset(Dataset):
         songs: Sequence[TrainingSong],
         settings: SampleSettings,
         features: dict[int, dict[str, torch.Tensor]] | None = None,
+        cache: RecordCache | None = None,
     ):
         self.songs = list(songs)
         self.settings = settings
         self.features = features or {}
+        self.cache = cache or RecordCache(0)
         self._tokenizer: Any = None
+        self._tokenizing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.songs)
@@ -328,7 +322,7 @@ class SongDataset(Dataset):
         """The song of `draw` with everything that is random in it. Raises RecordError and OSError."""
         song, settings = self.songs[draw.song], self.settings
         stored = settings.ssl and draw.song not in self.features
-        record = read_record(song.path, ssl=stored)
+        record = self.cache.read(song.path, ssl=stored)
         generator = torch.Generator().manual_seed(random_seed(settings.seed, "song", draw.epoch, draw.song))
         first, frames = crop_place(song.frames, settings.max_frames, generator)
         text_ids = augment_tags(
@@ -360,7 +354,8 @@ class SongDataset(Dataset):
         begin = first * SECONDS_PER_LATENT_FRAME
         end = (first + frames) * SECONDS_PER_LATENT_FRAME
         lines = [TimedLine(seconds, text) for seconds, text in record.metadata["timed_lines"]]
-        ids = self._lyric_tokenizer().tokenize(crop(lines, begin, end), record.metadata.get("lyric_language")).ids
+        with self._tokenizing:
+            ids = self._lyric_tokenizer().tokenize(crop(lines, begin, end), record.metadata.get("lyric_language")).ids
         return torch.tensor(ids or [0], dtype=torch.int64)
 
     def _lyric_tokenizer(self) -> Any:
@@ -386,10 +381,6 @@ class SongDataset(Dataset):
             begin, end = round(first * len(values) / total), round((first + frames) * len(values) / total)
             rows[SSL_NAMES[branch]] = values[begin : max(end, begin + 1)]
         return rows
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The tokenizer is made anew in each worker.
-        return {**vars(self), "_tokenizer": None}
 
 
 def has_timed_lyrics(metadata: dict[str, Any]) -> bool:
@@ -455,21 +446,29 @@ def _pad(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None
 
 def batch_stream(
     dataset: SongDataset, plan: Plan, *, first: int, last: int, process: int = 0, num_workers: int = 0
-) -> Iterable[Batch | Failed]:
-    """The batches of steps `first` to `last` - 1, read in this process or by workers."""
-    sampler = PlanSampler(plan, first, last, process)
-    if num_workers == 0:
-        return (collate([dataset[draw] for draw in draws]) for draws in sampler)
-    from torch.utils.data import DataLoader
+) -> Iterator[Batch | Failed]:
+    """The batches of steps `first` to `last` - 1, read by the thread that asks, or ahead of it by `num_workers` others.
 
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=num_workers,
-        # The only way of Windows and macOS, and on Linux the one that is safe beside our threads and CUDA.
-        multiprocessing_context="spawn",
-    )
+    Threads and not processes: reading, checking and unpacking a record let go of Python's lock, tensors need not travel
+    between processes, and there is one cache for all.
+    """
+    turns = itertools.chain.from_iterable(plan.draws(step, process) for step in range(first, last))
+    if num_workers == 0:
+        yield from (collate([dataset[draw] for draw in draws]) for draws in turns)
+        return
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="records")
+    try:
+        ahead = deque(
+            [pool.submit(dataset.__getitem__, draw) for draw in draws] for draws in itertools.islice(turns, num_workers)
+        )
+        while ahead:
+            samples = [future.result() for future in ahead.popleft()]
+            ahead.extend(
+                [pool.submit(dataset.__getitem__, draw) for draw in draws] for draws in itertools.islice(turns, 1)
+            )
+            yield collate(samples)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Prefetcher:
@@ -509,6 +508,9 @@ class Prefetcher:
                     return
         except BaseException as error:  # handed to the training, which cannot see this thread otherwise
             last = error
+        finally:
+            if isinstance(self._stream, Generator):
+                self._stream.close()  # ends its threads
         self._put(last)
 
     def _put(self, item: Any) -> bool:

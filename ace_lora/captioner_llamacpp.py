@@ -17,10 +17,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.captions import (
+    CAPTION_RATE,
+    LONGEST_SECONDS,
+    MAX_LYRIC_TOKENS,
+    MAX_TAG_TOKENS,
     TEMPERATURES,
     Caption,
     SongFailed,
     UnusableAnswer,
+    answer_tokens,
     caption_question,
     caption_schema,
     parse_caption,
@@ -30,15 +35,10 @@ from ace_lora.commands import StepFailed
 if TYPE_CHECKING:
     import numpy as np
 
-SAMPLE_RATE = 16_000
-# The models that llama-server runs for audio were trained on no more.
-LONGEST_SECONDS = 300.0
 # The server pads audio to windows of 30 s, which take 750 places of its context each.
 WINDOW_SECONDS = 30
 WINDOW_TOKENS = 750
 QUESTION_TOKENS = 500
-MAX_TAG_TOKENS = 1024
-MAX_LYRIC_TOKENS = 4096
 # Shorter parts would make tags of single phrases.
 SHORTEST_PART_SECONDS = 60.0
 
@@ -103,7 +103,7 @@ class LlamaServer:
                 "json_schema": {"name": "caption", "schema": caption_schema(tags=tags, lyrics=lyrics)},
             },
             "temperature": TEMPERATURES[attempt],
-            "max_tokens": (MAX_TAG_TOKENS if tags else 64) + (MAX_LYRIC_TOKENS if lyrics else 0),
+            "max_tokens": answer_tokens(tags=tags, lyrics=lyrics),
             "stream": False,
         }
         return parse_caption(self._complete(request, attempt), tags=tags, lyrics=lyrics)
@@ -273,7 +273,7 @@ def wav_base64(samples: np.ndarray) -> str:
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
+        file.setframerate(CAPTION_RATE)
         file.writeframes(pcm.tobytes())
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 

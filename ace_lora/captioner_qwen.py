@@ -22,10 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.acestep_answers import QUESTIONS, answer_style, parse_description, parse_transcription
 from ace_lora.captions import (
+    CAPTION_RATE,
+    LONGEST_SECONDS,
+    MAX_LYRIC_TOKENS,
     TEMPERATURES,
     Caption,
     SongFailed,
     UnusableAnswer,
+    answer_tokens,
     caption_question,
     caption_schema,
     parse_caption,
@@ -36,13 +40,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-SAMPLE_RATE = 16_000
-# The feature extractor cuts longer audio without a word.
-LONGEST_SECONDS = 300.0
-# The tags of the schema at one letter per token come to 650; real ones to about 100.
-MAX_TAG_TOKENS = 1024
-# A long rap is about 2000 tokens; an answer that is cut there is not used.
-MAX_LYRIC_TOKENS = 4096
 INSTALL_COMMAND = "python start.py install captioning"
 SYSTEM_PROMPT = "You are an expert in music who describes and transcribes songs accurately."
 
@@ -118,7 +115,7 @@ class QwenCaptioner:
                 samples,
                 caption_question(tags=tags, lyrics=lyrics, language=language),
                 attempt,
-                limit=(MAX_TAG_TOKENS if tags else 64) + (MAX_LYRIC_TOKENS if lyrics else 0),
+                limit=answer_tokens(tags=tags, lyrics=lyrics),
                 schema=caption_schema(tags=tags, lyrics=lyrics),
             )
             return parse_caption(answer, tags=tags, lyrics=lyrics)
@@ -142,6 +139,8 @@ class QwenCaptioner:
         """
         import torch
 
+        from ace_lora.device import free_device_memory, is_out_of_memory
+
         inputs = self._inputs(samples, question)
         ends = self._end_tokens()
         processors = [] if schema is None else [_SchemaConstraint(self.grammar_tokenizer, schema, ends)]
@@ -162,11 +161,13 @@ class QwenCaptioner:
                     logits_processor=processors,
                     stopping_criteria=[_stop_at_loops(length)],
                 )[0, length:].tolist()
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            free_device_memory(self.model.device)
             raise SongFailed(
-                f"the memory of the card does not suffice for {len(samples) / SAMPLE_RATE:.0f} s of audio "
-                f"({str(error).splitlines()[0]}). Close other programs that use the card, or take a smaller --model "
+                f"the memory does not suffice for {len(samples) / CAPTION_RATE:.0f} s of audio "
+                f"({' '.join(str(error).split())[:200]}). Close other programs that use it, or take a smaller --model "
                 "such as Qwen/Qwen2.5-Omni-3B"
             ) from error
         if not output or output[-1] not in ends:
@@ -179,7 +180,7 @@ class QwenCaptioner:
         import torch
 
         features = self.extractor(
-            samples, sampling_rate=SAMPLE_RATE, padding="longest", return_attention_mask=True, return_tensors="pt"
+            samples, sampling_rate=CAPTION_RATE, padding="longest", return_attention_mask=True, return_tensors="pt"
         )
         frames = int(features["attention_mask"].sum())
         # Two convolutions with stride 2, the second as a pooling: 100 frames become 25 tokens a second.
@@ -435,13 +436,13 @@ def _check_loaded(source: str, report: Any) -> None:
 
 
 def _why_not_loaded(name: str, error: Exception) -> str:
-    import torch
+    from ace_lora.device import is_out_of_memory
 
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return (
-            f"The model '{name}' does not fit into the memory of the card ({reason[:200]}). Close other programs that "
-            "use the card, or use --quantization nf4, --model Qwen/Qwen2.5-Omni-3B, or --backend analysis."
+            f"The model '{name}' does not fit into the memory ({reason[:200]}). Close other programs that use it, "
+            "or use --quantization nf4, --model Qwen/Qwen2.5-Omni-3B, or --backend analysis."
         )
     if _offline() and not Path(name).exists():
         return (

@@ -8,6 +8,7 @@ Standard library only (json-repair is imported when an answer does not parse).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -20,6 +21,15 @@ from ace_lora.lyrics.timed import strip_times
 
 if TYPE_CHECKING:
     import numpy as np
+
+# What captioning models hear: mono at this rate, in Hz, and so many seconds at once; what is longer
+# their feature extractor cuts without a word.
+CAPTION_RATE = 16_000
+LONGEST_SECONDS = 300.0
+# The tags of the schema at one letter per token come to 650; real ones to about 100.
+MAX_TAG_TOKENS = 1024
+# A long rap is about 2000 tokens; an answer that is cut there is not used.
+MAX_LYRIC_TOKENS = 4096
 
 # Order of the fields in the question, in the schema and so in the answer: the model settles what it hears
 # before it writes the lyrics.
@@ -46,7 +56,10 @@ _BPM = re.compile(
 _ABOUT = frozenset(("at", "around", "about", "approximately", "approx", "approx.", "circa", "ca.", "of"))
 # What models write into a field that they have nothing for.
 _NO_TAG = frozenset(
-    ("", "none", "n/a", "na", "null", "nil", "unknown", "other", "various", "-", "not applicable", "tempo")
+    (
+        *("", "none", "n/a", "na", "null", "nil", "unknown", "other", "various", "-", "not applicable"),
+        *("tempo", "genre", "subgenre", "instrument", "instruments", "mood", "moods"),
+    )
 )
 _LONGEST_TAG = 40
 # A tag with more words is a sentence.
@@ -150,6 +163,11 @@ def caption_question(*, tags: bool, lyrics: bool, language: str | None = None) -
     return "\n".join(parts)
 
 
+def answer_tokens(*, tags: bool, lyrics: bool) -> int:
+    """How long an answer may become."""
+    return (MAX_TAG_TOKENS if tags else 64) + (MAX_LYRIC_TOKENS if lyrics else 0)
+
+
 # --- The answer ---
 
 
@@ -188,7 +206,8 @@ def _required(tags: bool, lyrics: bool) -> list[str]:
 
 
 def _read_object(answer: str) -> dict[str, Any]:
-    text = answer.strip()
+    # Some models think aloud first, and a server that does not know it sends that too.
+    text = re.sub(r"^.*</think>", "", answer, flags=re.DOTALL).strip().removeprefix("\ufeff")
     if not text:
         raise UnusableAnswer("the answer is empty")
     try:
@@ -206,6 +225,13 @@ def _mend(text: str) -> Any:
     if start < 0:
         raise UnusableAnswer(f"the answer holds no JSON: {_excerpt(text)}")
     end = body.rfind("}")
+    decoder = json.JSONDecoder()
+    for opening in re.finditer(r"\{", body):
+        # The caption between words that may hold braces of their own.
+        with contextlib.suppress(ValueError, RecursionError):
+            said, _ = decoder.raw_decode(body, opening.start())
+            if "has_vocal" in said:
+                return said
     if end < start:
         # json-repair would close the open strings and lists and hide that the rest is missing.
         raise UnusableAnswer(f"the answer is cut short: …{text[-60:]}")
@@ -243,6 +269,7 @@ def clean_tags(words: Sequence[str]) -> list[str]:
     tags = set()
     for word in words:
         for part in re.split(r"[,、;\n]", unicodedata.normalize("NFKC", word)):
+            part = "".join(character for character in part if _is_of_a_tag(character))
             tag = " ".join(_BPM.sub(" ", part.lower()).split()).strip(" .:!?\"'`()[]{}*_#-/&")
             tag = " ".join(tag.split())
             if tag in _NO_TAG or not any(character.isalpha() for character in tag):
@@ -252,6 +279,13 @@ def clean_tags(words: Sequence[str]) -> list[str]:
             if len(tag) <= _LONGEST_TAG and len(tag.split()) <= _MOST_WORDS:
                 tags.add(tag)
     return sorted(tags)
+
+
+def _is_of_a_tag(character: str) -> bool:
+    """No control character, half of a surrogate pair or emoji; the mark of a broken character stays, to be found."""
+    if character.isspace() or character == "\ufffd":
+        return True
+    return character.isprintable() and unicodedata.category(character) != "So"
 
 
 def _without_numbers(tempo: str) -> str:

@@ -26,14 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_lora.adapter import COMFYUI_NAME, CONFIG_NAME, WEIGHTS_NAME, peft_config_dict, save_lora
+from ace_lora.adapter import COMFYUI_NAME, CONFIG_NAME, STATE_TENSORS, WEIGHTS_NAME, peft_config_dict, save_lora
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.files import write_json
+from ace_lora.files import replace_atomically, write_json
 
 if TYPE_CHECKING:
     import torch
 
-STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"
 STATE_VERSION = 1
 STOP_NAME = "STOP"
@@ -122,8 +121,8 @@ def write_checkpoint(
         write_json(temporary / CONFIG_NAME, peft_config_dict(config))
         # Copies, because optimizers share tables between tensors, which safetensors refuses.
         tensors = {key: tensor.detach().cpu().clone() for key, tensor in state.tensors.items()}
-        save_file(tensors, temporary / STATE_TENSORS)
-        _flush(temporary / STATE_TENSORS)
+        with replace_atomically(temporary / STATE_TENSORS) as state_file:
+            save_file(tensors, state_file)
         files = sorted(path.name for path in temporary.iterdir())
         checksums = {name: _crc32(temporary / name) for name in files}
         write_json(
@@ -200,11 +199,6 @@ def _temporary_folder(target: Path) -> Path:
     folder = target.with_name(f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
     return folder
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

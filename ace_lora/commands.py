@@ -10,11 +10,15 @@ Standard library only, so that `--help` of a script that imports this answers at
 
 from __future__ import annotations
 
+import _thread
 import argparse
+import atexit
+import gc
 import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -55,6 +59,8 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     _quieten_libraries()
     _interrupt_on_termination()
+    # Before it ends, Python would search all that PyTorch has imported for garbage, which takes seconds.
+    atexit.register(gc.freeze)
     try:
         main(args)
     except WrongInput as error:
@@ -104,6 +110,26 @@ def _interrupt_on_termination() -> None:
     for name in ("SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), interrupt)
+    report_unraisable = sys.unraisablehook
+
+    def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+        # Where the signal found the program in a destructor or a callback of a compiled library, Python prints the
+        # KeyboardInterrupt and goes on. A moment later, outside of it, the same signal ends the script.
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, _interrupt_main_thread).start()
+        else:
+            report_unraisable(unraisable)
+
+    sys.unraisablehook = interrupt_again
+
+
+def _interrupt_main_thread() -> None:
+    number = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and number is not None:
+        # Ends a wait of the main thread too, which `interrupt_main` does on Windows only.
+        signal.pthread_kill(number, signal.SIGTERM)
+    else:
+        _thread.interrupt_main()
 
 
 def _describe_os_error(error: OSError) -> str:

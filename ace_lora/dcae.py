@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ace_lora.audio import SAMPLE_RATE, AudioError, resample
-from ace_lora.host_copy import begin_copy
+from ace_lora.host_copy import HostCopy
 from ace_lora.mel import HOP, MEL_RATE, denormalise, log_mel, normalise
 from ace_lora.model_config import read_model_config
 from ace_lora.strict_loading import read_safetensors_strict
@@ -98,10 +98,10 @@ def _begin_in_range(
     parameter = next(network.parameters())
     with torch.inference_mode():
         computed = forward(network, values.to(parameter.device, parameter.dtype))
-        copied, finite = begin_copy(computed), begin_copy(computed.isfinite().all())
+        copied, finite = HostCopy(computed), HostCopy(computed.isfinite().all())
 
     def wait() -> Tensor:
-        result, fits = copied(), bool(finite())
+        result, fits = copied.wait(), bool(finite.wait())
         if not fits and result.dtype != torch.float32:
             with torch.inference_mode():
                 result = forward(network.float(), values.to(parameter.device, torch.float32)).cpu()

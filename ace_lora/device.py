@@ -5,6 +5,7 @@ The caller prints `Device.reason`, so that a user who sees "CPU" in the log also
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,15 @@ def has_native_bf16(device: torch.device) -> bool:
     return True
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`, which computes, without waiting until a card has done what it was given before.
+
+    On CUDA a copy from ordinary memory has left it when the call returns, and PyTorch keeps page-locked memory until
+    the copy is done, so nothing can change underneath. MPS promises neither.
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
 def set_tf32() -> None:
     """Allow TF32 in float32 matrix products on NVIDIA cards. Call it once, before training, and only on CUDA.
 
@@ -104,6 +114,30 @@ def set_tf32() -> None:
     import torch
 
     torch.set_float32_matmul_precision("high")
+
+
+# What PyTorch says where a full memory is a plain RuntimeError: MPS and CUDA's own calls, Windows, Linux, cuBLAS.
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a card or of the computer did not suffice; only CUDA's allocator has a class for it."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def free_device_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _cuda_device(index: int, dtype: str) -> Device:

@@ -45,13 +45,9 @@ def compile_elementwise(device: torch.device | str) -> str | None:
     except Exception as error:  # the compiler stack raises whatever it likes: missing Triton, no C++ compiler, ...
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return f"torch.compile does not work here ({reason[0]}); going on without it."
+    torch._dynamo.config.suppress_errors = True  # a stretch that fails later, at other shapes, runs uncompiled
     _compiled.update(compiled)
     return None
-
-
-def run_uncompiled() -> None:
-    """Undo `compile_elementwise`."""
-    _compiled.clear()
 
 
 # --- RMS norm with modulation (spec: transformer, 8.1) ----------------------------------------------------------------
@@ -88,8 +84,8 @@ def _swap(x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x·cos + swap(x)·sin, multiplied and added in float32, rounded once."""
-    return torch.addcmul(x * cos.float(), _swap(x), sin.float(), out=torch.empty_like(x))
+    """x·cos + swap(x)·sin with float32 tables, multiplied and added in float32, rounded once."""
+    return torch.addcmul(x * cos, _swap(x), sin, out=torch.empty_like(x))
 
 
 @_stretch

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ace_lora.device import send
+
 TRAINING_TIMES = 1000
 Padding = Literal["exact", "reference"]
 
@@ -71,7 +73,7 @@ def denoising_loss(
     error = sigma * ((noise.float() - latents.float()) - velocity.float())  # [B,8,16,T]
     if frame_mask is None:
         return error.square().mean()
-    mask = frame_mask.to(error.device, torch.float32)
+    mask = send(frame_mask.float(), error.device)
     # Chosen, not multiplied: what a padded frame holds may be anything, and 0·inf is not 0.
     squares = torch.where(mask[:, None, None] > 0, error, 0).square()
     if padding == "reference":

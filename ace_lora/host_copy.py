@@ -1,27 +1,33 @@
-"""Results on their way from a GPU to main memory, so that the next song can be started before this one has arrived."""
+"""Numbers on their way from a card to main memory, so that the card can be given more work before they have arrived."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-def begin_copy(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start copying a tensor to main memory; the function returned waits for it and returns the copy.
+class HostCopy:
+    """Starts copying a tensor to main memory when it is made.
 
     Only CUDA can go on meanwhile: elsewhere the copy is made when it is asked for.
     """
-    if tensor.device.type != "cuda":
-        return tensor.cpu
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    copy.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(tensor.device))
 
-    def wait() -> Tensor:
-        arrived.synchronize()
-        return copy
+    def __init__(self, tensor: Tensor):
+        self._tensor = tensor.detach()
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copy.copy_(self._tensor, non_blocking=True)
+            self._tensor = copy
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
 
-    return wait
+    def is_there(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._arrived is None or self._arrived.query()
+
+    def wait(self) -> Tensor:
+        """The copy, when it has arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor.cpu()

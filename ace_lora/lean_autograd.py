@@ -203,7 +203,7 @@ def modulated_projections(
 
 
 def rotation_table(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and signed sin [..., n, 1, width] for integer `positions` [..., n], computed in float32, rounded to `dtype`.
+    """cos and signed sin [..., n, 1, width] for integer `positions` [..., n]: float32, rounded to what `dtype` holds.
 
     Channels c and c + width/2 have the same frequency, yet neighbours (2j, 2j+1) are rotated together, so a pair has
     two frequencies and the rotation is not orthogonal. The published weights were trained with it. The sine of even
@@ -214,7 +214,7 @@ def rotation_table(positions: Tensor, width: int, theta: float, dtype: torch.dty
     frequencies = 1.0 / theta ** (2.0 * (channels % (width // 2)).float() / width)
     angles = positions.float()[..., None, None] * frequencies  # [..., n, 1, width]
     signs = 1.0 - 2.0 * (channels % 2 == 0)
-    return angles.cos().to(dtype), (angles.sin() * signs).to(dtype)
+    return angles.cos().to(dtype).float(), (angles.sin() * signs).to(dtype).float()
 
 
 class _Rotate(torch.autograd.Function):

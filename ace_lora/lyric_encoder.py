@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ace_lora.device import send
 from ace_lora.lean_autograd import linear
 
 LAYER_NORM_EPS = 1e-5
@@ -47,7 +48,7 @@ class LyricEncoder(nn.Module):
         # The residual stream stays in float32 as under the published training's autocast; the products do not.
         x = _layer_norm(norm, linear(self.embed.out[0], xs)) * math.sqrt(self.width)
         positions = relative_positions(xs.shape[1], self.width, xs.device, dtype)
-        allowed = None if mask is None else (mask > 0).to(xs.device)[:, None, None, :]  # [B,1,1,L]
+        allowed = None if mask is None else send(mask > 0, xs.device)[:, None, None, :]  # [B,1,1,L]
         for layer in self.encoders:
             if x.requires_grad or any(parameter.requires_grad for parameter in layer.parameters()):
                 # Adapted lyric encoder: scores are large and cheap, so each layer is computed again.

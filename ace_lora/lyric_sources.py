@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from ace_lora.songs import INSTRUMENTAL, Song
 # Vorbis comments and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers write.
 # The ones with times come first.
 _COMMENT_NAMES = ("syncedlyrics", "synced lyrics", "lyrics", "unsyncedlyrics", "unsynced lyrics")
+
+# Share of characters that are no text from which on a guessed encoding is wrong, or the file none at all. Some players
+# leave a few of them.
+MOST_STRANGE_CHARACTERS = 0.05
+_NO_TEXT = ("Cc", "Cn", "Co", "Cs")
 
 # What music services write above the first sung line ("作词 : …", "Composed by: …"); nobody sings it.
 _CREDIT = re.compile(
@@ -119,12 +125,24 @@ def decode_lyrics(data: bytes, name: str) -> tuple[str, str]:
     if b"\0" in data:
         # UTF-16 without a byte-order mark: in line ends and stamps every second byte is zero.
         encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
-        return _strictly(data, encoding, name), encoding
-    try:
-        return data.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError:
-        encoding = legacy_encoding(data)
-        return _strictly(data, encoding, name), encoding
+    else:
+        try:
+            return data.decode("utf-8"), "utf-8"
+        except UnicodeDecodeError:
+            encoding = legacy_encoding(data)
+    text = _strictly(data, encoding, name)
+    strange = [character for character in text if not _is_text(character)]
+    if len(strange) > MOST_STRANGE_CHARACTERS * len(text):
+        raise UnknownEncoding(
+            f"'{name}' is no text, or in an encoding that is not known: read as {encoding}, {len(strange)} of "
+            f"{len(text)} characters are none. Open it in an editor that shows the text correctly and save it as UTF-8."
+        )
+    return text, encoding
+
+
+def _is_text(character: str) -> bool:
+    """Whether lyrics may hold the character: no control, surrogate, private or unassigned one, no byte-order mark."""
+    return character.isspace() or (unicodedata.category(character) not in _NO_TEXT and character != "\ufeff")
 
 
 def _strictly(data: bytes, encoding: str, name: str) -> str:
@@ -267,16 +285,20 @@ def _embedded(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
 
 
 def _id3_lyrics(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
-    for frame in tags.getall("SYLT"):
-        # Types 1 and 2 are lyrics and their transcription; others hold chords or events. Format 2 is milliseconds;
-        # format 1 counts MPEG frames, and writers are not known to use it.
-        if frame.type in (1, 2) and frame.format == 2:
+    # Types 1 and 2 are lyrics and their transcription; others hold chords or events. Format 2 is milliseconds; format 1
+    # counts MPEG frames, of whose length the tag says nothing, so that only its text can be used.
+    synchronised = [frame for frame in tags.getall("SYLT") if frame.type in (1, 2)]
+    for frame in synchronised:
+        if frame.format == 2:
             yield "SYLT", _sylt_lines(frame.text)
     for frame in tags.getall("USLT"):
         yield "USLT", _lines(_repaired(frame.text, frame.encoding))
     for frame in tags.getall("TXXX"):
         if frame.desc.casefold() in _COMMENT_NAMES:
             yield f"TXXX:{frame.desc}", _lines(_repaired("\n".join(frame.text), frame.encoding))
+    for frame in synchronised:
+        if frame.format != 2:
+            yield "SYLT", tuple(TimedLine(None, line.text) for line in _sylt_lines(frame.text))
 
 
 def _sylt_lines(entries: Sequence[tuple[str, int]]) -> tuple[TimedLine, ...]:

@@ -76,13 +76,21 @@ def build_optimizer(
     learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
+    loss_scaling: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` (a key of OPTIMIZERS) over float32 parameters; moments are float32 (8 bit: adamw8bit)."""
+    """The optimizer `name` (a key of OPTIMIZERS) over float32 parameters; moments are float32 (8 bit: adamw8bit).
+
+    `loss_scaling`: a GradScaler will be used with it, which must unscale the gradients before they are measured.
+    """
     parameters = list(parameters)
     if name == "adamw":
         from torch.optim import AdamW
 
-        return AdamW(parameters, lr=learning_rate, betas=betas, eps=1e-8, weight_decay=weight_decay)
+        # One kernel for everything, which can skip a step by itself; with a scaler it would also unscale by itself.
+        fused = not loss_scaling and all(parameter.device.type in ("cuda", "cpu") for parameter in parameters)
+        return AdamW(
+            parameters, lr=learning_rate, betas=betas, eps=1e-8, weight_decay=weight_decay, fused=fused or None
+        )
     if name == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
@@ -108,6 +116,11 @@ def build_optimizer(
     raise WrongInput(f"No optimizer '{name}'. Expected one of: {', '.join(OPTIMIZERS)}.")
 
 
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer skips a step by the tensor `found_inf`, without the host looking at it."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Load a state dict with the number formats that it was saved with.
 
@@ -115,7 +128,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     """
     import torch
 
-    optimizer.load_state_dict(saved)
+    # How a step is computed is this machine's choice, not a part of the state.
+    groups = [
+        {**group, **{name: now[name] for name in ("fused", "foreach") if name in now}}
+        for group, now in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for place, values in saved["state"].items():
         state = optimizer.state[parameters[place]]

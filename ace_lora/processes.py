@@ -13,6 +13,15 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
+def outside_launcher() -> str | None:
+    """The program that has started several processes of this training at once; None where Lightning starts them."""
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("WORLD_SIZE", "1") != "1":
+        return "torchrun"
+    # As Lightning sees it: a shell on a cluster's machine is no launch.
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM" if os.environ.get("SLURM_NTASKS", "1") not in ("", "1") and not interactive else None
+
+
 def say(text: str) -> None:
     if is_first_process():
         print(text)

@@ -157,6 +157,25 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def needed_of_base(path: Path) -> dict[str, int]:
+    """What a base model needs to have for the record: `text_tokens` and `lyric_tokens` in its vocabularies at least,
+    `mert` and `mhubert` as widths of features exactly, where they are stored. Only token ids are read.
+
+    Raises RecordError and OSError as `read_record` does.
+    """
+    path = Path(path)
+    if path.suffix == HDF5_SUFFIX:
+        with _open_hdf5(path) as file:
+            ids = {name: int(file[name][()].max()) for name in ("text_token_ids", "lyric_token_ids")}
+            widths = {branch: file[f"{branch}_ssl_hidden_states"].shape[1] for branch in SSL_BRANCHES}
+    else:
+        entries = _read_header(path).entries
+        tensors, _ = read_tensors(path, skip=[name for name in entries if not name.endswith("_token_ids")])
+        ids = {name: int(tensor.max()) for name, tensor in tensors.items()}
+        widths = {branch: entries[branch]["shape"][1] for branch in SSL_BRANCHES if branch in entries}
+    return {"text_tokens": ids["text_token_ids"] + 1, "lyric_tokens": ids["lyric_token_ids"] + 1, **widths}
+
+
 def check_record(path: Path) -> dict[str, Any]:
     """The metadata of a record after every byte of it has been compared with the checksums; torch is not needed.
 

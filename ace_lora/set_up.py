@@ -588,6 +588,9 @@ def run(python: Path, *arguments: str) -> int:
     return EXIT_INTERRUPTED if status in (-signal.SIGINT, -signal.SIGTERM) else abs(status)
 
 
+ACTIONS = ("window", "demo", "test", "install", "setup")
+
+
 def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; `groups` are the optional groups and what each is for."""
     parser = argparse.ArgumentParser(
@@ -599,11 +602,15 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
         "action",
         nargs="?",
         default="window",
-        choices=["window", "demo", "test", "install", "setup"],
+        choices=ACTIONS,
         help="window (default): open the window; demo: the seven steps on a synthesised song; test: run the tests; "
         "install: add optional groups; setup: nothing further",
     )
-    parser.add_argument("rest", nargs="*", help="install: the groups; test: arguments for pytest (default: all tests)")
+    parser.add_argument(
+        "rest",
+        nargs="*",
+        help="window: songs to add; install: the groups; test: arguments for pytest (default: all tests)",
+    )
     parser.add_argument(
         "--torch",
         default="auto",
@@ -612,8 +619,10 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
         "index gives (default: auto)",
     )
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] not in ACTIONS and Path(argv[0]).exists():
+        argv = ["window", *argv]  # songs that were dropped on start.bat
     # Whatever follows `test` belongs to pytest, options too.
-    own = argv.index("test") + 1 if "test" in argv and "install" not in argv else len(argv)
+    own = argv.index("test") + 1 if "test" in argv and not {"install", "window"} & {*argv} else len(argv)
     args = parser.parse_args(argv[:own])
     args.rest += argv[own:]
     if args.torch not in ("auto", "cpu", "cuda") and "://" not in args.torch:
@@ -623,6 +632,11 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
         if wrong or not args.rest:
             named = f"no group named '{wrong[0]}'" if wrong else "install needs the name of a group"
             parser.error(f"{named}. Groups: {', '.join(groups)}.")
+    elif args.action == "window":
+        missing = [song for song in args.rest if not Path(song).exists()]
+        if missing:
+            parser.error(f"there is no song or folder '{missing[0]}'. Check the name, or start without songs.")
+        args.rest = [str(Path(song).absolute()) for song in args.rest]
     elif args.rest and args.action != "test":
         parser.error(f"'{args.action}' takes no further words: '{args.rest[0]}'. See --help.")
     return args
@@ -639,7 +653,7 @@ def act(args: argparse.Namespace) -> None:
     python = set_up(environment, groups, args.torch)
     processes = min(MOST_TEST_PROCESSES, os.cpu_count() or 1)
     commands = {
-        "window": [str(HOME / "ace_gui.py")],
+        "window": [str(HOME / "ace_gui.py"), *args.rest],
         "demo": [str(HOME / "demo.py")],
         "test": ["-m", "pytest", *(args.rest or ["-n", str(processes), "--dist", "loadfile"])],
     }

@@ -22,6 +22,8 @@ SHORTEST_SECONDS = 0.5
 # Fewer beats than in this time have no tempo that could be told from chance.
 SHORTEST_FOR_TEMPO = 3.0
 SILENCE = 1e-4
+# Hz below which pyloudnorm's filters, which turn at 1.7 kHz and are designed for each rate, are far from BS.1770's.
+LOUDNESS_RATE = 16_000
 # Power of the mono mix to that of the channels, below which little is left of the song: one channel is the other
 # with its sign turned. Equal channels have 1, unrelated ones 0.5.
 CANCELLED = 0.01
@@ -148,6 +150,10 @@ def _loudness(samples: np.ndarray, rate: int) -> float:
 
     import pyloudnorm
 
+    if rate < LOUDNESS_RATE:
+        import librosa
+
+        samples, rate = librosa.resample(samples, orig_sr=rate, target_sr=ANALYSIS_RATE), ANALYSIS_RATE
     with warnings.catch_warnings():
         # Below the gate pyloudnorm averages nothing and warns; the -inf or NaN it returns is handled by the caller.
         warnings.simplefilter("ignore")

@@ -5,6 +5,7 @@ Standard library only. The naming is that of the ACE-Step training scripts, so t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,10 @@ def songs_with_equal_stem(songs: list[Song]) -> dict[str, list[Song]]:
     return {group[0].stem: group for group in by_stem.values() if len(group) > 1}
 
 
+# Chinese and Japanese keyboards type the last two; people also write one tag per line.
+_BETWEEN_TAGS = re.compile(r"[,\n，、]")
+
+
 def split_tags(prompt: str) -> list[str]:
-    """`"rock,  drums,,"` gives `["rock", "drums"]`: split at commas, stripped, empty ones dropped."""
-    return [tag for part in prompt.split(",") if (tag := part.strip())]
+    """`"rock,  drums,,"` gives `["rock", "drums"]`: split at commas and line ends, stripped, empty ones dropped."""
+    return [tag for part in _BETWEEN_TAGS.split(prompt) if (tag := part.strip())]

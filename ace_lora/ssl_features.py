@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ace_lora.audio import SAMPLE_RATE, AudioError, resample
-from ace_lora.host_copy import begin_copy
+from ace_lora.host_copy import HostCopy
 from ace_lora.memory_plan import free_device_bytes
 from ace_lora.model_config import read_model_config
 from ace_lora.strict_loading import WrongWeights, check_tensors, read_safetensors_strict
@@ -79,10 +79,10 @@ def begin_features(
     """
     with torch.inference_mode():
         states = _last_hidden_states(model, chunks, samples, branch, chunks_per_batch)
-        features, finite = begin_copy(states), begin_copy(states.isfinite().all())
+        features, finite = HostCopy(states), HostCopy(states.isfinite().all())
 
     def wait() -> Tensor:
-        result, fits = features(), bool(finite())
+        result, fits = features.wait(), bool(finite.wait())
         if not fits and result.dtype != torch.float32:
             # Too large for fp16. In float32, from then on.
             with torch.inference_mode():

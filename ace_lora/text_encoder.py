@@ -61,6 +61,11 @@ def tokenize_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return tokenizer.encode(prompt).ids
 
 
+def exceeds_limit(tokenizer: Tokenizer, prompt: str) -> bool:
+    """Whether `tokenize_prompt` leaves out the end of a prompt."""
+    return bool(tokenizer.encode(prompt).overflowing)
+
+
 def comma_id(tokenizer: Tokenizer) -> int:
     """The id at which the trainer cuts a prompt into tags, 275 in the published tokenizer.
 

@@ -2,7 +2,8 @@
 
 What a step costs beside the matrix products is kept out of it: the lyric branch is computed once per song where no
 adapter touches it, the text encoder runs in the thread that reads ahead, the SSL heads run only when they count, and
-the host waits for the card once per step, to look at the losses before the weights change.
+the host does not wait for the card: it learns a step's losses a step or two later. That nothing but finite
+numbers reaches the weights the card itself sees to (`LoraTraining.hold_back`).
 
 B songs of a batch, T latent frames, Lt text tokens, Ll lyric tokens, D width of the transformer.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +23,12 @@ from torch import Tensor, nn
 
 from ace_lora.batches import Batch, Plan, Prefetcher
 from ace_lora.commands import StepFailed
+from ace_lora.device import send
 from ace_lora.flow_matching import Padding, Schedule, add_noise, denoising_loss
-from ace_lora.optimizers import learning_rate_multiplier, prodigy_d
+from ace_lora.host_copy import HostCopy
+from ace_lora.optimizers import learning_rate_multiplier, prodigy_d, skips_on_device
 
+MOST_STEPS_UNSEEN = 8  # steps that the card may be behind before the host waits for the oldest
 MAX_SKIPPED_STEPS = 20  # fp16: steps in a row that the loss scaler may skip before the training counts as broken
 TEXT_CACHE_ENTRIES = 512  # about 50 kB each in the published size
 
@@ -41,10 +45,9 @@ def training_losses(
     `padding`: "exact" gives every song the loss that it has alone, "reference" is what the published trainer computes
     for a padded batch (spec: trainer, section 3).
     """
-    sigma = schedule.sigmas[batch.timestep_indices]
-    timestep = schedule.timesteps[batch.timestep_indices]
     device = batch.latents.device
-    sigma, timestep = sigma.to(device), timestep.to(device)
+    sigma = send(schedule.sigmas[batch.timestep_indices], device)
+    timestep = send(schedule.timesteps[batch.timestep_indices], device)
     noisy = add_noise(batch.latents, batch.noise, sigma)
     lyric_states = batch.lyric_states
     if lyric_states is None:
@@ -123,10 +126,16 @@ class AdapterAverage:
         self.tensors = {key: parameter.detach().clone() for key, parameter in parameters.items()}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def update(self, parameters: Mapping[str, nn.Parameter], skipped: Tensor | None = None) -> None:
+        """Take the parameters in; not where the scalar `skipped` is 1."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in parameters.values()], weight)
+        if skipped is None:
+            torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in parameters.values()], weight)
+            return
+        wanted = weight * (1 - skipped)
+        for average, parameter in zip(self.tensors.values(), parameters.values(), strict=True):
+            average.lerp_(parameter.detach(), wanted)
 
 
 # --- The module ---
@@ -165,13 +174,29 @@ class _Gathered:
     weights: list[float] = field(default_factory=list)
     losses: list[dict[str, Tensor]] = field(default_factory=list)
 
+    @property
+    def songs(self) -> list[str]:
+        return [song for group in self.names for song in group]
+
+
+@dataclass
+class _Unseen:
+    """A step that has been given to the card and whose numbers the host has not looked at."""
+
+    step: int  # optimizer steps done after it
+    epoch: int
+    gathered: _Gathered
+    numbers: HostCopy
+    values: dict[str, float | None]  # what the host knew already
+
 
 class LoraTraining(LightningModule):
     """Trains the adapter that is already in `model`.
 
     The transformer is kept out of the module tree: Lightning moves everything in it to the card, and parts of the base
-    may have to stay in main memory. `on_start` is called before the first step, `on_step`
-    after each; when it returns true, training ends.
+    may have to stay in main memory. `on_start` is called before the first step, `on_step` (steps done, epoch) after
+    each; when it returns true, training ends. `on_report` gets the numbers of each step, in order, as soon as they are
+    known: after `settle` those of all steps.
     """
 
     def __init__(
@@ -185,7 +210,8 @@ class LoraTraining(LightningModule):
         plan: Plan,
         batches: Prefetcher,
         on_start: Callable[[], None],
-        on_step: Callable[[StepReport], bool],
+        on_step: Callable[[int, int], bool],
+        on_report: Callable[[StepReport], None],
         first_step: int = 0,
         average: AdapterAverage | None = None,
     ):
@@ -200,11 +226,17 @@ class LoraTraining(LightningModule):
         self.batches = batches
         self.on_start = on_start
         self.on_step = on_step
+        self.on_report = on_report
         self.steps_done = first_step
         self.average = average
+        # Another process may have found what is not finite; then this one must not step either.
+        self.holds_back = plan.processes == 1 and skips_on_device(optimizer)
+        self._held_back: Tensor | None = None  # float32 scalar, 1 from the first step that must not reach the weights
         self._gathered = _Gathered()
-        self._skipped = 0
-        self._values: dict[str, float | None] = {}
+        self._numbers = HostCopy(torch.zeros(()))
+        self._grad_norm = torch.zeros(())
+        self._unseen: deque[_Unseen] = deque()
+        self._overflows = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer
@@ -213,7 +245,7 @@ class LoraTraining(LightningModule):
         return self.batches
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device, non_blocking=True)
+        return batch.to(device)
 
     def on_train_start(self) -> None:
         self.on_start()
@@ -244,47 +276,106 @@ class LoraTraining(LightningModule):
         return losses["loss"] * (batch.weight * self.plan.accumulate * self.plan.processes)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gathered, self._gathered = self._gathered, _Gathered()
-        names = list(gathered.losses[0])
+        losses = [torch.stack([loss.float() for loss in losses.values()]) for losses in self._gathered.losses]
         gradients = [parameter.grad for parameter in self.adapter if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        rows = [torch.stack([losses[name].float() for name in names]) for losses in gathered.losses]
-        numbers = torch.cat([*rows, norm.float().view(1).to(rows[0].device)]).tolist()  # the step's one wait
-        grad_norm = numbers.pop()
-        table = [numbers[i : i + len(names)] for i in range(0, len(numbers), len(names))]
-        bad = [song for row, songs in zip(table, gathered.names, strict=True) for song in songs if not _finite(row)]
+        self._grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        numbers = torch.cat([*losses, self._grad_norm.float().view(1).to(losses[0].device)])
+        self._numbers = HostCopy(numbers)
+        if self.holds_back:
+            self.hold_back(numbers)
+        else:
+            self.check(self.steps_done + 1, self._gathered, self._numbers.wait().tolist())
+
+    def hold_back(self, numbers: Tensor) -> None:
+        """Have the optimizer skip this step, and all that follow, when not all `numbers` are finite.
+
+        The card decides, by the flag that is there for the scaling of losses. Weights, moments and their counters stay
+        as the last good step left them until the host has learned of it.
+        """
+        bad = (~numbers.isfinite().all()).float()
+        self._held_back = bad if self._held_back is None else torch.maximum(self._held_back, bad)
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale, optimizer.found_inf = None, self._held_back
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's own would compute the norm a second time, and refuses optimizers that can skip steps."""
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.adapter, gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.adapter, gradient_clip_val, self._grad_norm)
+
+    def check(self, step: int, gathered: _Gathered, numbers: list[float]) -> None:
+        """Raises NotFinite, naming the songs, for losses or a gradient that are no numbers."""
+        *losses, grad_norm = numbers
+        size = len(losses) // len(gathered.losses)
+        bad = [
+            song
+            for place, songs in enumerate(gathered.names)
+            for song in songs
+            if not all(math.isfinite(loss) for loss in losses[place * size : (place + 1) * size])
+        ]
         if bad:
-            raise NotFinite(f"The loss of step {self.steps_done + 1} is not a finite number at {_quoted(bad)}.")
+            raise NotFinite(f"The loss of step {step} is not a finite number at {_quoted(bad)}.")
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        self._skipped = self._skipped + 1 if not math.isfinite(grad_norm) else 0
+        self._overflows = self._overflows + 1 if not math.isfinite(grad_norm) else 0
         # fp16's loss scaler overflows now and then on purpose and skips such a step.
-        if self._skipped > (MAX_SKIPPED_STEPS if scaled else 0):
-            songs = [song for group in gathered.names for song in group]
-            raise NotFinite(f"The gradient of step {self.steps_done + 1} is not finite at {_quoted(songs)}.")
-        total = sum(gathered.weights)
-        self._values = {
-            name: sum(row[place] * weight for row, weight in zip(table, gathered.weights, strict=True)) / total
-            for place, name in enumerate(names)
-        }
-        self._values["grad_norm"] = grad_norm
-        self._songs = [song for group in gathered.names for song in group]
+        if self._overflows > (MAX_SKIPPED_STEPS if scaled else 0):
+            raise NotFinite(f"The gradient of step {step} is not finite at {_quoted(gathered.songs)}.")
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if not batch.draws[-1].last_of_step:
             return
         if self.average is not None:
-            self.average.update(self.named_adapter)
+            self.average.update(self.named_adapter, self._held_back)
         epoch = self.plan.epoch_of(self.steps_done)
         self.steps_done += 1
-        values = dict(self._values)
-        values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        values["prodigy_d"] = prodigy_d(self.optimizer)
-        if self.on_step(StepReport(self.steps_done, epoch, values, self._songs)):
+        known = {"learning_rate": self.optimizer.param_groups[0]["lr"], "prodigy_d": prodigy_d(self.optimizer)}
+        gathered, self._gathered = self._gathered, _Gathered()
+        self._unseen.append(_Unseen(self.steps_done, epoch, gathered, self._numbers, known))
+        while self._unseen and (self._unseen[0].numbers.is_there() or len(self._unseen) > MOST_STEPS_UNSEEN):
+            self._see()
+        if self.on_step(self.steps_done, epoch):
             self.trainer.should_stop = True
 
+    def on_train_end(self) -> None:
+        self.settle()
 
-def _finite(row: list[float]) -> bool:
-    return all(math.isfinite(value) for value in row)
+    def settle(self) -> None:
+        """Wait for the numbers of all steps and report them. Raises NotFinite for the first that is not finite."""
+        while self._unseen:
+            self._see()
+
+    def _see(self) -> None:
+        """Look at the oldest step's numbers, and report them."""
+        unseen = self._unseen.popleft()
+        gathered, numbers = unseen.gathered, unseen.numbers.wait().tolist()
+        if self.holds_back:
+            try:
+                self.check(unseen.step, gathered, numbers)
+            except NotFinite:
+                # What came after it was held back with it.
+                if self.average is not None:
+                    self.average.updates -= self.steps_done - (unseen.step - 1)
+                self.steps_done = unseen.step - 1
+                self._unseen.clear()
+                raise
+        *losses, grad_norm = numbers
+        names, total = list(gathered.losses[0]), sum(gathered.weights)
+        values: dict[str, float | None] = {
+            name: sum(loss * weight for loss, weight in zip(losses[place :: len(names)], gathered.weights, strict=True))
+            / total
+            for place, name in enumerate(names)
+        }
+        self.on_report(
+            StepReport(unseen.step, unseen.epoch, {**values, "grad_norm": grad_norm, **unseen.values}, gathered.songs)
+        )
 
 
 def _quoted(songs: list[str]) -> str:

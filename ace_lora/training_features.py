@@ -44,7 +44,7 @@ def compute_features(
             except (AudioError, OSError) as error:
                 failed[song.name] = str(error)
                 continue
-            features[place][name] = rows.share_memory_()  # workers read it without a copy
+            features[place][name] = rows
             say(f"features {name} {number}/{len(places)} | {song.name}")
         del model
     if device.torch_device.type == "cuda":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TEXT_ENCODER_GPU_GB = 15  # cards with at least so much memory also hold the text encoder (0.6 GB)
 TEXT_TOKENS = 64  # tags of a song, for the memory plan
 LYRIC_CACHE_SHARE = 0.25  # of the free main memory, for the lyric states of all songs
+RECORD_CACHE_SHARE = 0.25  # of what is free then, for records
 
 # --- Stopping ---
 
@@ -69,7 +70,8 @@ class StopRequest:
         if self.signalled:
             raise KeyboardInterrupt
         self.signalled = True
-        say("Stopping after this step, then saving. (Once more: stop at once, without saving.)")
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of printing a line
+            say("Stopping after this step, then saving. (Once more: stop at once, without saving.)")
 
 
 # --- The run ---
@@ -112,20 +114,7 @@ class Run:
         if self.device.type == "cuda":
             set_tf32()
         base_config = TransformerConfig.from_json(prepared.weights["transformer"] / "config.json")
-        all_songs = SongDataset(
-            prepared.songs,
-            SampleSettings(
-                seed=args.seed,
-                tag_dropout=args.tag_dropout,
-                lyrics_dropout=args.lyrics_dropout,
-                ssl=args.ssl_coeff > 0,
-                max_frames=max_frames(args),
-                comma_id=comma_id(load_text_tokenizer(prepared.weights["text_encoder"])),
-                lyric_vocabulary=prepared.weights.get("lyric_vocabulary"),
-                embedding_rows=base_config.lyric_encoder_vocab_size,
-            ),
-            self.compute_features(),
-        )
+        features = self.compute_features()
         encode_text = self.load_text_encoder()
 
         if args.compile:
@@ -153,7 +142,21 @@ class Run:
         self.flow = build_schedule(args.shift)
         lyric_states = self.cache_lyrics()
         self.conditions = ConditionEncoder(encode_text, lyric_states)
-        self.dataset = all_songs
+        self.dataset = SongDataset(
+            prepared.songs,
+            SampleSettings(
+                seed=args.seed,
+                tag_dropout=args.tag_dropout,
+                lyrics_dropout=args.lyrics_dropout,
+                ssl=args.ssl_coeff > 0,
+                max_frames=max_frames(args),
+                comma_id=comma_id(load_text_tokenizer(prepared.weights["text_encoder"])),
+                lyric_vocabulary=prepared.weights.get("lyric_vocabulary"),
+                embedding_rows=base_config.lyric_encoder_vocab_size,
+            ),
+            features,
+            self.record_cache(),
+        )
         self.choose_recomputation()
 
     def load_base(self) -> Any:
@@ -218,7 +221,7 @@ class Run:
         )
 
     def load_text_encoder(self) -> Any:
-        """A function from ids [1,Lt] to states [1,Lt,text width]."""
+        """A function from ids [1,Lt] to states [1,Lt,text width] in main memory."""
         import torch
 
         from ace_lora.text_encoder import load_text_encoder
@@ -232,11 +235,16 @@ class Run:
         encoder = load_text_encoder(self.prepared.weights["text_encoder"], device=device, dtype=dtype)
         if device.type != self.device.type:
             say("text encoder: in main memory, ahead of the card")
+        # On a stream of its own it need not wait for the step under way, nor the thread that reads ahead.
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(device))
 
         def encode(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-            ids = ids.to(device)
-            mask = torch.ones_like(ids) if mask is None else mask.to(device)
-            return encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+                ids = ids.to(device)
+                mask = torch.ones_like(ids) if mask is None else mask.to(device)
+                return encoder(input_ids=ids, attention_mask=mask).last_hidden_state.cpu()
 
         return encode
 
@@ -280,6 +288,17 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return states
+
+    def record_cache(self) -> Any:
+        """Room for the records in the main memory that is free now."""
+        from ace_lora.memory_plan import free_main_memory
+        from ace_lora.record_cache import RecordCache
+
+        records = sum(song.path.stat().st_size for song in self.prepared.songs)
+        room = int((free_main_memory() or 0) * RECORD_CACHE_SHARE / self.args.devices)
+        if records > room:
+            say(f"records: {room / 1e9:.1f} of their {records / 1e9:.1f} GB stay in main memory, the rest is read anew")
+        return RecordCache(room)
 
     # Training
 
@@ -340,6 +359,7 @@ class Run:
             learning_rate=args.learning_rate,
             betas=(args.beta1, args.beta2),
             weight_decay=args.weight_decay,
+            loss_scaling=prepared.precision == "16-mixed",
         )
         self.average = AdapterAverage(self.trained, args.ema_decay) if args.ema_decay > 0 else None
         self.scaler = torch.amp.GradScaler(self.device.type) if prepared.precision == "16-mixed" else None
@@ -371,6 +391,7 @@ class Run:
             [prepared.songs[place] for place in prepared.training_places],
             self.dataset.settings,
             {new: features[old] for new, old in enumerate(prepared.training_places) if old in features},
+            self.dataset.cache,
         )
         stream = batch_stream(
             songs,
@@ -407,6 +428,7 @@ class Run:
             batches=batches,
             on_start=self.on_start,
             on_step=self.on_step,
+            on_report=self.on_report,
             first_step=self.first_step,
             average=self.average,
         )
@@ -460,14 +482,14 @@ class Run:
 
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def on_step(self, report: Any) -> bool:
-        """Log, validate and save after a step; true when the run is to end."""
+    def on_report(self, report: Any) -> None:
+        """Log a step, once its numbers are known."""
         from ace_lora.optimizers import PRODIGIES, d_warning
 
-        args, prepared = self.args, self.prepared
+        args = self.args
         self.epoch = report.epoch
         loss = report.values["loss"]
-        row: dict[str, float | None] = {
+        self.row = {
             "step": report.step,
             "epoch": report.epoch,
             **report.values,
@@ -476,22 +498,33 @@ class Run:
             "peak_memory_gb": peak_memory_gb(self.device),
         }
         say(self.lines.line(report.step, loss, report.values["learning_rate"]))
-        due = report.step == prepared.max_steps or report.step % (args.val_every or prepared.max_steps) == 0
-        if self.validation and due:
-            row["val_loss"] = self.validation_loss()
-            say(f"validation loss {row['val_loss']:.4f} at step {report.step}")
-        self.metrics.write(row)
-        if args.optimizer in PRODIGIES and report.step == min(prepared.max_steps, args.warmup_steps + 100):
+        if not self.validates_after(report.step):
+            self.metrics.write(self.row)
+        if args.optimizer in PRODIGIES and report.step == min(self.prepared.max_steps, args.warmup_steps + 100):
             warning = d_warning(report.values["prodigy_d"], report.step)
             if warning:
                 say(f"warning: {warning}")
+
+    def validates_after(self, step: int) -> bool:
+        last = self.prepared.max_steps
+        return self.validation is not None and (step == last or step % (self.args.val_every or last) == 0)
+
+    def on_step(self, step: int, epoch: int) -> bool:
+        """Validate and save after a step; true when the run is to end."""
+        last = step == self.prepared.max_steps
+        if self.validates_after(step):
+            self.module.settle()
+            self.row["val_loss"] = self.validation_loss()
+            say(f"validation loss {self.row['val_loss']:.4f} at step {step}")
+            self.metrics.write(self.row)
+            self.lines.restart_clock()
         stopping = self.module.agree(self.stop.requested())
-        last = report.step == prepared.max_steps
         if stopping and not last:
             self.outcome = "stopped"
-        if stopping or last or report.step % args.save_every_n_train_steps == 0:
-            self.save(report.step, report.epoch)
-        self.lines.restart_clock()
+        if stopping or last or step % self.args.save_every_n_train_steps == 0:
+            self.module.settle()
+            self.save(step, epoch)
+            self.lines.restart_clock()
         return stopping
 
     @contextlib.contextmanager
@@ -670,16 +703,19 @@ def memory_failures_told(run: Run) -> Iterator[None]:
     """Turn running out of memory into what a user can act on."""
     import torch
 
+    from ace_lora.device import is_out_of_memory
+
     try:
         yield
-    except RuntimeError as error:
-        # A card's is a class of its own, main memory's is known by its words only.
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "not enough memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        where = "card's memory" if isinstance(error, torch.cuda.OutOfMemoryError) else "main memory"
+        on_card = isinstance(error, torch.OutOfMemoryError) or "MPS" in str(error)
+        where = "card's memory" if on_card else "main memory"
         raise StepFailed(
-            f"The {where} is full. {run.where_to_go_on()} Close other programs, or save memory: the same command with "
-            "--trial finds settings that fit."
+            f"The {where} is full. "
+            f"{run.where_to_go_on()} Close other programs, or save memory: the same command with --trial finds "
+            "settings that fit."
         ) from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.processes import is_first_process
+from ace_lora.processes import is_first_process, outside_launcher
 
 if TYPE_CHECKING:
     from ace_lora.batches import Plan, TrainingSong
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # As Lightning names them; the short forms are Lightning's too.
 PRECISIONS = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
+MOST_WORKERS = 32  # threads; each holds a batch, and no disk is faster with more
 # Those of Lightning's with which every process holds the whole adapter.
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 # What has to stay as it was for a resumed run to equal one that was never stopped.
@@ -45,7 +46,13 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
             problems.append(f"--{name} is {value}, expected a finite number. Correct it.")
     for flag in ("batch_size", "accumulate_grad_batches", "save_every_n_train_steps", "devices", "num_nodes"):
         need(getattr(args, flag) >= 1, flag, "1 or more", "Use 1 if in doubt, 100 for saving.")
-    for flag in ("num_workers", "warmup_steps", "val_every", "seed"):
+    need(
+        0 <= args.num_workers <= MOST_WORKERS,
+        "num_workers",
+        f"0 to {MOST_WORKERS}",
+        "Each is a thread that reads records; 0 is enough for most.",
+    )
+    for flag in ("warmup_steps", "val_every", "seed"):
         need(getattr(args, flag) >= 0, flag, "0 or more", "Use the default if in doubt.")
     for flag in ("tag_dropout", "speaker_dropout", "lyrics_dropout"):
         need(0 <= getattr(args, flag) <= 1, flag, "a probability from 0 to 1", "0 turns it off.")
@@ -78,17 +85,27 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         "LoRA weights are float32 in each of them; bf16-mixed is usual.",
     )
     if args.plan == "auto" and args.num_nodes > 1:
-        problems.append(
-            f"--plan auto makes its trial on one machine, but --num_nodes is {args.num_nodes}. Run --trial on one of "
-            "them, then give the flags that it found to all."
-        )
-    bad_name = not args.exp_name.strip() or any(letter in '<>:"/\\|?*' for letter in args.exp_name)
-    need(not bad_name, "exp_name", "a name that can be a folder's", 'Leave out < > : " / \\ | ? *.')
+        problems.append(launcher_problem(f"--num_nodes is {args.num_nodes}."))
+    elif args.plan == "auto" and (launcher := outside_launcher()):
+        problems.append(launcher_problem(f"{launcher} has started several processes at once."))
+    # Windows drops dots and spaces at the end of a name; ".." would lead out of the log folder.
+    bad_name = not args.exp_name.strip(" .") or args.exp_name[-1] in " ."
+    bad_name |= any(letter in '<>:"/\\|?*' for letter in args.exp_name)
+    need(
+        not bad_name, "exp_name", "a name that can be a folder's", 'Leave out < > : " / \\ | ? * and a dot at the end.'
+    )
     if args.resume and args.last_lora_path:
         problems.append(
             "--resume and --last_lora_path are both given. --resume brings its own weights; leave one of them out."
         )
     return problems
+
+
+def launcher_problem(reason: str) -> str:
+    return (
+        f"--plan auto makes its trial before it starts the other processes. {reason} Run --trial once, then give the "
+        "flags that it found to all, without --plan."
+    )
 
 
 def package_problems(args: argparse.Namespace) -> list[str]:
@@ -221,7 +238,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
     last_lora = attempt(read_lora_file, last_lora_file(args)) if args.last_lora_path else None
 
     checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
-    found = find_base_weights(checkpoint_dir, ["transformer"])
+    found = find_base_weights(checkpoint_dir, ["transformer", "text_encoder"])
     shapes: dict[str, tuple[int, int]] = {}
     if config:
         base = attempt(meta_transformer, found.get("transformer"))
@@ -232,6 +249,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
             )
         if layers:
             shapes = adapter_shapes(layers, config["r"])
+        if base and songs and "transformer" in found:
+            problems += attempt(base_misfits, songs, base.config, found, need_ssl=args.ssl_coeff > 0) or []
     if shapes and last_lora:
         problems += lora_mismatches(last_lora, shapes)
         if last_lora.alphas:
@@ -382,6 +401,39 @@ def meta_transformer(folder: Path | None) -> Any:
         return ACEStepTransformer(config)
 
 
+def base_misfits(songs: list[TrainingSong], config: Any, found: dict[str, Path], *, need_ssl: bool) -> list[str]:
+    """Records that were made with other base weights, whose tokens or features these do not know."""
+    from ace_lora.model_config import read_model_config
+    from ace_lora.records import needed_of_base
+
+    widths = dict(zip(("mert", "mhubert"), config.ssl_latent_dims, strict=False)) if need_ssl else {}
+    vocabularies = {"lyric_tokens": config.lyric_encoder_vocab_size}
+    if "text_encoder" in found:
+        vocabularies["text_tokens"] = read_model_config(found["text_encoder"]).get("vocab_size", math.inf)
+    wrong = []
+    for song in songs:
+        needed = needed_of_base(song.path)
+        reasons = [
+            f"{name.replace('_', ' ')} up to {needed[name] - 1}, the base has {size}"
+            for name, size in vocabularies.items()
+            if needed[name] > size
+        ]
+        reasons += [
+            f"{name} features of width {needed[name]}, the base expects {width}"
+            for name, width in widths.items()
+            if needed.get(name, width) != width
+        ]
+        if reasons:
+            wrong.append(f"'{song.path.name}' ({'; '.join(reasons)})")
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} of {len(songs)} records were made with other base weights than those in "
+        f"'{found['transformer'].parent}': {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}. "
+        "Give the --checkpoint_dir that they were made with, or preprocess the songs again with this one."
+    ]
+
+
 def fit_of(args: argparse.Namespace, prepared: Prepared) -> dict[str, Any]:
     """What has to be equal for a run to go on as if it had never been stopped, by the words of the messages."""
     songs = prepared.songs
@@ -400,7 +452,7 @@ def fit_of(args: argparse.Namespace, prepared: Prepared) -> dict[str, Any]:
 
 def find_state(args: argparse.Namespace, notes: list[str]) -> tuple[Path, SavedState] | None:
     """The checkpoint to go on from; None when --resume names none and there is none."""
-    from ace_lora.checkpoints import find_loras, newest_state, read_state, read_state_values, run_id_of
+    from ace_lora.checkpoints import STATE_JSON, find_loras, newest_state, read_state, read_state_values, run_id_of
 
     output_dir = Path(args.output_dir)
     if args.resume == "auto":
@@ -421,11 +473,12 @@ def find_state(args: argparse.Namespace, notes: list[str]) -> tuple[Path, SavedS
             return None
         return checkpoint.folder, read_state(checkpoint.folder)
     folder = Path(args.resume)
-    if folder.is_file():
+    if folder.is_file() and (folder.parent / STATE_JSON).is_file():
         folder = folder.parent
     if not folder.is_dir():
         raise WrongInput(
-            f"--resume '{args.resume}' does not exist. Expected a folder such as checkpoints/epoch=0-step=100_lora. "
+            f"--resume '{args.resume}' {'belongs to no checkpoint' if folder.exists() else 'does not exist'}. "
+            "Expected a folder such as checkpoints/epoch=0-step=100_lora. "
             "Give its path, or --resume alone for the newest checkpoint of --output_dir."
         )
     run_id = read_state_values(folder).get("run_id")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ace_lora import lean_autograd as lean
+from ace_lora.device import send
 from ace_lora.flow_matching import Padding
 from ace_lora.lyric_encoder import LyricEncoder
 from ace_lora.ssl_loss import ssl_loss
@@ -213,7 +214,7 @@ class ACEStepTransformer(nn.Module):
             ],
             1,
         )
-        return Context(states, mask, positions.to(device))
+        return Context(states, mask, send(positions, device))
 
     def forward(
         self,
@@ -235,7 +236,7 @@ class ACEStepTransformer(nn.Module):
         exact = padding == "exact"
         with torch.autocast(device.type, enabled=False):
             if frame_mask is not None:
-                frame_mask = frame_mask.to(device)
+                frame_mask = send(frame_mask, device)
             content_mask = frame_mask if exact else None
             with torch.no_grad():
                 embedded_timestep = self.timestep_embedder(timestep, dtype)  # [B,D]
@@ -271,10 +272,10 @@ class ACEStepTransformer(nn.Module):
             positions = torch.arange(states.shape[1], device=device)[None]
         if key_mask is not None and len(states) == 1 and key_mask.device.type == "cpu":
             # One item: leave masked keys out instead of masking them.
-            kept = key_mask[0].nonzero()[:, 0].to(device)
+            kept = send(key_mask[0].nonzero()[:, 0], device)
             states, positions, key_mask = states[:, kept], positions[:, kept], None
         if key_mask is not None:
-            key_mask = key_mask.to(device)[:, None, None]  # [B,1,1,L]
+            key_mask = send(key_mask, device)[:, None, None]  # [B,1,1,L]
         head_width, theta = self.config.attention_head_dim, self.config.rope_theta
         frames = torch.arange(x.shape[1], device=device)[None]
         return BlockInputs(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.files import write_json
 from ace_lora.memory_plan import peak_process_bytes
 from ace_lora.training_run import Run, StopRequest
-from ace_lora.training_setup import Prepared, prepare
+from ace_lora.training_setup import Prepared, find_state, launcher_problem, package_problems, prepare
 
 STEPS = 20
 UNTIMED_STEPS = 3  # caches, allocators and kernels' choices settle
@@ -44,6 +45,8 @@ SAVINGS: tuple[dict[str, Any], ...] = (
     {"offload": 0.5},
     {"offload": 1.0},
 )
+NUMBERS = ("base_precision", "optimizer")  # savings that change what is computed
+FOUND = "ACE_LORA_SAVINGS"  # environment variable in which the first process hands the savings to those it starts
 
 
 class TrialRun(Run):
@@ -68,7 +71,11 @@ class TrialRun(Run):
         self.mean_share = sum(self.lengths) / len(self.lengths) / max(frames)
         self.seconds: list[float] = []
 
-    def on_step(self, report: Any) -> bool:
+    def on_report(self, report: Any) -> None:
+        pass
+
+    def on_step(self, step: int, epoch: int) -> bool:
+        self.module.settle()
         self.seconds.append(self.lines.step_done())
         self.lines.restart_clock()
         return False
@@ -103,15 +110,21 @@ def run_trial(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises WrongInput for what is wrong with the flags, StepFailed when nothing fits.
     """
-    checked = argparse.Namespace(**vars(args))
+    savings = savings_of_resumed_run(args)
+    checked = argparse.Namespace(**{**vars(args), **savings})
     if args.trial:
         checked.trial_attempt = "trial"  # an output folder that holds LoRAs is no obstacle to a trial
     prepared = prepare(checked)
     print(f"trial: {STEPS} steps on the longest of {len(prepared.training_places)} songs", flush=True)
     tried: list[dict[str, Any]] = []
-    savings: dict[str, Any] = {}
-    for extra in ({}, *SAVINGS):
+    # What touches the numbers cannot be added to a run that has begun.
+    allowed = [extra for extra in SAVINGS if prepared.state is None or not set(extra) & set(NUMBERS)]
+    for extra in ({}, *allowed):
         if extra and (tried[-1]["fits"] or not _is_new(args, savings, extra, tried)):
+            continue
+        wanting = package_problems(argparse.Namespace(**{**vars(args), **savings, **extra})) if extra else []
+        if wanting:
+            print(f"trial: not tried: {wanting[0]}", flush=True)
             continue
         savings = {**savings, **_resolved(extra, tried)}
         attempt = _attempt(args, savings)
@@ -131,16 +144,44 @@ def run_trial(args: argparse.Namespace) -> dict[str, Any]:
             "--max_seconds 120, or lower the rank in the LoRA configuration."
         )
     _print_costs(args, prepared, result)
+    os.environ[FOUND] = json.dumps(savings)
     return savings
+
+
+def savings_of_resumed_run(args: argparse.Namespace) -> dict[str, Any]:
+    """The savings with which the run to go on from was trained, of those that touch the numbers.
+
+    They came from its own trial, so the same command with --resume does not name them.
+    """
+    if not args.resume:
+        return {}
+    try:
+        found = find_state(args, [])
+    except WrongInput:
+        return {}  # `prepare` says it with all other problems
+    fit = found[1].values["fit"] if found else {}
+    kept = {}
+    for name in NUMBERS:
+        earlier = fit.get(f"--{name}")
+        if {name: earlier} in SAVINGS and _is_new(args, {}, {name: earlier}, []):
+            kept[name] = earlier
+            print(f"trial: --{name} {earlier}, as the run was trained that goes on")
+    return kept
 
 
 def result_path(args: argparse.Namespace) -> Path:
     return Path(args.log_dir) / args.exp_name / "trial.json"
 
 
-def savings_of_first_process(args: argparse.Namespace) -> dict[str, Any]:
-    """What the trial found that the first process has just made, before it started this one."""
-    return json.loads(result_path(args).read_text(encoding="utf-8"))["savings"]
+def savings_of_first_process() -> dict[str, Any]:
+    """What the trial found that the first process made before it started this one. Raises WrongInput where it did not.
+
+    Not read from the trial's file, which may be an earlier run's.
+    """
+    found = os.environ.get(FOUND)
+    if found is None:
+        raise WrongInput(launcher_problem("This process was not started by the one that made the trial."))
+    return json.loads(found)
 
 
 def _is_new(args: argparse.Namespace, savings: dict[str, Any], extra: dict[str, Any], tried: list) -> bool:
@@ -148,7 +189,7 @@ def _is_new(args: argparse.Namespace, savings: dict[str, Any], extra: dict[str, 
     ((name, value),) = extra.items()
     now = {**vars(args), **savings}
     # An attempt that ran out of memory says nothing of its device, but only a card does so.
-    on_card = tried[0].get("device_type", "cuda") == "cuda"
+    on_card = bool(tried) and tried[0].get("device_type", "cuda") == "cuda"
     if name == "text_encoder":
         return now[name] != "cpu" and on_card
     if name == "checkpointing":

@@ -13,7 +13,6 @@ import torch
 
 from ace_lora.batches import Batch, Draw, Sample, SongDataset, collate, random_seed
 from ace_lora.flow_matching import timestep_indices
-from ace_lora.records import read_record
 
 TIMES = 4  # noise levels per song
 MOST_SONGS = 8
@@ -53,7 +52,7 @@ class Validation:
     def batch(self, place: int, time: int) -> Batch:
         """One song at one noise level; equal in every run that has the song."""
         song = self.dataset.songs[place]
-        record = read_record(song.path, ssl=False)
+        record = self.dataset.cache.read(song.path, ssl=False)
         limit = self.dataset.settings.max_frames
         frames = song.frames if limit is None else min(limit, song.frames)
         first = (song.frames - frames) // 2

@@ -1,11 +1,14 @@
-"""Size, writing and reading time of a training record in the formats that could hold it.
+"""Size, writing and reading time of a training record in the formats that could hold it, and how long training waits.
 
-    python -m benchmarks.record_loading [--seconds 240] [--repeats 7]
+    python -m benchmarks.record_loading [--seconds 240] [--repeats 7] [--songs 12] [--step_ms 70]
 
 Writes a made-up song of full-size shapes in each format to a temporary folder, then writes and reads the formats in
 turn, so that a busy machine is busy for all of them, and prints medians. "Read" ends with tensors in main memory from a
 file in the system's cache, features as they are stored (int8, bf16 or float32). Also prints how far the int8 rounding
 turns a feature row.
+
+Then feeds a training with records as trainer_new.py does, three epochs of `--songs` songs, whose steps do nothing but
+take `--step_ms` each, and prints what the main thread had to give for a batch: its own time and how long it waited.
 
 Needs h5py and hdf5plugin for the HDF5 line.
 """
@@ -26,6 +29,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240.0, help="length of the song (s)")
     parser.add_argument("--repeats", type=int, default=7, help="measurements per format; the median is printed")
+    parser.add_argument("--songs", type=int, default=12, help="songs of the training that is fed")
+    parser.add_argument("--step_ms", type=float, default=70.0, help="length of its steps (ms)")
     return parser.parse_args(argv)
 
 
@@ -83,6 +88,49 @@ def main(args: argparse.Namespace) -> None:
         rows = getattr(record, branch)
         turned = 1 - torch.cosine_similarity(rows.double(), restore_rows(*quantise_rows(rows)).double())
         print(f"int8 {branch}: 1 - cosine with the unrounded row: mean {turned.mean():.1e}, worst {turned.max():.1e}")
+
+    feed(args, record)
+
+
+def feed(args: argparse.Namespace, record) -> None:
+    """Print the waits of a training's main thread, with and without keeping records in main memory."""
+    import torch
+
+    from ace_lora.batches import Plan, Prefetcher, SampleSettings, SongDataset, batch_stream, scan_dataset
+    from ace_lora.record_cache import RecordCache
+    from ace_lora.records import write_record
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.songs):
+            write_record(Path(folder, f"{number}.safetensors"), record)
+        songs = scan_dataset(Path(folder), need_ssl=True)
+        plan = Plan([song.frames for song in songs], seed=0)
+        steps = 3 * args.songs
+
+        def pin(batch):
+            return batch.pin_memory() if torch.cuda.is_available() else batch
+
+        print(f"\n{args.songs} songs, steps of {args.step_ms:g} ms: ms of the main thread per step")
+        print(
+            f"{'records':12} {'threads':>7} {'first wait':>10} {'own time':>9} {'median wait':>11} {'longest wait':>12}"
+        )
+        for kept in (False, True):
+            for num_workers in (0, 2):
+                dataset = SongDataset(songs, SampleSettings(), cache=RecordCache(10**12 if kept else 0))
+                stream = batch_stream(dataset, plan, first=0, last=steps, num_workers=num_workers)
+                batches = iter(Prefetcher(stream, pin, steps))
+                waits, own = [], []
+                for _ in range(steps):
+                    started, worked = time.perf_counter(), time.thread_time()
+                    next(batches)
+                    waits.append(1000 * (time.perf_counter() - started))
+                    own.append(1000 * (time.thread_time() - worked))
+                    time.sleep(args.step_ms / 1000)
+                first, *later = waits
+                print(
+                    f"{'kept' if kept else 'read anew':12} {num_workers:7} {first:10.1f} {statistics.median(own):9.2f} "
+                    f"{statistics.median(later):11.2f} {max(later):8.2f}"
+                )
 
 
 def write_hdf5(path: Path, record) -> None:

@@ -48,6 +48,7 @@ def write_song(path: Path, seconds: float, seed: int) -> None:
 class Studio:
     def __init__(self, folder: Path):
         self.program = folder
+        os.environ["XDG_CONFIG_HOME"] = str(folder / ".config")  # the window's lock on its project
         for name in (*ace_gui.SCRIPTS, "start.py", "config", "ace_lora"):
             source = ROOT / name
             if source.is_dir():

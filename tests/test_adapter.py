@@ -101,6 +101,7 @@ def test_projectors_can_be_adapted_too():
         ({"r": "64"}, "'r'"),
         ({"lora_alpha": 0}, "'lora_alpha'"),
         ({"lora_alpha": "1"}, "'lora_alpha'"),
+        ({"lora_alpha": 10**400}, "'lora_alpha'"),
         ({"use_rslora": 1}, "'use_rslora'"),
         ({"target_modules": []}, "'target_modules'"),
         ({"target_modules": "to_q"}, "'target_modules'"),
@@ -122,7 +123,7 @@ def test_all_problems_of_a_configuration_at_once(tmp_path):
     assert len(caught.value.problems) == 4
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", "3"])
+@pytest.mark.parametrize("content", ["", "[1]", "{", "3", "[" * 100_000, '{"r": 1' + "0" * 5000])
 def test_no_json_object(tmp_path, content):
     (tmp_path / "c.json").write_text(content, encoding="utf-8")
     with pytest.raises(WrongInput):

@@ -67,6 +67,18 @@ def test_second_run_says_so_and_writes_nothing(tmp_path, config, capsys):
     capsys.readouterr()
     assert run("--input_name", tmp_path / "a.safetensors", "--output_name", tmp_path / "b.safetensors", *flags) == 2
     assert "already has alpha" in capsys.readouterr().err
+    assert run("--input_name", tmp_path / "a.safetensors", "--output_name", tmp_path / "b.safetensors") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "already has alpha" in errors[0]  # and not that the configuration is missing too
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_the_state_of_a_training_is_no_lora(tmp_path, config, capsys):
+    tensors = {"adapter/b.to_q.lora_A.weight": torch.zeros(64, 3), "adapter/b.to_q.lora_B.weight": torch.zeros(4, 64)}
+    save_file(tensors, tmp_path / "training_state.safetensors")
+    flags = ("--output_name", tmp_path / "b.safetensors", "--lora_config_path", config)
+    assert run("--input_name", tmp_path / "training_state.safetensors", *flags) == 2
+    assert f"choose '{tmp_path / 'pytorch_lora_weights.safetensors'}'" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()
 
 

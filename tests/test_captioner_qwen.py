@@ -19,16 +19,20 @@ from safetensors.torch import load_file, save_file
 from tiny_qwen import make_config, make_thinker, make_whole_omni
 
 from ace_lora.captioner_qwen import (
-    LONGEST_SECONDS,
-    MAX_LYRIC_TOKENS,
-    MAX_TAG_TOKENS,
     QwenCaptioner,
     _grammar_tokenizer,
     _SchemaConstraint,
     _stop_at_loops,
     parameter_count,
 )
-from ace_lora.captions import UnusableAnswer, caption_question, caption_schema
+from ace_lora.captions import (
+    LONGEST_SECONDS,
+    SongFailed,
+    UnusableAnswer,
+    answer_tokens,
+    caption_question,
+    caption_schema,
+)
 from ace_lora.commands import StepFailed, WrongInput
 
 
@@ -58,7 +62,7 @@ def answer(captioner: QwenCaptioner, seconds=2.0, tags=True, lyrics=True, attemp
         sound(seconds),
         caption_question(tags=tags, lyrics=lyrics),
         attempt,
-        limit=MAX_TAG_TOKENS + (MAX_LYRIC_TOKENS if lyrics else 0),
+        limit=answer_tokens(tags=True, lyrics=lyrics),
         schema=caption_schema(tags=tags, lyrics=lyrics),
     )
 
@@ -380,3 +384,12 @@ def copy(source, target):
     import shutil
 
     return shutil.copytree(source, target)
+
+
+def test_a_full_main_memory_fails_the_song_and_other_errors_stay_errors(captioner, monkeypatch):
+    monkeypatch.setattr(captioner.model, "generate", lambda **_: torch.empty(1 << 60))
+    with pytest.raises(SongFailed, match=r"the memory does not suffice for 2 s of audio .*Omni-3B"):
+        answer(captioner)
+    monkeypatch.setattr(captioner.model, "generate", lambda **_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError):
+        answer(captioner)

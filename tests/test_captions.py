@@ -80,6 +80,13 @@ def test_tags_are_lower_case_unique_and_sorted():
     assert caption.lyrics == ("Hello morning", "goodbye night")
 
 
+def test_tags_hold_nothing_that_cannot_be_written_or_is_no_word():
+    caption = parse(
+        answer(genre=["ro\x00ck", "\ud83d pop"], mood=["happy 😀", "🎵", "dr\u200beamy"], instrument=["instrument"])
+    )
+    assert caption.tags == ("dreamy", "fast", "female vocal", "happy", "indie rock", "pop", "rock")
+
+
 def test_without_a_voice_there_is_neither_vocal_tag_nor_lyrics():
     caption = parse(answer(has_vocal=False))
     assert caption.has_vocal is False
@@ -105,8 +112,10 @@ def test_only_lyrics():
         str(GOOD),  # single quotes, True
         answer()[:-1] + ",}",
         "\ufeff" + answer(),
+        f'<think>I hear {{guitars}}: {{"genre": ["pop"], "has_vocal": false}}?</think>\n{answer()}',
+        f"The object {{genre, …}} is:\n```json\n{answer()}\n```\nI hope {{this}} helps.",
     ],
-    ids=["fence", "prose around", "python quotes", "trailing comma", "bom"],
+    ids=["fence", "prose around", "python quotes", "trailing comma", "bom", "thinking aloud", "braces around"],
 )
 def test_replies_of_unconstrained_servers_are_mended(text):
     assert parse(text) == parse(answer())

@@ -35,6 +35,8 @@ def test_files_and_state_come_back(tmp_path):
     if os.name == "posix":
         (tmp_path / "plain").mkdir()
         assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+        (tmp_path / "new").touch()
+        assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):

@@ -70,6 +70,27 @@ def test_a_request_to_end_is_an_interruption():
     assert (process.returncode, errors) == (130, "Interrupted. Run the same command again to go on.\n")
 
 
+SWALLOWED = """
+    class Held:
+        def __del__(self):
+            print('ready')
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
+                pass
+    Held()
+    time.sleep(60)"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM that a process could catch")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_inside_a_destructor_is_not_lost(number):
+    process = subprocess.Popen(command(SWALLOWED), cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "Interrupted. Run the same command again to go on.\n")
+
+
 def test_a_reader_that_left_is_no_full_disk():
     process = subprocess.Popen(
         command("while True: print('line')"), cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

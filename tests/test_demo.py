@@ -10,12 +10,13 @@ from pathlib import Path
 from safetensors import safe_open
 
 import demo
+from ace_lora.commands import run_script
 
 
 def test_demo_runs_the_seven_steps_and_names_what_it_made(tmp_path: Path):
-    output = tmp_path / "演示 run"
+    output = tmp_path / "演示 run"  # given relative to the folder that the demo is started in
     answer = subprocess.run(
-        [sys.executable, demo.__file__, "--output_dir", str(output), "--seconds", "4", "--max_steps", "6"],
+        [sys.executable, demo.__file__, "--output_dir", output.name, "--seconds", "4", "--max_steps", "6"],
         cwd=tmp_path,
         capture_output=True,
         encoding="utf-8",
@@ -63,3 +64,15 @@ def test_synthesised_song_is_stereo_and_alive(tmp_path: Path):
         assert (song.getnchannels(), song.getframerate(), song.getnframes()) == (2, 44100, 66150)
         frames = song.readframes(song.getnframes())
     assert len(set(frames)) == 256
+
+
+def test_wrong_flags_are_told_at_once_and_nothing_is_written(tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    argv = ["--output_dir", str(tmp_path / "file"), "--seconds", "nan", "--max_steps", "0"]
+    assert run_script(demo.main, demo.parse_args(argv)) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and all(line.startswith("error: --") for line in errors)
+    (tmp_path / "old" / "Taudio" / "demo").mkdir(parents=True)
+    assert run_script(demo.main, demo.parse_args(["--output_dir", str(tmp_path / "old")])) == 2
+    assert "holds a demo already" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "old", "Taudio", "demo"}

@@ -14,7 +14,7 @@ from ace_lora.commands import WrongInput
 
 torch = pytest.importorskip("torch")
 
-from ace_lora.device import choose_device, has_native_bf16  # noqa: E402
+from ace_lora.device import choose_device, free_device_memory, has_native_bf16, is_out_of_memory  # noqa: E402
 
 
 def test_cpu_is_float32_unless_bf16_is_asked_for():
@@ -126,3 +126,20 @@ def test_lightning_starts_whatever_was_set_before():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout in ("2\n", "6\n")
+
+
+def test_running_out_of_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(1 << 60)  # an error of this system's allocator
+    assert is_out_of_memory(full.value)
+    for words in (
+        "MPS backend out of memory (MPS allocated: 17.90 GB, other allocations: 1.02 GB, max allowed: 18.13 GB).",
+        "CUDA error: out of memory",
+        "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert is_out_of_memory(RuntimeError(words))
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+    free_device_memory(torch.device("cpu"))

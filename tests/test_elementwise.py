@@ -14,7 +14,8 @@ from ace_lora import elementwise
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     yield
-    elementwise.run_uncompiled()
+    elementwise._compiled.clear()
+    torch._dynamo.config.suppress_errors = False
 
 
 def all_stretches(frames: int) -> dict[str, Tensor]:
@@ -66,3 +67,21 @@ def test_without_a_compiler_it_goes_on_and_says_why(monkeypatch: pytest.MonkeyPa
     reason = elementwise.compile_elementwise("cpu")
     assert reason == "torch.compile does not work here (Compiler: cl is not found.); going on without it."
     assert elementwise.add_gated(torch.ones(1), torch.ones(1), torch.ones(1)).tolist() == [2]
+
+
+def test_a_stretch_that_fails_only_in_training_runs_uncompiled() -> None:
+    calls = []
+
+    def fails_the_second_time(graph: torch.fx.GraphModule, inputs: object) -> object:
+        calls.append(graph)
+        if len(calls) > 1:
+            raise RuntimeError("no kernel for this shape")
+        return graph.forward
+
+    compile_ = torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(compile_, backend=fails_the_second_time))
+        assert elementwise.compile_elementwise("cpu") is None
+    x, y, row = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.randn(2, 1, 8)
+    torch.testing.assert_close(elementwise.add_gated(x, y, row), x + y * row)
+    assert len(calls) == 2

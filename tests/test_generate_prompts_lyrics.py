@@ -449,7 +449,7 @@ def thinker(tmp_path_factory) -> Path:
 @pytest.fixture
 def short_lyrics(monkeypatch):
     """A random model's lyrics would go on to the limit, for many seconds."""
-    monkeypatch.setattr("ace_lora.captioner_qwen.MAX_LYRIC_TOKENS", 300)
+    monkeypatch.setattr("ace_lora.captions.MAX_LYRIC_TOKENS", 300)
 
 
 def outcome_of(folder: Path, status: int, out: str, songs: int, lyrics: bool) -> None:

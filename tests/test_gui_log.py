@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,22 @@ def test_metrics_are_found_in_the_run_folders(tmp_path: Path):
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("step\n")
     assert ace_gui.find_metrics(tmp_path) == run / "metrics.csv"
+
+
+def test_the_window_does_not_wait_while_a_chunk_is_searched_for_errors(monkeypatch: pytest.MonkeyPatch):
+    searching, go_on = threading.Event(), threading.Event()
+
+    def search(_text: str) -> list:
+        searching.set()
+        assert go_on.wait(30)
+        return []
+
+    monkeypatch.setattr(ace_gui, "recognise_errors", search)
+    text = LogText()
+    reader = threading.Thread(target=text.feed, args=(b"one\ntwo\n",))
+    reader.start()
+    assert searching.wait(30)
+    assert text.take(10) == (0, [], "")  # would hang here
+    go_on.set()
+    reader.join()
+    assert text.take(10) == (0, ["one", "two"], "")

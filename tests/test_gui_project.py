@@ -318,6 +318,24 @@ def test_duplicates_within_one_import_are_found(tmp_path: Path):
     assert (report.added, report.refused) == ([("a.wav", "a")], [("b.wav", "import.duplicate|a.wav")])
 
 
+def test_the_texts_beside_a_duplicate_reach_the_song_that_stays(tmp_path: Path):
+    home, source = tmp_path / "home", tmp_path / "in"
+    write_wav(home / "a.wav", level=9)
+    (home / "a_lyrics.txt").write_text("corrected by hand", encoding="utf-8")
+    (home / "a_prompt.txt").write_text(" \n", encoding="utf-8")
+    again = write_wav(source / "再来.wav", level=9)
+    (source / "再来_prompt.txt").write_text("pop", encoding="utf-8")
+    report, _ = import_all([again], home)
+    assert report.refused == [("再来.wav", "import.duplicate_used|a.wav")]
+    assert (home / "a_prompt.txt").read_text(encoding="utf-8") == "pop"
+    assert import_all([again], home)[0].refused == [("再来.wav", "import.duplicate|a.wav")]
+    (source / "再来_lyrics.txt").write_text("from the model", encoding="utf-8")
+    (source / "再来.lrc").write_text("[00:01.00]from the model", encoding="utf-8")
+    assert import_all([again], home)[0].refused == [("再来.wav", "import.duplicate_kept|a.wav")]
+    assert (home / "a_lyrics.txt").read_text(encoding="utf-8") == "corrected by hand"
+    assert files_of(home) == ["a.lrc", "a.wav", "a_lyrics.txt", "a_prompt.txt"]
+
+
 def test_a_cancelled_import_leaves_whole_songs_only(tmp_path: Path):
     sources = [write_wav(tmp_path / "in" / f"{n}.wav", level=n + 1) for n in range(5)]
     home, added = tmp_path / "home", []
@@ -363,6 +381,16 @@ def test_restoring_over_a_new_file_keeps_both(tmp_path: Path):
     assert (restored, replaced) == (["a.wav"], ["a.wav"])
     [(kept, reason, _)] = ace_gui.bin_entries(home)
     assert reason == "restore" and (kept / "a.wav").read_bytes() == new
+
+
+def test_files_of_one_name_from_two_folders_both_go_into_the_bin_and_come_back(tmp_path: Path):
+    for folder in ("x", "x_prep"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(folder)
+    kept = ace_gui.remove_to_bin(tmp_path / "x", [tmp_path / "x" / "a.txt", tmp_path / "x_prep" / "a.txt"], "remove")
+    assert sorted(path.name for path in kept.glob("a*")) == ["a.txt", "a_2.txt"]
+    ace_gui.restore_from_bin(tmp_path / "x", kept)
+    assert [(tmp_path / folder / "a.txt").read_text() for folder in ("x", "x_prep")] == ["x", "x_prep"]
 
 
 def test_clearing_moves_everything_and_can_be_undone(tmp_path: Path):
@@ -636,3 +664,53 @@ def test_of_equal_songs_the_one_in_the_outer_folder_comes_first(tmp_path: Path):
         (tmp_path / name).write_bytes(b"x")
     found = ace_gui.find_sources([tmp_path])
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["z.wav", "copies/a.wav"]
+
+
+# Locks
+
+
+def test_a_folder_is_locked_for_others_and_by_whatever_name_it_is_called(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "歌").mkdir()
+    lock = ace_gui.FolderLock.take(tmp_path / "歌")
+    assert lock is not None
+    assert ace_gui.FolderLock.take(Path("歌")) is None
+    other = ace_gui.FolderLock.take(tmp_path / "other")
+    assert other is not None
+    lock.release()
+    again = ace_gui.FolderLock.take(tmp_path / "歌")
+    assert again is not None
+    again.release()
+    other.release()
+    assert files_of(tmp_path / "歌") == []  # a file in there would keep Windows from moving the folder
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
+    code = (
+        "import sys, time; from pathlib import Path; import ace_gui\n"
+        "lock = ace_gui.FolderLock.take(Path(sys.argv[1])); print(lock is not None, flush=True); time.sleep(600)"
+    )
+    root = Path(ace_gui.__file__).parent
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=root)
+    assert holder.stdout is not None
+    with holder:
+        assert holder.stdout.readline().strip() == b"True"
+        assert ace_gui.FolderLock.take(tmp_path) is None
+        holder.kill()
+    lock = ace_gui.FolderLock.take(tmp_path)
+    assert lock is not None
+    lock.release()
+
+
+def test_where_no_lock_can_be_made_nobody_is_kept_out(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").write_text("in the way of the folder")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("APPDATA", str(tmp_path / "file"))
+    for _ in range(2):
+        lock = ace_gui.FolderLock.take(tmp_path)
+        assert lock is not None and lock.heirs() == ()
+        lock.release()

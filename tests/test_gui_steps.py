@@ -659,3 +659,20 @@ def test_disk_estimate_follows_the_library(place: Place):
     place.make("prep")
     assert ace_gui.disk_estimate(place.space, place.songs) < before
     assert ace_gui.free_bytes(place.program / "not" / "there") > 0
+
+
+def test_a_folder_that_may_not_be_entered_is_passed_over(place: Place, monkeypatch: pytest.MonkeyPatch):
+    """Path.is_file raises there: one such folder in PATH kept the window from opening."""
+    original = Path.stat
+
+    def stat(path: Path, **arguments):
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, **arguments)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    locked = place.program / "locked"
+    settings = Settings(place.program / "s.json", python=str(locked / "python"), cache=str(locked))
+    assert all("locked" not in path.parts for _, path in ace_gui.python_candidates(settings, place.program))
+    assert ace_gui.find_weights(settings, place.program)
+    assert not ace_gui.is_file(locked) and not ace_gui.is_folder(locked)

@@ -254,7 +254,7 @@ class Window:
         self.click(self.dialog.buttons[button])
 
     def show(self, key: str) -> Any:
-        self.click(self.app.rail[key])
+        self.click(self.app.rail.steps[key])
         return self.app.page(key)
 
     def start(self, key: str, seconds: float = 60.0) -> None:
@@ -268,7 +268,7 @@ class Window:
         return [self.app.describe(step.key)[0] for step in STEPS]
 
     def banner(self) -> str:
-        return str(self.app.banner_text.cget("text")) if self.app.banner.winfo_manager() else ""
+        return str(self.app.banner.text.cget("text")) if self.app.banner.frame.winfo_manager() else ""
 
     def close(self) -> None:
         if not self.app._destroyed:
@@ -284,7 +284,9 @@ class Window:
 
 
 @pytest.fixture
-def make_window(display: None, tmp_path: Path) -> Iterator[Callable[..., Window]]:
+def make_window(display: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Window]]:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # locks, and logs of runs without a project
+    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
     windows: list[Window] = []
 
     def make(home: Path | None = None, program: Path | None = None, **arguments: Any) -> Window:
@@ -401,12 +403,12 @@ def test_run_all_does_the_rest_and_stops_at_the_first_failure(make_window):
     (program / "fail_prep").write_text("")
     window.app.open_project(home)
     window.app.set_value("train", ace_gui.TRAIN_FIELDS[4], "3")
-    window.click(window.app.rail_tools["run.all"])
+    window.click(window.app.rail.tools["run.all"])
     window.until(lambda: window.app.state == "idle" and not window.app.chain, 60)
     assert window.statuses() == ["done"] * 4 + ["failed", "locked", "locked"]
     assert "Step 5, Preprocessing, failed (exit status 1)" in window.banner() and "ran out of memory" in window.banner()
     (program / "fail_prep").unlink()
-    window.click(window.app.rail_tools["run.all"])
+    window.click(window.app.rail.tools["run.all"])
     window.until(lambda: window.app.state == "idle" and not window.app.chain, 60)
     assert window.statuses() == ["done"] * 7
 
@@ -435,9 +437,9 @@ def test_only_one_run_at_a_time(make_window):
     window.app.run_all()
     assert window.app.runner.run == run
     for name in ("run.all", "reset"):
-        assert str(window.app.rail_tools[name].cget("state")) == "disabled"
+        assert str(window.app.rail.tools[name].cget("state")) == "disabled"
     assert "Training" in window.root.title() and "%" in window.root.title()
-    assert "loss" in window.app.run_figures.cget("text") and "0.31 it/s" in window.app.run_figures.cget("text")
+    assert "loss" in window.app.run_bar.figures.cget("text") and "0.31 it/s" in window.app.run_bar.figures.cget("text")
 
 
 def test_stop_saves_and_the_next_start_can_go_on(make_window):
@@ -447,8 +449,8 @@ def test_stop_saves_and_the_next_start_can_go_on(make_window):
     page = window.show("train")
     window.click(page.start_button)
     window.until(lambda: "step 3/2000" in app.log.content())
-    window.click(app.stop_button)
-    assert app.state == "stopping" and app.stop_button.cget("text") == "Force stop"
+    window.click(app.run_bar.stop)
+    assert app.state == "stopping" and app.run_bar.stop.cget("text") == "Force stop"
     window.until(lambda: app.state == "idle")
     assert "stopped" in window.banner() and window.statuses()[5] == "done"
     stopped = app.space.loras()[-1]
@@ -457,7 +459,7 @@ def test_stop_saves_and_the_next_start_can_go_on(make_window):
     assert set(window.dialog.buttons) == {"move", "resume", "cancel"}
     window.press("resume")
     window.until(lambda: "--resume" in app.log.content() and app.runner.pid is not None)
-    window.click(app.stop_button)
+    window.click(app.run_bar.stop)
     window.until(lambda: app.state == "idle")
     assert stopped in app.space.loras()
 
@@ -469,10 +471,10 @@ def test_force_stop_kills_a_script_that_does_not_listen(make_window):
     (window.program / "convert2hf_dataset_new.py").write_text(DEAF)
     window.click(window.show("dataset").start_button)
     window.until(lambda: "deaf" in app.log.content())
-    window.click(app.stop_button)
+    window.click(app.run_bar.stop)
     window.pump(20)
     assert app.state == "stopping"
-    window.click(app.stop_button)
+    window.click(app.run_bar.stop)
     window.until(lambda: app.state == "idle", 10)
     assert window.statuses()[3] == "ready"
 
@@ -485,7 +487,7 @@ def test_a_script_that_does_not_stop_in_time_is_killed(make_window, monkeypatch:
     (window.program / "convert2hf_dataset_new.py").write_text(DEAF)
     window.click(window.show("dataset").start_button)
     window.until(lambda: "deaf" in app.log.content())
-    window.click(app.stop_button)
+    window.click(app.run_bar.stop)
     window.until(lambda: app.state == "idle", 10)
     assert "did not stop in time" in app.log.content()
 
@@ -517,7 +519,7 @@ def test_an_out_of_date_step_is_offered_first(make_window):
     home = project_with_songs(window.program)
     app.open_project(home)
     app.set_value("train", ace_gui.TRAIN_FIELDS[4], "2")
-    window.click(app.rail_tools["run.all"])
+    window.click(app.rail.tools["run.all"])
     window.until(lambda: app.state == "idle" and not app.chain, 60)
     (home / "a_prompt.txt").write_text("rock")
     assert window.statuses() == ["done"] * 3 + ["stale"] * 4
@@ -755,7 +757,7 @@ def test_settings_are_kept_per_project_and_reset_touches_no_file(make_window):
         (path, path.read_bytes()) for path in first.rglob("*") if path.is_file() and path.name != ace_gui.PROJECT_FILE
     )
     app.change_setting("endpoint", "https://hf-mirror.com")
-    window.click(app.rail_tools["reset"])
+    window.click(app.rail.tools["reset"])
     window.press("reset")
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "2000" and app.settings.endpoint == ""
     page = window.show("train")
@@ -771,7 +773,7 @@ def test_presets_are_applied_saved_and_deleted(make_window):
     app.open_project(project_with_songs(window.program, "prep"))
     page = window.show("train")
     app.set_value("train", ace_gui.TRAIN_FIELDS[4], "50")
-    app.ask_save_preset()
+    app.page("train").ask_save_preset()
     window.type(window.dialog.entries[0], "mine")
     window.press("ok")
     app.set_value("train", ace_gui.TRAIN_FIELDS[4], "60")
@@ -780,10 +782,44 @@ def test_presets_are_applied_saved_and_deleted(make_window):
     page.preset.event_generate("<<ComboboxSelected>>")
     window.pump()
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "50"
-    app.apply_preset("8 GB")
+    app.page("train").apply_preset("8 GB")
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[4]) == "50"  # a card's preset leaves the length alone
-    app.delete_preset("mine")
+    app.page("train").delete_preset("mine")
     assert "mine" not in Settings.load(app.settings.path).presets
+
+
+def test_a_preset_for_another_card_takes_back_what_the_first_one_set(make_window):
+    window = make_window()
+    app = window.app
+    script = window.program / "trainer_new.py"
+    choices = 'parser.add_argument("--optimizer", choices=["adamw", "adamw8bit", "prodigy"], default="adamw")\n'
+    text = script.read_text(encoding="utf-8")
+    script.write_text(text.replace("args = parser", f"{choices}args = parser"), encoding="utf-8")
+    app._read_flags()
+    app.open_project(project_with_songs(window.program, "prep"))
+    page = window.show("train")
+    page.apply_preset("8 GB")
+    assert app.project.values["train"]["optimizer"] == "adamw8bit"
+    page.preset.set("8 GB")
+    window.pump()
+    assert "disabled" in str(page.delete_button.cget("state"))  # it is not the user's to delete
+    page.apply_preset("24 GB")
+    assert "optimizer" not in app.project.values["train"]
+    row = next(row for row in app.space.fields("train") if row.flag == "optimizer")
+    app.set_value("train", row, "prodigy")
+    page.apply_preset("12 GB")
+    assert app.space.value("train", row) == "prodigy"  # the user's own choice
+
+
+def test_enter_in_the_instrumental_dialog_keeps_the_lyrics_that_are_there(make_window):
+    window = make_window()
+    home = project_with_songs(window.program, "prompts")
+    (home / "a_lyrics.txt").write_text("[verse]\nsung", encoding="utf-8")
+    window.app.open_project(home)
+    window.app.ask_instrumental()
+    window.until(lambda: window.dialog.window.winfo_viewable())
+    window.key("Return")
+    assert [(home / f"{name}_lyrics.txt").read_text() for name in "ab"] == ["[verse]\nsung", "[instrumental]"]
 
 
 def test_flags_of_the_script_beside_the_window_decide_what_is_shown(make_window, tmp_path: Path):
@@ -803,7 +839,7 @@ def test_a_trial_run_ends_in_a_sentence_and_its_savings_at_a_click(make_window):
     window.until(lambda: app.state == "idle")
     assert "1.50 s per step, about 30:00 for all 2000 steps, 7.2 GB of 10.0 GB memory" in window.banner()
     assert "--batch_size 2" in window.banner() and app.states["train"].status == "ready"
-    window.click(app.banner_action)
+    window.click(app.banner.action)
     assert app.space.value("train", ace_gui.TRAIN_FIELDS[0]) == "2"
     (window.program / "small_card").write_text("")
     window.click(page.trial_button)
@@ -888,7 +924,7 @@ def test_a_failed_start_is_explained(make_window):
     page = window.show("dataset")
     window.click(page.start_button)
     assert "convert2hf_dataset_new.py" in window.banner() and app.state == "idle"
-    window.click(app.banner_action)
+    window.click(app.banner.action)
     assert app.page_key == "environment"
 
 
@@ -962,12 +998,12 @@ def test_tensorboard_opens_in_the_browser_and_ends_with_the_window(make_window, 
     monkeypatch.setattr(ace_gui.webbrowser, "open", opened.append)
     window = make_window()
     app = window.app
-    window.click(app.rail_tools["tensorboard"])
+    window.click(app.rail.tools["tensorboard"])
     window.until(lambda: bool(opened), 90)
     assert opened[0].startswith("http://127.0.0.1:")
     with urllib.request.urlopen(opened[0], timeout=10) as page:
         assert b"TensorBoard" in page.read()
-    window.click(app.rail_tools["tensorboard"])
+    window.click(app.rail.tools["tensorboard"])
     window.until(lambda: len(opened) == 2, 10)
     assert opened[0] == opened[1]
     process = app.tensorboard._process
@@ -1068,8 +1104,8 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
     app.space.settings.checkpoint_dir = ""
     openers: list[Callable[[], Any]] = [
         app.show_keys, app.show_about, app.ask_reset, app.ask_add_tag, app.ask_remove_tag, app.ask_replace,
-        app.ask_instrumental, app.ask_save_preset,
-        lambda: app.ask_rename(app.songs[0]), lambda: app.ask_remove(app.songs),
+        app.ask_instrumental, app.page("train").ask_save_preset,
+        lambda: app.page("songs").ask_rename(app.songs[0]), lambda: app.page("songs").ask_remove(app.songs),
         lambda: app._ask_checkpoints(lambda **_: None), lambda: app._ask_stale(STEPS[3], "train", lambda **_: None),
         lambda: app._ask_disk(lambda **_: None), lambda: app._ask_occupied(home, lambda _: None),
         lambda: app._ask_home("x", home.parent, lambda _: None), lambda: app.change_home("y", "Taudio/y"),
@@ -1105,12 +1141,12 @@ def test_the_language_changes_at_a_click_and_nothing_is_lost(make_window):
     window.type(page.editors["prompt"].text, "unsaved words")
     app.log.write(["a line of the log"])
     window.click(app.language_button)
-    assert app.settings.language == "en" and app.rail_tools["run.all"].cget("text") == "Run all remaining"
+    assert app.settings.language == "en" and app.rail.tools["run.all"].cget("text") == "Run all remaining"
     assert app.page_key == "prompts" and app.page("prompts").editors["prompt"].get() == "unsaved words"
     assert "a line of the log" in app.log.content()
     assert Settings.load(app.settings.path).language == "en"
     window.click(app.language_button)
-    assert app.rail_tools["run.all"].cget("text") == "运行剩余步骤"
+    assert app.rail.tools["run.all"].cget("text") == "运行剩余步骤"
 
 
 def test_no_chinese_is_left_in_the_english_window(make_window):
@@ -1144,17 +1180,17 @@ def test_everything_can_be_reached_by_tab_and_the_focus_shows(make_window):
     for key in ("songs", "prompts", "dataset", "train", "environment"):
         app.show_page(key)
         window.pump()
-        app.rail["songs"].focus_force()
+        app.rail.steps["songs"].focus_force()
         window.pump()
         seen: list[str] = []
-        widget = app.rail["songs"]
+        widget = app.rail.steps["songs"]
         for _ in range(250):
             window.key("Tab", widget)
             widget = window.root.focus_get()
             if str(widget) in seen:
                 break
             seen.append(str(widget))
-        wanted = [app.rail_tools["reset"], app.language_button, app.log.text]
+        wanted = [app.rail.tools["reset"], app.language_button, app.log.text]
         page = app.page(key)
         if key in ("prompts",):
             wanted += [page.start_button, page.editors["prompt"].text, page.editors["lyrics"].text, page.list]
@@ -1193,7 +1229,7 @@ def test_shortcuts(make_window, songs: list[Path]):
 def test_the_environment_page_asks_the_python_and_copies_a_report(make_window):
     window = make_window()
     app = window.app
-    window.click(app.rail_tools["title.environment"])
+    window.click(app.rail.tools["title.environment"])
     window.until(lambda: app.report is not None, 120)
     assert app.report["python"].startswith("3.")
     app.copy_report()
@@ -1268,7 +1304,7 @@ def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: 
         window.type(rows[flag].widget, text)
     window.click(page.start_button)
     window.until(lambda: "step " in app.log.content().rsplit("$ ", 1)[1], 240)
-    window.click(app.stop_button)
+    window.click(app.run_bar.stop)
     window.until(lambda: app.state == "idle", 120)
     assert app.space.loras(), app.log.content()[-3000:]
     stopped_at = ace_gui.lora_step(app.space.loras()[-1])
@@ -1330,7 +1366,7 @@ def test_every_faulty_song_is_said_however_the_window_looks_meanwhile(make_windo
     for number in range(6):
         write_wav(home / f"quiet{number}.wav", seconds=0.5 + number, level=0)
     app.open_project(home)
-    window.until(lambda: app.banner.winfo_manager())
+    window.until(lambda: app.banner.frame.winfo_manager())
     assert "Songs that need attention: 6" in window.banner() and "and 3 more" in window.banner()
     assert len(window.banner().splitlines()) == 5
     window.until(lambda: app.log.frame.winfo_height() >= app.ui.px(60))  # the log is still in sight
@@ -1352,7 +1388,7 @@ def test_a_project_folder_that_vanishes_leaves_an_empty_library(make_window):
     app.open_project(project_with_songs(window.program, "prep"))
     shutil.rmtree(app.project.home)
     window.until(lambda: not app.songs)
-    for key in app.rail:
+    for key in app.rail.steps:
         window.show(key)
     app.set_value("train", ace_gui.TRAIN_FIELDS[0], "3")
     window.until(lambda: app._save_timer is None)
@@ -1440,7 +1476,7 @@ def test_a_banner_does_not_hide_the_end_of_the_log(make_window):
     log.text.yview_moveto(0.5)
     window.pump()
     top = log.text.index("@0,0")
-    window.app._hide_banner()
+    window.app.banner.hide()
     window.pump()
     assert log.text.index("@0,0") == top
 
@@ -1467,3 +1503,200 @@ def test_tensorboard_ends_with_a_window_that_was_killed(tmp_path: Path):
     while ace_gui.process_runs(pid, "tensorboard"):
         assert time.monotonic() < deadline, "TensorBoard outlived its window"
         time.sleep(0.05)
+
+
+def test_stopping_says_how_to_go_on(make_window):
+    window = make_window()
+    app = window.app
+    app.open_project(project_with_songs(window.program, "prep"))
+    app.start_step("train")
+    window.until(lambda: app.progress is not None)
+    window.click(app.run_bar.stop)
+    window.until(lambda: app.state == "idle")
+    assert "choose “Go on from the last”" in window.banner()
+    script = window.program / "trainer_new.py"  # as the fork's: it cannot go on
+    text = script.read_text(encoding="utf-8").replace(
+        'parser.add_argument("--resume", action="store_true")', "args = None"
+    )
+    script.write_text(text.replace("args.resume", "False"), encoding="utf-8")
+    app._read_flags()
+    app.start_step("train")
+    window.press("move")
+    window.until(lambda: app.progress is not None)
+    window.click(app.run_bar.stop)
+    window.until(lambda: app.state == "idle")
+    assert window.banner().startswith("Training: stopped after")
+
+
+def test_songs_that_failed_are_named(make_window):
+    window = make_window()
+    app = window.app
+    app.open_project(project_with_songs(window.program))
+    lines = ("song 1/2 | a.wav | done", "song 2/2 | b.wav | failed: The audio is silent.")
+    (window.program / "generate_prompts_lyrics.py").write_text(f"print(*{lines!r}, sep='\\n')\nraise SystemExit(1)")
+    app.start_step("prompts")
+    window.until(lambda: app.state == "idle")
+    assert "Songs that did not succeed: 1 (b.wav)." in window.banner()
+
+
+def test_a_song_that_no_program_opens_is_said(make_window, monkeypatch: pytest.MonkeyPatch):
+    window = make_window()
+    window.app.open_project(project_with_songs(window.program))
+    monkeypatch.setenv("PATH", "/nowhere")
+    if sys.platform == "win32":
+        monkeypatch.setattr(os, "startfile", lambda path: (_ for _ in ()).throw(OSError(1155, "no application")))
+    page = window.show("songs")
+    page.table.selection_set("a.wav")
+    window.pump()
+    window.click(page.tools[0])
+    assert "a.wav: No such file" in window.banner() or "Cannot open" in window.banner()
+
+
+def test_titles_of_a_large_import_are_all_stored(make_window, tmp_path: Path):
+    sources = [write_wav(tmp_path / "in" / f"第{n}首.wav", level=n + 1) for n in range(30)]
+    window = make_window()
+    window.app._use_home(window.program / "Taudio" / "x")
+    window.app._import_into(window.app.project.home, sources)
+    window.until(lambda: not window.app.importing)
+    stored = json.loads((window.app.project.home / ace_gui.PROJECT_FILE).read_text(encoding="utf-8"))
+    assert sorted(stored["titles"].values()) == sorted(path.stem for path in sources)
+
+
+def test_closing_right_after_a_message_leaves_nothing_behind(display: None, tmp_path: Path):
+    write_stand_ins(tmp_path / "program")
+    code = (
+        "import sys; from pathlib import Path; import ace_gui; program = Path(sys.argv[1])\n"
+        "app = ace_gui.App(ace_gui.open_root(), program, ace_gui.Settings(program / 's.json'))\n"
+        "app.root.update(); app.say('good', 'done'); app.close()"
+    )
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "APPDATA": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "program")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_songs_that_cannot_be_removed_are_not_said_to_be(make_window):
+    window = make_window()
+    home = project_with_songs(window.program)
+    window.app.open_project(home)
+    (home / ace_gui.BIN_FOLDER).write_text("a file where the bin should be")
+    window.app.page("songs").ask_remove(window.app.songs)
+    window.press("remove")
+    assert window.banner().startswith("A file could not be used") and len(window.app.songs) == 2
+
+
+# Two windows
+
+
+def test_a_project_opens_in_one_window_at_a_time(make_window):
+    first = make_window()
+    home = project_with_songs(first.program)
+    first.app.open_project(home)
+    second = make_window(home)
+    assert second.app.project.home is None and "qing_tian” is open in another window" in second.banner()
+    third = make_window()
+    other = write_wav(first.program / "Taudio" / "other" / "c.wav").parent
+    third.app.open_project(other)
+    assert not third.app.open_project(home)  # what it shows stays
+    assert third.app.project.home == other and [song.stem for song in third.app.songs] == ["c"]
+    first.close()
+    third.click(third.app.banner.action)  # "Try again"
+    assert third.app.project.home == home
+    assert second.app.open_project(other)
+
+
+def test_a_folder_that_another_window_shows_is_not_cleared(make_window, songs: list[Path]):
+    first = make_window()
+    home = project_with_songs(first.program)
+    first.app.open_project(home)
+    second = make_window()
+    second.app._ask_occupied(home, lambda _home: None)
+    second.press("clear")
+    assert "is open in another window" in second.banner() and [song.stem for song in first.app.songs] == ["a", "b"]
+
+
+def test_two_trainings_do_not_fill_one_folder(make_window):
+    first = make_window()
+    home = project_with_songs(first.program, "prep")
+    first.app.open_project(home)
+    other = home.with_name("other")
+    for suffix in ("", "_filenames", "_prep"):
+        shutil.copytree(home.with_name(home.name + suffix), home.with_name("other" + suffix))
+    second = make_window(other)
+    first.app.start_step("train")
+    first.until(lambda: first.app.progress is not None)
+    second.app.start_step("train")
+    assert second.app.state == "idle" and "Another training is saving its LoRAs into checkpoints" in second.banner()
+    first.app.stop_pressed()
+    first.until(lambda: first.app.state == "idle")
+    second.app.start_step("train")
+    second.press("move")
+    second.until(lambda: second.app.progress is not None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="on Windows a training ends with its window")
+def test_a_training_whose_window_was_killed_still_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    lock = ace_gui.FolderLock.take(tmp_path)
+    assert lock is not None
+    code = "import time; print('on', flush=True); time.sleep(600)"
+    child = ace_gui.start_process([sys.executable, "-c", code], tmp_path, dict(os.environ), heirs=lock.heirs())
+    assert child.stdout is not None and child.stdout.readline() == b"on\n"
+    lock._file.close()  # as when the window's process ends: unlocking by hand would free it for the child as well
+    assert ace_gui.FolderLock.take(tmp_path) is None
+    ace_gui.kill_tree(child, None)
+    child.wait()
+    child.stdout.close()
+    assert ace_gui.FolderLock.take(tmp_path) is not None
+
+
+# Menus
+
+
+def test_the_view_menu_marks_the_language_and_size_of_the_window(make_window):
+    window = make_window()
+    app = window.app
+
+    def marked() -> list[str]:
+        menu = app.root.nametowidget(app._menu.entrycget(4, "menu"))
+        entries = [index for index in range(menu.index("end") + 1) if menu.type(index) == "radiobutton"]
+        return [
+            menu.entrycget(i, "label")
+            for i in entries
+            if app.root.getvar(menu.entrycget(i, "variable")) == menu.entrycget(i, "value")
+        ]
+
+    def choose(label: str) -> None:
+        app.root.nametowidget(app._menu.entrycget(4, "menu")).invoke(label)
+        window.pump()
+
+    assert marked() == ["English", "100 %"]
+    choose("中文")
+    choose("125 %")
+    assert marked() == ["中文", "125 %"]
+    app.show_about()
+    choose("English")  # refused while a dialog is open: the mark goes back
+    assert marked() == ["中文", "125 %"]
+    window.press("cancel")
+    app.change_look(language="en", scale="100")
+
+
+def test_handlers_do_not_grow_with_every_page_and_project(make_window):
+    window = make_window()
+    home = project_with_songs(window.program)
+
+    def bound() -> int:
+        return len(window.root.bind_all("<FocusIn>").split("\n"))
+
+    before, frames = bound(), len(window.app.ui.scroll_frames)
+    for _ in range(3):
+        window.app.open_project(home)
+        window.app.show_page("train")
+        window.app.open_project(None)
+        window.app.change_look(language="en")
+    assert (bound(), len(window.app.ui.scroll_frames)) == (before, frames)

@@ -204,6 +204,13 @@ def test_legacy_encodings(text, encoding):
     assert decode_lyrics(text.encode(encoding), "name") == (text, encoding)
 
 
+@pytest.mark.parametrize("data", [bytes((0, 1, 2, 255, 254)) * 50, bytes(range(256)) * 4, b"\x00" * 64])
+def test_what_is_no_text_is_no_lyrics(song, data):
+    song("wav").audio.with_suffix(".lrc").write_bytes(data)
+    with pytest.raises(UnknownEncoding, match=r"'song\.lrc' is no(t| text)|'song\.lrc' is neither"):
+        lyrics_beside(song("wav"))
+
+
 # --- Embedded ---
 
 
@@ -267,6 +274,14 @@ def test_sylt_by_syllable(song):
         TimedLine(1.0, "Hello you"),
         TimedLine(3.0, "Bye"),
     )
+
+
+def test_lyrics_timed_in_mpeg_frames_come_without_times(song):
+    frame = SYLT(encoding=3, lang="eng", format=1, type=1, text=[("Hello morning", 57), ("Goodbye night", 163)])
+    audio = save_id3(song("mp3").audio, frame)
+    assert embedded_lyrics(audio).lines == (TimedLine(None, "Hello morning"), TimedLine(None, "Goodbye night"))
+    save_id3(audio, frame, USLT(encoding=3, lang="eng", desc="", text=TEXT))
+    assert embedded_lyrics(audio).source == "embedded USLT"  # which has its empty lines
 
 
 def test_times_win_over_plain_lyrics(song):

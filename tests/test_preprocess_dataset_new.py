@@ -407,6 +407,17 @@ def test_timed_lyrics_are_kept_with_the_record(two_songs):
     assert lines == [[None, "[verse]"], [1.5, "The river carries all the light away"]]
 
 
+def test_tags_that_are_left_out_are_said(project):
+    project.add("long.wav", ", ".join(f"tag {number}" for number in range(300)))
+    project.add("short.wav", "rock")
+    project.convert()
+    status, out, _ = project.preprocess("--ssl", "none")
+    assert status == 0
+    assert "warning: long.wav: its tags are longer than the 256 tokens that the model reads" in out
+    assert "short.wav: its tags" not in out
+    assert len(project.records()["long"]["text_token_ids"]) == 256
+
+
 def test_a_base_with_another_network_makes_that_piece_again(two_songs, tmp_path_factory):
     assert two_songs.preprocess()[0] == 0
     first = two_songs.records()

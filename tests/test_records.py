@@ -18,6 +18,7 @@ from ace_lora.records import (
     RecordError,
     check_record,
     list_records,
+    needed_of_base,
     quantise_rows,
     read_metadata,
     read_record,
@@ -98,6 +99,27 @@ def test_features_are_optional(record, tmp_path):
     record.mhubert = None
     write_record(path, record)
     assert read_record(path).mhubert is None and read_record(path).mert is not None
+
+
+def test_what_a_base_model_needs_for_a_record(record, tmp_path):
+    path = tmp_path / "song.safetensors"
+    write_record(path, record)
+    tokens = {
+        "text_tokens": int(record.text_token_ids.max()) + 1,
+        "lyric_tokens": int(record.lyric_token_ids.max()) + 1,
+    }
+    assert needed_of_base(path) == {**tokens, "mert": record.mert.shape[1], "mhubert": record.mhubert.shape[1]}
+    record.mert = record.mhubert = None
+    write_record(path, record)
+    assert needed_of_base(path) == tokens
+    golden = GOLDEN / "record_track_a.hdf5"
+    old = read_record(golden)
+    assert needed_of_base(golden) == {
+        "text_tokens": int(old.text_token_ids.max()) + 1,
+        "lyric_tokens": int(old.lyric_token_ids.max()) + 1,
+        "mert": old.mert.shape[1],
+        "mhubert": old.mhubert.shape[1],
+    }
 
 
 def test_size_is_below_the_limit(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -155,6 +156,15 @@ def test_a_layer_of_zeros_is_no_problem(tmp_path):
     make_lora(tmp_path / "in_lora", values=(0.0, 0, 0, 0))
     for number, how in enumerate((("--new_rank", 2), ("--sv_ratio", 4), ("--sv_fro", 0.9))):
         assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / f"o{number}", *how) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such permissions")
+@pytest.mark.parametrize(("name", "file"), [("o", "o/" + WEIGHTS_NAME), ("o.safetensors", "o.safetensors")])
+def test_the_result_has_the_permissions_of_any_new_file(tmp_path, name, file):
+    make_lora(tmp_path / "in_lora")
+    assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / name, "--new_rank", 2) == 0
+    (tmp_path / "new").touch()
+    assert (tmp_path / file).stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_wrong_input_is_reported_at_once_and_nothing_overwritten(tmp_path, capsys):

@@ -140,3 +140,9 @@ def test_other_rates_and_channels():
     for rate, channels in ((8000, 1), (48000, 2)):
         measured = measure(np.repeat(clicks(95, rate=rate), channels, axis=0), rate)
         assert measured.bpm == pytest.approx(95, abs=1)
+
+
+@pytest.mark.parametrize("rate", [1000, 2000, 3000, 8000])
+def test_loudness_does_not_depend_on_a_low_sample_rate(rate):
+    level = (0.1 * np.sin(2 * np.pi * 200 * np.arange(5 * rate) / rate))[None].astype(np.float32)
+    assert measure(level, rate).loudness_lufs == pytest.approx(measure(tone(200, 0.1), RATE).loudness_lufs, abs=0.05)

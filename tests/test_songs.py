@@ -44,3 +44,14 @@ def test_equal_stems_are_found_whatever_their_case(tmp_path):
 def test_tags():
     assert split_tags(" rock,  male vocal,,drums ,") == ["rock", "male vocal", "drums"]
     assert split_tags("") == []
+
+
+def test_tags_are_told_apart_as_people_type_them():
+    assert split_tags("摇滚，鼓、忧伤\n吉他\n\n female vocal , sad") == [
+        "摇滚",
+        "鼓",
+        "忧伤",
+        "吉他",
+        "female vocal",
+        "sad",
+    ]

@@ -450,6 +450,7 @@ def test_failures_of_pip_in_a_sentence(output, sentence):
         (["install"], "install needs the name of a group"),
         (["--torch", "rocm"], "--torch 'rocm' is not known"),
         (["demo", "fast"], "'demo' takes no further words: 'fast'"),
+        (["window", "没有.mp3"], "there is no song or folder '没有.mp3'"),
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )
@@ -464,6 +465,16 @@ def test_words_after_test_go_to_pytest():
     args = set_up.parse_args(start.GROUPS, ["--torch", "cpu", "test", "tests/test_start.py", "-k", "disk", "--torch"])
     assert args.torch == "cpu"
     assert args.rest == ["tests/test_start.py", "-k", "disk", "--torch"]
+
+
+def test_songs_dropped_on_the_start_file_reach_the_window(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "我的 歌.mp3").touch()
+    (tmp_path / "test").mkdir()
+    for argv in (["我的 歌.mp3", "test"], ["window", "我的 歌.mp3", "test"]):
+        args = set_up.parse_args(start.GROUPS, argv)
+        assert args.action == "window" and args.rest == [str(tmp_path / "我的 歌.mp3"), str(tmp_path / "test")]
+    assert set_up.parse_args(start.GROUPS, ["test"]).action == "test"  # the word, though a folder has that name
 
 
 def test_every_group_has_its_file_of_exact_versions():

@@ -15,7 +15,13 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from ace_lora.strict_loading import WrongWeights  # noqa: E402
-from ace_lora.text_encoder import comma_id, load_text_encoder, load_text_tokenizer, tokenize_prompt  # noqa: E402
+from ace_lora.text_encoder import (  # noqa: E402
+    comma_id,
+    exceeds_limit,
+    load_text_encoder,
+    load_text_tokenizer,
+    tokenize_prompt,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,7 @@ def test_prompt_is_cut_at_256_ids_with_its_end_token(tiny):
     ids = tokenize_prompt(tokenizer, "rock, " * 300)
     assert len(ids) == 256
     assert ids[-1] == 1
+    assert exceeds_limit(tokenizer, "rock, " * 300) and not exceeds_limit(tokenizer, "rock, drums")
 
 
 def test_same_ids_through_transformers(tiny):

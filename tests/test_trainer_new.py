@@ -27,6 +27,7 @@ from ace_lora.batches import Plan
 from ace_lora.checkpoints import STATE_JSON, STATE_TENSORS
 from ace_lora.commands import run_script
 from ace_lora.metrics import COLUMNS
+from ace_lora.records import read_record
 from ace_lora.tiny_base import make_tiny_base
 from ace_lora.training_setup import prepare
 from tests.training_data import make_record, make_records
@@ -211,6 +212,8 @@ def test_all_problems_are_reported_at_once(base, tmp_path, capsys):
         ("save_every_n_train_steps", 0),
         ("gradient_clip_val", -1),
         ("exp_name", "a/b"),
+        ("exp_name", ".."),
+        ("exp_name", "song."),
         ("ema_decay", 1),
         ("epochs", 0),
         ("max_seconds", 0.5),
@@ -242,6 +245,22 @@ def test_targets_that_match_nothing(base, tmp_path, capsys):
     config = write_config(tmp_path / "l.json", target_modules=["to_q", "to_qq"])
     assert train(base, tmp_path, lora_config_path=config) == 2
     assert "'to_qq'" in capsys.readouterr().err
+
+
+def test_records_of_another_base_model_are_named(base, tmp_path, capsys):
+    # Its tokens would end in an index error, on a card in one that no later call survives.
+    for name in ("song 0", "song 1"):
+        shutil.copy(base / "prep" / f"{name}.safetensors", tmp_path)
+    shutil.copy(ROOT / "tests" / "golden" / "audio" / "record_track_a.hdf5", tmp_path)
+    assert train(base, tmp_path, dataset_path=tmp_path) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "1 of 3 records were made with other base weights" in error
+    assert "'record_track_a.hdf5' (lyric tokens" in error
+
+
+def test_the_number_of_workers_has_a_limit(base, tmp_path, capsys):
+    assert train(base, tmp_path, num_workers=500) == 2
+    assert "--num_workers is 500, expected 0 to 32" in capsys.readouterr().err
 
 
 def test_missing_base_weights_are_listed_with_the_other_problems(base, tmp_path, capsys):
@@ -531,11 +550,27 @@ def test_accumulation_equals_the_larger_batch(base, tmp_path):
             torch.testing.assert_close(tensor, other[key], rtol=1e-3, atol=1e-5)
 
 
-def test_worker_processes_give_the_same_training(base, tmp_path):
+def test_threads_that_read_give_the_same_training(base, tmp_path):
     for workers in (0, 2):
         assert train(base, tmp_path / str(workers), num_workers=workers, max_steps=3) == 0
     one, other = (state_tensors(tmp_path / name, "epoch=0-step=3_lora") for name in "02")
     assert_same_state(one, other)
+
+
+def test_each_record_is_read_once_for_all_epochs(base, tmp_path, monkeypatch, capsys):
+    read = []
+    monkeypatch.setattr(
+        "ace_lora.record_cache.read_record", lambda path, *, ssl: read.append(path) or read_record(path, ssl=ssl)
+    )
+    assert train(base, tmp_path / "roomy", max_steps=9) == 0
+    assert sorted(read) == sorted((base / "prep").iterdir())
+    assert "stay in main memory" not in capsys.readouterr().out
+    read.clear()
+    monkeypatch.setattr("ace_lora.training_run.RECORD_CACHE_SHARE", 0.0)
+    assert train(base, tmp_path / "tight", max_steps=9) == 0
+    assert len(read) == 9
+    assert "0.0 of their" in capsys.readouterr().out
+    assert_same_state(*(state_tensors(tmp_path / name, "epoch=2-step=9_lora") for name in ("roomy", "tight")))
 
 
 def test_random_pieces_with_lyrics_that_follow(base, tmp_path, capsys):
@@ -631,6 +666,7 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
         return {**found, "fits": used <= 8}
 
     monkeypatch.setattr(trial, "_attempt", attempt)
+    monkeypatch.setenv(trial.FOUND, "{}")  # which the trial sets
     assert train(base, tmp_path, plan="auto", max_steps=2) == 0
     assert asked == [
         {},
@@ -643,6 +679,62 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
     assert folders(tmp_path) == ["epoch=0-step=2_lora"]
     settings = json.loads(next(tmp_path.glob("logs/*/*/settings.json")).read_text(encoding="utf-8"))
     assert settings["base_precision"] == "int8" and settings["checkpointing"] == "all"
+
+    # The same command goes on with the base as it was trained, whatever the card has free by now.
+    asked.clear()
+    assert train(base, tmp_path, plan="auto", max_steps=3, resume=True) == 0
+    assert asked == [{"base_precision": "int8"}]
+    assert "step 3/3 |" in capsys.readouterr().out
+    asked.clear()
+    monkeypatch.setattr(trial, "_attempt", lambda *given: {**attempt(*given), "fits": False})
+    assert train(base, tmp_path, plan="auto", max_steps=4, resume=True) == 1
+    assert {name for savings in asked for name in savings} == {
+        "base_precision",
+        "text_encoder",
+        "checkpointing",
+        "offload",
+    }
+    assert all(savings["base_precision"] == "int8" for savings in asked)
+
+
+def test_trial_goes_on_without_savings_whose_package_is_missing(base, tmp_path, capsys, monkeypatch):
+    from ace_lora import trial
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
+
+    def attempt(args, savings):
+        # Stands for a card on which only streamed blocks fit.
+        found = {"savings": savings, "device": "a card", "device_type": "cuda", "mean_share": 1.0, "blocks": 3}
+        found |= {"seconds_per_step": 1.0, "peak_memory_gb": 5.0, "memory_gb": 8.0, "spilled": False}
+        return {**found, "fits": "offload" in savings}
+
+    monkeypatch.setattr(trial, "_attempt", attempt)
+    monkeypatch.setenv(trial.FOUND, "{}")
+    assert train(base, tmp_path, trial=True) == 0
+    out = capsys.readouterr().out
+    assert out.count("trial: not tried: ") == 3 and "start.py install small_cards" in out
+    assert "with these savings: --text_encoder cpu --checkpointing all --offload 2" in out
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+        {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"},  # of a launcher that is not known
+    ],
+    ids=["torchrun first", "torchrun second", "other second"],
+)
+def test_plan_is_refused_where_all_processes_start_at_once(base, tmp_path, capsys, monkeypatch, environment):
+    (tmp_path / "logs" / "ace_step_lora").mkdir(parents=True)
+    earlier = {"savings": {"base_precision": "nf4"}}
+    (tmp_path / "logs" / "ace_step_lora" / "trial.json").write_text(json.dumps(earlier), encoding="utf-8")
+    monkeypatch.delenv("ACE_LORA_SAVINGS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert train(base, tmp_path, plan="auto", devices=2) == 2
+    assert "Run --trial once" in capsys.readouterr().err
 
 
 # --- Stop and resume ---
@@ -783,6 +875,9 @@ def test_resume_with_nothing_there_finished_or_damaged(base, tmp_path, capsys):
     assert train(base, tmp_path, max_steps=4, resume=True) == 0
     assert "finished" in capsys.readouterr().out
     assert train(base, tmp_path, max_steps=4, resume=tmp_path / "none") == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert train(base, tmp_path, max_steps=4, resume=base / "lora.json") == 2
+    assert f"'{base / 'lora.json'}' belongs to no checkpoint" in capsys.readouterr().err
     damaged = tmp_path / "checkpoints" / "epoch=1-step=4_lora"
     state = damaged / STATE_TENSORS
     state.write_bytes(state.read_bytes()[:-1] + b"\x55")

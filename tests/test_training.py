@@ -3,19 +3,32 @@
 Losses, gradients and six optimizer steps are compared with the published trainer's (goldens, float32 on a CPU).
 """
 
+import contextlib
 import copy
 import functools
 import json
+import traceback
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ace_lora import adapter
 from ace_lora.batches import Batch, Draw, Plan, Prefetcher
 from ace_lora.flow_matching import build_schedule
+from ace_lora.host_copy import HostCopy
+from ace_lora.memory_saving import set_checkpointing
 from ace_lora.metrics import silence_libraries
 from ace_lora.optimizers import build_optimizer
-from ace_lora.training import AdapterAverage, ConditionEncoder, LoraTraining, NotFinite, StepSettings, training_losses
+from ace_lora.training import (
+    MOST_STEPS_UNSEEN,
+    AdapterAverage,
+    ConditionEncoder,
+    LoraTraining,
+    NotFinite,
+    StepSettings,
+    training_losses,
+)
 from ace_lora.transformer import ACEStepTransformer, TransformerConfig
 from tests.golden_recipe import C1, C2, GOLDEN, check, fill, float_input, integer_input, prefix_mask
 
@@ -148,13 +161,12 @@ def test_six_steps_through_lightning(run, tmp_path):
     )
     found = []
 
-    def on_step(report):
+    def on_report(report):
         norms = [
             sum(t.detach().square().sum() for key, t in tensors.items() if f".lora_{which}." in key).sqrt().item()
             for which in "AB"
         ]
         found.append((report, norms))
-        return False
 
     module = LoraTraining(
         model,
@@ -165,7 +177,8 @@ def test_six_steps_through_lightning(run, tmp_path):
         plan=Plan([37], seed=0),
         batches=OneSong(case, 6),
         on_start=lambda: None,
-        on_step=on_step,
+        on_step=lambda step, epoch: False,
+        on_report=on_report,
     )
     run_lightning(module, tmp_path, 6, gradient_clip_val=flags["clip"], gradient_clip_algorithm="norm")
     assert len(found) == len(expected) == 6
@@ -250,6 +263,7 @@ def test_no_number_stops_before_the_weights_change(what, tmp_path):
 
     if what == "gradient":
         next(iter(tensors.values())).register_hook(lambda gradient: gradient * float("inf"))
+    reports = []
     module = LoraTraining(
         model,
         build_schedule(),
@@ -259,11 +273,207 @@ def test_no_number_stops_before_the_weights_change(what, tmp_path):
         plan=Plan([37], seed=0),
         batches=Bad(case, 5),
         on_start=lambda: None,
-        on_step=lambda report: False,
+        on_step=lambda step, epoch: False,
+        on_report=reports.append,
     )
     with pytest.raises(NotFinite, match="坏 song"):
         run_lightning(module, tmp_path, 5)
+    assert reports == [] and module.steps_done == 0
     assert all(torch.equal(tensor, before[key]) for key, tensor in tensors.items())
+
+
+class Song(OneSong):
+    """The golden's song, with one step whose latents hold no number."""
+
+    def __init__(self, case, count, bad_step):
+        super().__init__(case, count)
+        self.bad_step = bad_step
+
+    def __iter__(self):
+        for step, batch in enumerate(super().__iter__(), 1):
+            batch.names = [f"song {step}"]
+            if step == self.bad_step:
+                batch.latents[0, 0, 0, 0] = float("nan")
+            yield batch
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_steps_that_follow_a_bad_one_change_nothing(behind, tmp_path, monkeypatch):
+    """`behind`: as on a card, whose numbers come when nobody waits for them any more."""
+    if behind:
+        monkeypatch.setattr(HostCopy, "is_there", lambda self: False)
+    case = golden("train_t1.json")
+
+    def train(name, steps, bad_step):
+        tensors = adapter.adapter_tensors(make_model(case))
+        model = make_model(case)
+        tensors = adapter.adapter_tensors(model)
+        optimizer = build_optimizer("adamw", tensors.values(), learning_rate=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+        reports = []
+        module = LoraTraining(
+            model,
+            build_schedule(),
+            tensors,
+            optimizer,
+            StepSettings("adamw", 1e-2, 0, 12, 1.0),
+            plan=Plan([37], seed=0),
+            batches=Song(case, steps, bad_step),
+            on_start=lambda: None,
+            on_step=lambda step, epoch: False,
+            on_report=reports.append,
+            average=AdapterAverage(tensors, 0.9),
+        )
+        if bad_step:
+            with pytest.raises(NotFinite, match=f"loss of step {bad_step} .* 'song {bad_step}'"):
+                run_lightning(module, tmp_path, steps, gradient_clip_val=1.0)
+        else:
+            run_lightning(module, tmp_path, steps, gradient_clip_val=1.0)
+        assert [report.step for report in reports] == list(range(1, (bad_step or steps + 1)))
+        assert module.steps_done == len(reports)
+        moments = {
+            f"{place}/{name}": value
+            for place, state in optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        assert {float(value) for name, value in moments.items() if name.endswith("/step")} == {float(len(reports))}
+        average = module.average
+        return {**tensors, **moments, **{f"ema/{k}": t for k, t in average.tensors.items()}}, average.updates
+
+    stopped, updates = train("bad", 6, 3)
+    expected, expected_updates = train("good", 2, None)
+    assert updates == expected_updates == 2
+    assert set(stopped) == set(expected)
+    for key, tensor in expected.items():
+        assert torch.equal(stopped[key], tensor), key
+
+
+def test_numbers_are_not_waited_for_until_many_are_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(HostCopy, "is_there", lambda self: False)
+    case = golden("train_t1.json")
+    model = make_model(case)
+    tensors = adapter.adapter_tensors(model)
+    reports, seen = [], []
+    module = LoraTraining(
+        model,
+        build_schedule(),
+        tensors,
+        build_optimizer("adamw", tensors.values(), learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.0),
+        StepSettings("adamw", 1e-3, 0, MOST_STEPS_UNSEEN + 3, 0.0),
+        plan=Plan([37], seed=0),
+        batches=OneSong(case, MOST_STEPS_UNSEEN + 3),
+        on_start=lambda: None,
+        on_step=lambda step, epoch: bool(seen.append((step, len(reports)))),
+        on_report=reports.append,
+    )
+    run_lightning(module, tmp_path, MOST_STEPS_UNSEEN + 3)
+    assert seen[:MOST_STEPS_UNSEEN] == [(step, 0) for step in range(1, MOST_STEPS_UNSEEN + 1)]
+    assert [reported for _, reported in seen[MOST_STEPS_UNSEEN:]] == [1, 2, 3]
+    assert [report.step for report in reports] == list(range(1, MOST_STEPS_UNSEEN + 4))
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped(algorithm, tmp_path):
+    case = golden("train_t1.json")
+    model = make_model(case)
+    tensors = adapter.adapter_tensors(model)
+    found, gradients = [], {}
+
+    class Watched(LoraTraining):
+        def configure_gradient_clipping(self, *args, **kwargs):
+            gradients["before"] = torch.cat([p.grad.flatten() for p in self.adapter if p.grad is not None])
+            super().configure_gradient_clipping(*args, **kwargs)
+            gradients["after"] = torch.cat([p.grad.flatten() for p in self.adapter if p.grad is not None])
+
+    module = Watched(
+        model,
+        build_schedule(),
+        tensors,
+        build_optimizer("adamw", tensors.values(), learning_rate=0.0, betas=(0.9, 0.99), weight_decay=0.0),
+        StepSettings("adamw", 0.0, 0, 1, 1.0),
+        plan=Plan([37], seed=0),
+        batches=OneSong(case, 1),
+        on_start=lambda: None,
+        on_step=lambda step, epoch: False,
+        on_report=found.append,
+    )
+    run_lightning(module, tmp_path, 1, gradient_clip_val=0.01, gradient_clip_algorithm=algorithm)
+    grad_norm = found[0].values["grad_norm"]
+    assert grad_norm > 0.01 and grad_norm == pytest.approx(gradients["before"].norm().item(), rel=1e-5)
+    if algorithm == "norm":
+        expected = gradients["before"] * (0.01 / gradients["before"].norm())
+    else:
+        expected = gradients["before"].clamp(-0.01, 0.01)
+    torch.testing.assert_close(gradients["after"], expected, rtol=1e-3, atol=0)
+
+
+# --- The host does not wait for the card ---
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation for which a card would have to finish first, with the place that asked for it.
+
+    Copies to the card wait unless they say `non_blocking`; copies from it, and looks at values, always do.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        devices = {value.device.type for value in args if isinstance(value, torch.Tensor)}
+        name = str(function)
+        target = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
+        sent = "_to_copy" in name and target not in (None, *devices) and not kwargs.get("non_blocking")
+        mixed = "copy_" in name and len(devices) > 1 and not (args[2:] and args[2])
+        looked = "meta" in devices and any(
+            part in name for part in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default")
+        )
+        if sent or mixed or looked:
+            lines = [
+                f"{frame.name}:{frame.lineno}" for frame in traceback.extract_stack() if "ace_lora" in frame.filename
+            ]
+            self.found.append((name, lines[-3:]))
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["t1", "t2"])
+def test_nothing_in_a_step_waits_for_the_card(name, monkeypatch):
+    """On tensors without values, for which the host cannot wait: looking at one raises an error."""
+    # Autocast does not know the device; the model does not use it here.
+    monkeypatch.setattr(ACEStepTransformer, "compute_dtype", lambda self, device: self.dtype)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    case = golden(f"train_{name}.json")
+    model = make_model(case).to("meta").bfloat16()
+    set_checkpointing(model, 1, 1)
+    tensors = adapter.adapter_tensors(model)
+    batch = make_batch(name, case)
+    batch.ssl = {branch: [rows.to(torch.int8) for rows in tensors] for branch, tensors in batch.ssl.items()}
+    optimizer = build_optimizer("adamw", tensors.values(), learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    module = LoraTraining(
+        model,
+        build_schedule(),
+        tensors,
+        optimizer,
+        StepSettings("adamw", 1e-3, 0, 5, 1.0),
+        plan=Plan([37], seed=0),
+        batches=[],
+        on_start=lambda: None,
+        on_step=lambda step, epoch: False,
+        on_report=lambda report: None,
+    )
+    module.holds_back = True  # as with the fused optimizer of a card
+    monkeypatch.setattr(HostCopy, "is_there", lambda self: False)
+    with Waits() as waits:
+        batch = batch.to(torch.device("meta"))
+        module.on_train_batch_start(batch, 0)
+        module.training_step(batch, 0).backward()
+        module.on_before_optimizer_step(optimizer)
+        module.configure_gradient_clipping(optimizer, 1.0, "norm")
+        module.on_train_batch_end(None, batch, 0)
+    assert waits.found == []
+    assert all(tensor.grad is not None for tensor in tensors.values())
+    assert module.steps_done == 1
 
 
 def test_prefetcher_hands_over_errors_and_ends():
