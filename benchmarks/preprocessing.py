@@ -402,7 +402,7 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
             # bf16 from the start where the result is: the float32 copy would be the peak.
             network = network.to(torch.bfloat16) if isinstance(network, ACEStepTransformer) else network
             network = network.to_empty(device="cpu").requires_grad_(False)
-            if hasattr(network, "tie_weights"):
+            if isinstance(network, UMT5EncoderModel):
                 network.tie_weights()  # which `to_empty` undoes
             for parameter in network.parameters():
                 parameter.fill_(0.01)
