@@ -457,15 +457,12 @@ def batch_stream(
         yield from (collate([dataset[draw] for draw in draws]) for draws in turns)
         return
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="records")
+    submitted = ([pool.submit(dataset.__getitem__, draw) for draw in draws] for draws in turns)
     try:
-        ahead = deque(
-            [pool.submit(dataset.__getitem__, draw) for draw in draws] for draws in itertools.islice(turns, num_workers)
-        )
+        ahead = deque(itertools.islice(submitted, num_workers))
         while ahead:
             samples = [future.result() for future in ahead.popleft()]
-            ahead.extend(
-                [pool.submit(dataset.__getitem__, draw) for draw in draws] for draws in itertools.islice(turns, 1)
-            )
+            ahead.extend(itertools.islice(submitted, 1))
             yield collate(samples)
     finally:
         pool.shutdown(cancel_futures=True)
