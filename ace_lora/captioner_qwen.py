@@ -9,7 +9,6 @@ like to say; ACE-Step's own checkpoints, which answer in text of their own, are 
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import json
 import os
@@ -374,6 +373,8 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
     import torch
     from transformers import BitsAndBytesConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
+    from ace_lora.device import free_device_memory
+
     options: dict[str, Any] = {"dtype": dtype}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -403,9 +404,7 @@ def _load_thinker(source: str, config: Any, quantization: str, device: torch.dev
     _check_loaded(source, report)
     # What is left of the vision part, its first and last layers, is never used for audio.
     del model.model.visual
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_device_memory(device)
     model.lm_head.register_forward_pre_hook(_last_position)
     return model.eval()
 

@@ -17,7 +17,6 @@ loaded one after another: the text encoder, the transformer, the decoder, the vo
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 from pathlib import Path
@@ -273,10 +272,11 @@ def sample(
     """Latents float32 [8, 16, T]."""
     from tqdm import tqdm
 
+    from ace_lora.device import free_device_memory
     from ace_lora.sampling import SamplingSettings, sample_latents
     from ace_lora.transformer import load_transformer
 
-    free_memory()
+    free_device_memory(on["device"])
     print("loading the transformer …")
     transformer = load_transformer(folder, **on)
     transformer.drop_ssl_heads()
@@ -306,23 +306,15 @@ def decode(latents: torch.Tensor, weights: dict[str, Path], on: dict[str, Any]) 
     """float32 [2, N] at 48 kHz on the CPU."""
     from ace_lora.audio import SAMPLE_RATE, resample
     from ace_lora.dcae import decode_log_mel, load_latent_decoder
+    from ace_lora.device import free_device_memory
     from ace_lora.mel import MEL_RATE
     from ace_lora.vocoder import load_vocoder
 
-    free_memory()
+    free_device_memory(on["device"])
     print("decoding …")
     log_mel = decode_log_mel(load_latent_decoder(weights["dcae"], **on), latents)
     wave = load_vocoder(weights["vocoder"], **on)(log_mel)
     return resample(wave.cpu(), MEL_RATE, SAMPLE_RATE)
-
-
-def free_memory() -> None:
-    """Give the memory of networks that are no longer referred to back to the card."""
-    import torch
-
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def write_wave(wave: torch.Tensor, output: Path) -> None:

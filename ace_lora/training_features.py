@@ -15,6 +15,7 @@ import torch
 from ace_lora.audio import AudioError, prepare_waveform, read_audio
 from ace_lora.batches import TrainingSong
 from ace_lora.commands import StepFailed
+from ace_lora.device import free_device_memory
 from ace_lora.processes import say
 from ace_lora.records import quantise_rows
 from ace_lora.ssl_features import MERT, MHUBERT, extract_features, load_mert, load_mhubert
@@ -47,8 +48,7 @@ def compute_features(
             features[place][name] = rows
             say(f"features {name} {number}/{len(places)} | {song.name}")
         del model
-    if device.torch_device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_device_memory(device.torch_device)
     if failed:
         raise StepFailed(
             "The MERT and mHuBERT features cannot be computed: "

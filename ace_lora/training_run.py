@@ -265,6 +265,7 @@ class Run:
         """Lyric states [Ll,D] by song, and the lyric branch off the card; None where every step needs it."""
         import torch
 
+        from ace_lora.device import free_device_memory
         from ace_lora.memory_plan import free_main_memory
         from ace_lora.records import read_record
 
@@ -285,8 +286,7 @@ class Run:
                 ids = read_record(song.path, ssl=False).lyric_token_ids
                 states[song.name] = self.model.encode_lyrics(ids[None].to(self.device))[0].cpu()
         self.model.drop_lyric_branch()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_device_memory(self.device)
         return states
 
     def record_cache(self) -> Any:
