@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import itertools
 import json
+import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"  # begins the name of everything that is not whole yet
 BIN_FOLDER = ".removed"  # the window restores from folders of this name, so both names are part of the format
@@ -23,6 +27,9 @@ BIN_MANIFEST = "removed.json"
 PATIENCE_S = 2.0  # a virus scanner or a sync program holds a new file about so long
 # Windows' ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION: another program has the file open.
 HELD_BY_ANOTHER_PROGRAM = (5, 32)
+MAX_TEXT_BYTES = 1_000_000  # prompts and lyrics: the longest songs have some 10,000
+MAX_JSON_BYTES = 20_000_000  # configurations, states, vocabularies, tables of some thousand songs
+MAX_JSON_DEPTH = 60
 
 
 @contextlib.contextmanager
@@ -134,13 +141,86 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_text(path: Path) -> str:
+# --- What comes from outside ---
+
+
+class UnusableFile(ValueError):
+    """A file that cannot be taken as it is; the message quotes it, says what is wrong and what was expected."""
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises UnusableFile for anything else (a folder, a pipe, a device, a larger file) without reading it, and OSError.
+    """
+    path = Path(path)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise UnusableFile(f"'{path}' is {kind}. Expected a file.")
+    too_large = f"'{path}' is too large for what it should be. Expected at most {limit:,} bytes"
+    if status.st_size > limit:
+        raise UnusableFile(f"{too_large}, found {status.st_size:,}.")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:  # it grew, or its size was not told (files of /proc)
+        raise UnusableFile(f"{too_large}.")
+    return content
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     """The whole text of a UTF-8 file (a byte-order mark is dropped), line ends as `\\n`, stripped at both ends.
 
-    Raises UnicodeDecodeError when the file is not UTF-8, and OSError when it cannot be read.
+    Raises UnicodeDecodeError when the file is not UTF-8, UnusableFile as `read_bytes`, and OSError.
     """
-    text = Path(path).read_bytes().decode("utf-8-sig")
+    text = read_bytes(path, limit).decode("utf-8-sig")
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """The value of a JSON file. Raises UnusableFile as `read_bytes` and `parse_json`, and OSError."""
+    return parse_json(read_bytes(path, limit), f"'{path}'")
+
+
+def parse_json(text: bytes | str, name: str) -> Any:
+    """The value of JSON from outside; `name` begins the messages (a quoted path, "the header of '…'").
+
+    Raises UnusableFile when it is no JSON in UTF-8, is nested deeper than MAX_JSON_DEPTH, or holds what no later step
+    could write or count: NaN, infinite numbers, halves of UTF-16 pairs.
+    """
+    try:
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UnusableFile(f"{name} cannot be read: {reason}. Expected JSON.") from None
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        if not level:
+            return value
+        for item in level:
+            problem = _problem_of(item)
+            if problem:
+                raise UnusableFile(f"{name} holds {problem}. Expected JSON with plain texts and finite numbers.")
+        level = [child for item in level for child in _children(item)]
+    raise UnusableFile(f"{name} cannot be read: nested too deeply. Expected JSON of at most {MAX_JSON_DEPTH} levels.")
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _problem_of(item: Any) -> str | None:
+    if isinstance(item, float) and not math.isfinite(item):  # 1e999
+        return "a number that is too large"
+    if isinstance(item, str) and not item.isascii() and any("\ud800" <= letter <= "\udfff" for letter in item):
+        return f"a text that cannot be written, {item[:50]!r}"
+    return None
+
+
+def _children(item: Any) -> Iterable[Any]:
+    if isinstance(item, dict):
+        return itertools.chain(item.keys(), item.values())
+    return item if isinstance(item, list) else ()
 
 
 # --- Nothing is deleted ---

@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import stat
 
 import pytest
 
 from ace_lora import files
-from ace_lora.files import read_text, remove_own, replace_atomically, set_aside, write_json, write_text
+from ace_lora.files import (
+    UnusableFile,
+    read_bytes,
+    read_json,
+    read_text,
+    remove_own,
+    replace_atomically,
+    set_aside,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -191,3 +202,61 @@ def test_a_file_that_stays_held_is_an_error_that_names_the_reason(tmp_path, monk
     with pytest.raises(OSError) as caught:
         write_text(tmp_path / "a.txt", "new")
     assert caught.value is error
+
+
+# --- What comes from outside ---
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 500 + b"]" * 500, "nested too deeply"),
+        (b'{"a":' * 61 + b"1" + b"}" * 61, "nested too deeply"),
+        (b"{", "Expecting property name"),
+        (b"", "Expecting value"),
+        (b'{"a": NaN}', "NaN is no number"),
+        (b'{"a": [-Infinity]}', "-Infinity is no number"),
+        (b'{"a": 1e999}', "a number that is too large"),
+        (b"1" * 100_000, "digits"),
+        (b'{"\\ud800": 1}', "a text that cannot be written"),
+        ("晴天".encode("gbk"), "can't decode"),
+    ],
+)
+def test_json_that_is_refused(tmp_path, content, reason):
+    path = tmp_path / "晴 天.json"
+    path.write_bytes(content)
+    with pytest.raises(UnusableFile, match=re.escape(reason)) as caught:
+        read_json(path)
+    assert str(caught.value).startswith(f"'{path}' ") and "Expected " in str(caught.value)
+
+
+def test_json_that_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"晴": [1, 2.5, None, {"天": "😀"}]}).encode())
+    assert read_json(path) == {"晴": [1, 2.5, None, {"天": "😀"}]}
+    path.write_bytes(b"[" * 59 + b"]" * 59)
+    assert isinstance(read_json(path), list)
+
+
+def test_only_regular_files_of_the_stated_size_are_read(tmp_path):
+    (tmp_path / "large.txt").write_bytes(b"a" * 11)
+    (tmp_path / "right.txt").write_bytes(b"a" * 10)
+    assert read_bytes(tmp_path / "right.txt", 10) == b"a" * 10
+    with pytest.raises(UnusableFile, match="at most 10 bytes, found 11"):
+        read_bytes(tmp_path / "large.txt", 10)
+    with pytest.raises(UnusableFile, match="is a folder"):
+        read_text(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no pipes and devices among files")
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", pathlib.Path("/dev/zero")):
+        with pytest.raises(UnusableFile, match="no regular file"):
+            read_text(path)
+    if pathlib.Path("/proc/cpuinfo").exists():  # its size is told as 0
+        with pytest.raises(UnusableFile, match="too large"):
+            read_bytes(pathlib.Path("/proc/cpuinfo"), 10)
