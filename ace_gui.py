@@ -12,26 +12,26 @@ Standard library only; `pypinyin` is used for readable file names when it is ins
 What is true stands on disk: the songs and their texts in the project's folder (`Taudio/<name>`), `<name>_filenames`,
 `<name>_prep`, `checkpoints`, and the settings in `<folder>/.ace_gui.json`. Widgets only show it.
 
-Sections (each uses only those above it; 1 to 13 need no display)
+Sections (each uses only those above it, and the texts at the end; 1 to 12 need no display)
     1  Constants               timings, limits and names, with their reasons
-    2  Texts                   every sentence that a user sees, in Chinese and English
-    3  Files and names         atomic writing, reading people's text files, readable ASCII names
-    4  Settings and project    what is remembered, and where
-    5  Songs                   the library on disk: scanning, importing, the bin for removed things
-    6  Steps                   the table of the seven steps, the scripts' flags, command lines, what is done
-    7  Environment             which Python runs the scripts, what it can do, disk and base weights
-    8  Log text                bytes to lines, progress, known errors, the trainer's figures
-    9  Running                 one child process at a time, TensorBoard
-    10 Session               the open project, its settings and songs, what goes on; what is said and what is asked
-    11 Importing             copying songs into the project, and looking into them
-    12 Step runs             starting the steps' scripts, one after the other, and following them to their end
-    13 Other programs        what the scripts' Python has, installations, TensorBoard, ComfyUI
-    14 Look                  colours, fonts, icons
-    15 Widgets               log pane, forms, chart, song table, text editors, dialogs
-    16 Pages                 one per step, and the environment page
-    17 Questions             every dialog, choosers of files and folders
-    18 Window                menus, header, pages, painting
-    19 Start                 wiring, heartbeat, closing; command line
+    2  Files and names         atomic writing, reading people's text files, readable ASCII names, sentences
+    3  Settings and project    what is remembered, and where
+    4  Songs                   the library on disk: scanning, importing, the bin for removed things
+    5  Steps                   the tables of the seven steps and their settings, flags, command lines, what is done
+    6  Environment             which Python runs the scripts, what it can do, disk and base weights
+    7  Log text                bytes to lines, progress, known errors, the trainer's figures
+    8  Running                 one child process at a time, TensorBoard
+    9  Session                 the open project, its settings and songs, what goes on; what is said and what is asked
+    10 Importing               copying songs into the project, and looking into them
+    11 Step runs               starting the steps' scripts, one after the other, and following them to their end
+    12 Other programs          what the scripts' Python has, installations, TensorBoard, ComfyUI
+    13 Look                    colours, fonts, icons
+    14 Widgets                 log pane, forms, chart, tables, text editors, dialogs
+    15 Pages                   one per step, and the environment page
+    16 Questions               every dialog, choosers of files and folders
+    17 Window                  menus, header, pages, painting
+    18 Start                   wiring, heartbeat, closing; command line
+    19 Texts                   every other sentence that a user sees, in Chinese and English
 """
 
 # The texts stand one to a line, so that both languages can be compared; some are long.
@@ -124,720 +124,23 @@ MAX_CURVE_POINTS = 200_000
 MIRRORS = ("https://huggingface.co", "https://hf-mirror.com")
 FROZEN = bool(getattr(sys, "frozen", False))
 WINDOWS = os.name == "nt"
-
-# --- 2. Texts ---------------------------------------------------------------------------------------------------------
-
 LANGUAGES = {"zh": "中文", "en": "English"}
 
-# key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
-TEXTS: dict[str, tuple[str, str]] = {
-    # Steps
-    "rail.songs": ("准备音频", "Songs"),
-    "rail.prompts": ("提示词", "Prompts"),
-    "rail.lyrics": ("歌词", "Lyrics"),
-    "rail.dataset": ("数据集", "Dataset"),
-    "rail.prep": ("音频预处理", "Preprocessing"),
-    "rail.train": ("训练", "Training"),
-    "rail.strength": ("LoRA 强度", "LoRA strength"),
-    "title.songs": ("准备音频", "Songs"),
-    "title.prompts": ("生成提示词", "Prompts"),
-    "title.lyrics": ("生成歌词", "Lyrics"),
-    "title.dataset": ("创建数据集", "Dataset"),
-    "title.prep": ("音频预处理", "Preprocessing"),
-    "title.train": ("训练", "Training"),
-    "title.strength": ("LoRA 权重优化", "LoRA strength"),
-    "title.environment": ("环境检查", "Environment"),
-    "about.songs": (
-        "添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。",
-        "Add the songs to learn from. They are copied under readable file names; your originals stay untouched.",
-    ),
-    "about.prompts": (
-        "为每首歌写出风格标签（流派、乐器、情绪、人声），生成后可以逐首修改。",
-        "Describe every song by tags (genre, instruments, mood, voice). Look through them and correct them afterwards.",
-    ),
-    "about.lyrics": (
-        "取得每首歌的歌词；没有人声的音乐标记为 [instrumental]。生成后请对照修改。",
-        "Get the words of every song; music without voice becomes [instrumental]. Check them afterwards.",
-    ),
-    "about.dataset": (
-        "把歌曲、提示词和歌词登记成一份清单，只需几秒钟。",
-        "List the songs with their prompts and lyrics in a dataset. Takes seconds.",
-    ),
-    "about.prep": (
-        "把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。",
-        "Turn every song into what the model learns from. Stop at any time; the next start goes on from there.",
-    ),
-    "about.train": (
-        "训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。",
-        "Train the LoRA. The defaults are right for a first try; stopping saves what was learned.",
-    ),
-    "about.strength": (
-        "把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。",
-        "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained.",
-    ),
-    "about.environment": (
-        "运行各步骤需要的东西是否齐全，缺什么、怎么补。",
-        "Whether everything that the steps need is there, and how to mend what is not.",
-    ),
-    "start.prompts": ("生成提示词", "Generate prompts"),
-    "start.lyrics": ("生成歌词", "Generate lyrics"),
-    "start.dataset": ("创建数据集", "Create dataset"),
-    "start.prep": ("开始预处理", "Preprocess"),
-    "start.train": ("开始训练", "Start training"),
-    "start.strength": ("生成成品 LoRA", "Write the LoRA"),
-    "result.dataset": (
-        "结果是歌曲文件夹旁边的 …_filenames 文件夹，不含音频本身。",
-        "The result is the folder …_filenames beside the song folder; it does not hold the audio itself.",
-    ),
-    "result.prep": (
-        "结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
-        "The result is the folder …_prep beside the song folder, one file per song, about 0.2 MB per second of audio. "
-        "The first run downloads the base model.",
-    ),
-    "result.strength": (
-        "把成品文件放进 ComfyUI 的 models/loras，用 LoraLoaderModelOnly 节点加载，强度填 1。",
-        "Put the finished file into ComfyUI's models/loras and load it with the node LoraLoaderModelOnly, strength 1.",
-    ),
-    "status.done": ("已完成", "done"),
-    "status.ready": ("待进行", "to do"),
-    "status.locked": ("未解锁", "locked"),
-    "status.stale": ("需要更新", "out of date"),
-    "status.running": ("运行中", "running"),
-    "status.failed": ("失败", "failed"),
-    "state.running": ("正在运行，进度见下方。", "Running; see the progress below."),
-    "state.stopping": ("正在停止…", "Stopping…"),
-    "state.stale": ("需要更新：{reason}", "Out of date: {reason}"),
-    "state.failed": ("上次运行失败。{reason}", "The last run failed. {reason}"),
-    "locked": ("请先完成第 {number} 步：{why}", "Finish step {number} first: {why}"),
-    "songs.none": ("还没有歌曲。", "There are no songs yet."),
-    "songs.done": ("共有 {count} 首歌。", "Songs in the library: {count}."),
-    "texts.unusable": (
-        "有 {count} 首歌无法读取或没有声音，得不到文本：{songs}。请在“准备音频”页移除或换掉。",
-        "Songs that are unreadable or silent get no text: {count} ({songs}). Remove or replace them on the page “Songs”.",
-    ),
-    "prompt.missing": ("还有 {count} 首歌没有提示词：{songs}", "Songs without a prompt: {count} ({songs})"),
-    "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
-    "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
-    "lyrics.done": ("{count} 首歌都有歌词。", "All songs have lyrics ({count})."),
-    "dataset.missing": ("数据集 {folder} 还没有创建。", "The dataset {folder} has not been made yet."),
-    "dataset.done": ("数据集 {folder} 已创建。", "The dataset {folder} is there."),
-    "prep.none": ("{count} 首歌还没有预处理。", "No song has been preprocessed yet ({count} to do)."),
-    "prep.missing": (
-        "还有 {count} 首歌没有预处理好：{songs}。若一直失败，请看日志，换掉或移除这些歌。",
-        "Not preprocessed: {count} ({songs}). If that keeps failing, see the log, and replace or remove these songs.",
-    ),
-    "prep.done": ("{count} 首歌都已预处理，共 {size}。", "All songs are preprocessed ({count}, {size})."),
-    "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
-    "train.foreign": (
-        "checkpoints 里是另一个项目“{owner}”的 LoRA。",
-        "The checkpoints folder holds the LoRAs of another project, “{owner}”.",
-    ),
-    "train.elsewhere": (
-        "另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。",
-        "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window.",
-    ),
-    "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
-    "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
-    "strength.done": ("成品：{file}", "Finished: {file}"),
-    "stale.audio": ("歌曲 {song} 的音频换过了。", "The audio of {song} was replaced."),
-    "stale.prompt": ("歌曲 {song} 的提示词改过了。", "The prompt of {song} was changed."),
-    "stale.lyrics": ("歌曲 {song} 的歌词改过了。", "The lyrics of {song} were changed."),
-    "stale.timed": ("歌曲 {song} 的歌词时间改过了。", "The timed lyrics of {song} were changed."),
-    "stale.added": ("新加了歌曲 {song}。", "The song {song} was added."),
-    "stale.removed": ("歌曲 {song} 已不在曲库中。", "The song {song} is not in the library any more."),
-    "stale.record": ("歌曲 {song} 在预处理之后改过。", "{song} was changed after it had been preprocessed."),
-    "stale.records": ("预处理数据比训练更新。", "The preprocessed songs are newer than the training."),
-    "stale.orphans": (
-        "_prep 里还有曲库中没有的歌：{songs}。重新运行这一步会把它们移走（可恢复）。",
-        "_prep still holds songs that are not in the library: {songs}. Running this step moves them away (restorable).",
-    ),
-    "stale.before": ("第 {number} 步需要更新。", "Step {number} is out of date."),
-    "stale.lora": ("有了更新的 LoRA：{lora}", "There is a newer LoRA: {lora}"),
-    # Songs
-    "songs.add_files": ("添加歌曲…", "Add songs…"),
-    "songs.add_folder": ("添加文件夹…", "Add folder…"),
-    "songs.play": ("播放", "Play"),
-    "songs.rename": ("改名…", "Rename…"),
-    "songs.remove": ("移除", "Remove"),
-    "songs.total": ("{count} 首，总长 {length}", "{count} songs, {length} in all"),
-    "songs.empty": (
-        "点右上角“添加歌曲…”选择音频文件，可以一次选很多首。\n支持 aac、flac、m4a、mp3、ogg、opus、wav。",
-        "Press “Add songs…” above and choose audio files, as many as you like.\naac, flac, m4a, mp3, ogg, opus and wav.",
-    ),
-    "column.title": ("歌名", "Title"),
-    "column.file": ("文件", "File"),
-    "column.length": ("时长", "Length"),
-    "column.prompt": ("提示词", "Prompt"),
-    "column.lyrics": ("歌词", "Lyrics"),
-    "column.record": ("预处理", "Record"),
-    "mark.ok": ("✓", "✓"),
-    "mark.missing": ("—", "—"),
-    "mark.empty": ("空", "empty"),
-    "mark.old": ("已过时", "old"),
-    "mark.instrumental": ("纯音乐", "instr."),
-    "short.unreadable": ("无法读取", "unreadable"),
-    "short.silent": ("无声", "silent"),
-    "short.long": ("过长", "too long"),
-    "short.empty": ("空文件", "empty"),
-    "problem.unreadable": ("无法读取，文件可能已损坏。请换一个文件。", "cannot be read, perhaps damaged. Replace the file."),
-    "problem.silent": ("几乎全程无声，会被跳过。请换一个文件。", "is silent and would be skipped. Replace the file."),
-    "problem.long": ("超过 6 分钟，只会用前 6 分钟。", "is longer than six minutes; only the first six are used."),
-    "problem.empty": ("是空文件。请移除。", "is an empty file. Remove it."),
-    "problems.found": ("有 {count} 首歌需要注意：", "Songs that need attention: {count}"),
-    "problems.item": ("· {name}：{what}", "· {name}: {what}"),
-    "problems.more": ("……另有 {count} 首，在表中标有 ⚠。", "… and {count} more, marked ⚠ in the table."),
-    "project.name": ("名称", "Name"),
-    "project.folder": ("文件夹", "Folder"),
-    "project.elsewhere": (
-        "“{name}”已在另一个窗口中打开。请到那个窗口里操作，或关闭它以后再试。",
-        "“{name}” is open in another window. Work there, or close that window and try again.",
-    ),
-    "project.retry": ("再试一次", "Try again"),
-    "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
-    "import.done": ("已添加 {count} 首歌。", "Songs added: {count}."),
-    "import.more": ("……另有 {count} 条，见日志。", "… and {count} more, see the log."),
-    "import.nothing": ("没有找到音频文件。支持的格式：{kinds}", "No audio files found. Looked for {kinds}"),
-    "import.missing": ("文件不存在。", "there is no such file."),
-    "import.not_audio": ("不是支持的音频格式，未添加。", "is not an audio file of a known kind; not added."),
-    "import.already_here": ("已经在曲库里。", "is in the library already."),
-    "import.empty": ("是空文件，未添加。", "is an empty file; not added."),
-    "import.unreadable": ("不是有效的 wav 文件，未添加。", "is no valid wav file; not added."),
-    "import.duplicate": ("与 {detail} 内容相同，未添加。", "has the same content as {detail}; not added."),
-    "import.duplicate_used": (
-        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词已补给那首歌。",
-        "has the same content as {detail}; not added, but that song got the texts beside it.",
-    ),
-    "import.duplicate_kept": (
-        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词与曲库中的不同，曲库中的保持不变。",
-        "has the same content as {detail}; not added. The texts beside it differ from that song's, which stay.",
-    ),
-    "import.failed": ("复制失败：{detail}", "could not be copied: {detail}"),
-    "import.cancelled": ("未复制。", "was not copied."),
-    "home.title": ("新项目", "New project"),
-    "home.message": (
-        "歌曲会复制到这里。名称由第一首歌得来，都可以改；以后在“准备音频”页也能改。",
-        "The songs are copied to this place. The name comes from the first song; both can be changed, here or later on the "
-        "page “Songs”.",
-    ),
-    "home.parent": ("放在文件夹", "In folder"),
-    "occupied.title": ("文件夹里已有音频", "This folder holds audio already"),
-    "occupied.message": (
-        "“{folder}”里已经有 {count} 首歌。怎么办？\n\n清空：旧歌曲移到带日期的回收文件夹，可从“项目”菜单恢复。",
-        "“{folder}” already holds {count} songs. What shall be done?\n\nClearing moves the old songs to a dated folder, from "
-        "which the menu “Project” can restore them.",
-    ),
-    "occupied.other": ("换一个文件夹…", "Another folder…"),
-    "occupied.clear": ("清空后使用", "Clear this one"),
-    "occupied.add": ("添加到其中", "Add to it"),
-    "rename.message": ("文件名会随歌名一起更改（中文转成拼音）。", "The file name follows the title."),
-    "remove.message": (
-        "把 {count} 首歌连同提示词和歌词移出曲库？可从“项目”菜单恢复。",
-        "Remove {count} songs with their prompts and lyrics from the library? The menu “Project” can restore them.",
-    ),
-    "removed": ("已移除 {count} 首歌，可从“项目”菜单恢复。", "Songs removed: {count}. The menu “Project” can restore them."),
-    "restored": ("已恢复 {count} 个文件；{replaced} 个同名文件移到了回收文件夹。", "Files restored: {count}; put into the bin in exchange: {replaced}."),
-    "move.title": ("更改项目文件夹", "Another name or folder"),
-    "move.message": (
-        "从 {old}\n改为 {new}\n\n要把歌曲和预处理数据移过去，还是只打开新文件夹？",
-        "From {old}\nto {new}\n\nMove the songs and preprocessed data there, or just open that folder?",
-    ),
-    "move.move": ("移过去", "Move them"),
-    "move.open": ("只打开新文件夹", "Just open it"),
-    "move.done": ("项目现在位于 {new}。", "The project is now in {new}."),
-    "move.exists": ("{path} 已存在且不为空，请换一个名称。", "{path} exists and is not empty. Choose another name."),
-    "bin.remove": ("移除的歌曲", "removed songs"),
-    "bin.clear": ("清空前的曲库", "library before clearing"),
-    "bin.move": ("改名前的数据集", "dataset before moving"),
-    "bin.rename": ("改名时被替换", "replaced by a rename"),
-    "bin.restore": ("恢复时被替换", "replaced by a restoring"),
-    "bin.orphans": ("多余的预处理数据", "records without a song"),
-    "bin.overwritten": ("被覆盖的文本", "overwritten texts"),
-    "bin.add_tag": ("加标签前的提示词", "prompts before a tag was added"),
-    "bin.remove_tag": ("删标签前的提示词", "prompts before a tag was removed"),
-    "bin.replace": ("替换前的文本", "texts before replacing"),
-    "bin.instrumental": ("改为纯音乐前的歌词", "lyrics before [instrumental]"),
-    "bin.": ("旧文件", "old files"),
-    # Texts
-    "texts.previous": ("◀ 上一首", "◀ Previous"),
-    "texts.next": ("下一首 ▶", "Next ▶"),
-    "texts.save": ("保存", "Save"),
-    "texts.play": ("播放", "Play"),
-    "texts.instrumental": ("标为纯音乐", "Instrumental"),
-    "texts.again": ("重新生成这首", "Only this song"),
-    "texts.all": ("全部歌曲", "All songs"),
-    "texts.add_tag": ("加标签（触发词）…", "Add a tag (trigger word)…"),
-    "texts.remove_tag": ("删除标签…", "Remove a tag…"),
-    "texts.replace": ("查找替换…", "Find and replace…"),
-    "texts.instrumental_all": ("标为纯音乐…", "Mark as instrumental…"),
-    "texts.prompt": ("提示词（用逗号分隔）", "Prompt (tags separated by commas)"),
-    "texts.lyrics": ("歌词", "Lyrics"),
-    "texts.saved": ("已保存", "saved"),
-    "texts.unsaved": ("未保存", "not saved yet"),
-    "tag": ("标签", "Tag"),
-    "add_tag.message": ("加在全部 {count} 首歌的提示词最前面；已有的不重复添加。", "Put in front of the prompts of all {count} songs, unless it is there already."),
-    "remove_tag.message": ("从全部 {count} 首歌的提示词中删除。", "Taken out of the prompts of all {count} songs."),
-    "replace.message": ("在全部 {count} 首歌的提示词和歌词中替换。", "In the prompts and lyrics of all {count} songs."),
-    "replace.find": ("查找", "Find"),
-    "replace.by": ("替换为", "Replace by"),
-    "instrumental.message": ("把歌词改为 [instrumental]（共 {count} 首歌）。原歌词可以恢复。", "Set the lyrics to [instrumental] ({count} songs in the library). Old lyrics can be restored."),
-    "instrumental.all": ("全部歌曲", "All songs"),
-    "instrumental.missing": ("只改没有歌词的", "Only those without lyrics"),
-    "changed.texts": ("改动了 {count} 个文件；旧内容可从“项目”菜单恢复。", "Files changed: {count}. The menu “Project” can restore the old texts."),
-    "save.failed": ("无法保存 {file}：{error}。请检查磁盘空间和权限。", "Cannot save {file}: {error}. Check disk space and permissions."),
-    # Fields
-    "field.on": ("开启", "on"),
-    "field.default": ("默认：{value}", "default: {value}"),
-    "field.nothing": ("（空）", "(empty)"),
-    "field.backend": ("识别方式", "Backend"),
-    "help.backend": (
-        "auto 自动选择：有 NVIDIA 显卡用模型（qwen），否则只做信号分析。",
-        "auto: the model (qwen) with an NVIDIA card, else measured from the signal only.",
-    ),
-    "field.model": ("模型", "Model"),
-    "help.model": ("Qwen2.5-Omni 系列，首次使用会下载；3B 更省显存。", "Of the Qwen2.5-Omni family; downloaded at first use. 3B needs less memory."),
-    "field.quantization": ("量化", "Quantization"),
-    "help.quantization": ("nf4 约需 8 GB 显存，none 约需 18 GB。", "nf4 takes about 8 GB of VRAM, none about 18."),
-    "field.bpm": ("加入速度", "Add tempo"),
-    "help.bpm": ("把测得的速度（如 120 bpm）加进标签。", "Add the measured tempo, such as 120 bpm, as a tag."),
-    "field.overwrite": ("覆盖已有", "Overwrite"),
-    "help.overwrite": ("重新生成已有的文本，旧的会留备份。", "Write existing texts again; the old ones are kept as backups."),
-    "field.structure": ("段落标记", "Structure"),
-    "help.structure": ("没有段落标记时，把重复的部分标为 [chorus]，其余标为 [verse]。", "Mark repeated lines as [chorus] and others as [verse] when there are no marks."),
-    "field.lyric_sources": ("歌词来源", "Lyric sources"),
-    "help.lyric_sources": ("按顺序：歌曲旁的 .lrc/.txt，文件内嵌的歌词，模型听写。", "In this order: .lrc or .txt beside the song, lyrics inside the file, the model."),
-    "field.language": ("歌词语言", "Lyric language"),
-    "help.language": ("如 zh、en；留空由模型判断。", "Such as zh or en; empty: the model finds out."),
-    "field.host": ("服务器地址", "Server"),
-    "help.host": ("llama.cpp 服务器的地址。", "Where llama-server listens."),
-    "field.port": ("端口", "Port"),
-    "help.port": ("llama.cpp 服务器的端口。", "Its port."),
-    "field.timeout": ("超时（秒）", "Time-out (s)"),
-    "help.timeout": ("等待 llama.cpp 服务器回答一首歌的时间。", "How long one answer of llama-server may take."),
-    "field.device": ("设备", "Device"),
-    "help.device": ("auto、cuda、mps 或 cpu。", "auto, cuda, mps or cpu."),
-    "field.default_tag": ("默认标签", "Default tags"),
-    "help.default_tag": ("没有提示词的歌用它，多个标签用逗号分隔；可留空。", "For songs without a prompt; tags separated by commas. May stay empty."),
-    "field.ssl": ("SSL 特征", "SSL features"),
-    "help.ssl": (
-        "stored 存盘；at_training 训练时再算，省磁盘；none 不用，最小也最快。",
-        "stored: kept on disk; at_training: computed when training starts, saves disk; none: left out, smallest and fastest.",
-    ),
-    "field.lyric_language": ("歌词语言", "Lyric language"),
-    "help.lyric_language": ("如 zh、en；留空自动判断。", "Such as zh or en; empty: told from each text."),
-    "field.shard": ("分片", "Shard"),
-    "help.shard": ("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything."),
-    "field.batch_size": ("批大小", "Batch size"),
-    "help.batch_size": ("每步同时学习几首歌。显存不足时保持 1。", "Songs per step. Keep 1 unless there is memory to spare."),
-    "field.num_workers": ("数据线程数", "Loader threads"),
-    "help.num_workers": ("DataLoader 使用的线程数，0 表示不另开，通常够用。", "More threads that read data ahead; 0 is enough for most."),
-    "field.tag_dropout": ("标签丢弃率", "Tag dropout"),
-    "help.tag_dropout": ("每个标签在一步中被略去的概率，让 LoRA 不依赖单个标签。", "Chance that a tag is left out of a step, so that no tag becomes indispensable."),
-    "field.learning_rate": ("学习率", "Learning rate"),
-    "help.learning_rate": ("AdamW 用 1e-4 左右，Prodigy 用 1。太大学坏，太小学不动。", "About 1e-4 for AdamW, 1 for Prodigy. Too high ruins, too low learns nothing."),
-    "field.max_steps": ("最大步数", "Steps"),
-    "help.max_steps": ("总共训练多少步。十来首歌 2000 步是个好起点。", "Length of the training. 2000 is a good start for some ten songs."),
-    "field.precision": ("精度", "Precision"),
-    "help.precision": ("30 系及以上用 bf16-mixed；更老的显卡用 16-mixed。", "bf16-mixed for RTX 30 and newer, 16-mixed for older cards."),
-    "field.save_every_n_train_steps": ("保存间隔", "Save every"),
-    "help.save_every_n_train_steps": ("每多少步保存一次 LoRA。", "Steps between two saved LoRAs."),
-    "field.lora_config_path": ("LoRA 配置", "LoRA configuration"),
-    "help.lora_config_path": ("训练哪些层，见 config 文件夹。默认只训练 transformer。", "Which layers are trained, from the folder config. Default: the transformer only."),
-    "field.last_lora_path": ("起始 LoRA", "Start from LoRA"),
-    "help.last_lora_path": ("从已有的 LoRA 文件开始训练；留空从零开始。", "A LoRA file to start from; empty: from nothing."),
-    "field.optimizer": ("优化器", "Optimizer"),
-    "help.optimizer": ("adamw 稳妥；prodigy 自动找学习率（学习率填 1）。", "adamw is the safe choice; prodigy finds its rate itself (set learning rate 1)."),
-    "field.beta1": ("beta1", "beta1"),
-    "help.beta1": ("一阶动量系数。", "Decay of the first moment."),
-    "field.beta2": ("beta2", "beta2"),
-    "help.beta2": ("二阶动量系数；1 − beta2 应大于 1 / 最大步数。", "Decay of the second moment; 1 − beta2 should exceed 1 / steps."),
-    "field.weight_decay": ("权重衰减", "Weight decay"),
-    "help.weight_decay": ("防止权重过大，0 关闭。", "Keeps weights small; 0 turns it off."),
-    "field.warmup_steps": ("预热步数", "Warm-up steps"),
-    "help.warmup_steps": ("学习率从 0 升到设定值的步数。", "Steps over which the learning rate rises."),
-    "field.accumulate_grad_batches": ("梯度累积", "Accumulate"),
-    "help.accumulate_grad_batches": ("累积几批再更新一次，相当于更大的批，不多占显存。", "Batches per update: like a larger batch without more memory."),
-    "field.gradient_clip_val": ("梯度裁剪", "Gradient clipping"),
-    "help.gradient_clip_val": ("限制一步的最大改动，0 关闭。", "Limits one step's change; 0 turns it off."),
-    "field.gradient_clip_algorithm": ("裁剪方式", "Clipping by"),
-    "help.gradient_clip_algorithm": ("norm 按总长，value 按每个值。", "norm: of the whole gradient; value: each number."),
-    "field.ssl_coeff": ("SSL 损失系数", "SSL loss"),
-    "help.ssl_coeff": ("辅助损失的权重，0 关闭并省时省显存。", "Weight of the auxiliary loss; 0 turns it off and saves time and memory."),
-    "field.speaker_dropout": ("说话人丢弃率", "Speaker dropout"),
-    "help.speaker_dropout": ("略去说话人信息的概率。", "Chance that the speaker vector is left out."),
-    "field.lyrics_dropout": ("歌词丢弃率", "Lyrics dropout"),
-    "help.lyrics_dropout": ("略去歌词的概率。", "Chance that the lyrics are left out."),
-    "field.shift": ("时间步偏移", "Shift"),
-    "help.shift": ("噪声时间表的偏移，模型发布时为 3。", "Of the noise schedule; 3 as published."),
-    "field.epochs": ("最大轮数", "Epochs"),
-    "help.epochs": ("整个曲库学习几遍后停止，-1 不限。", "Passes over the library before the end; -1: no limit."),
-    "field.save_last": ("保留个数", "Keep last"),
-    "help.save_last": ("只保留最近几个 LoRA，更早的自动删除；-1 全部保留。", "Number of saved LoRAs that stay; -1 keeps all."),
-    "field.seed": ("随机种子", "Seed"),
-    "help.seed": ("相同的种子得到相同的训练过程。", "The same seed gives the same training."),
-    "field.exp_name": ("实验名称", "Run name"),
-    "help.exp_name": ("日志文件夹的名字。", "Names the folder of the logs."),
-    "field.logger": ("日志方式", "Logger"),
-    "help.logger": ("tensorboard 可用左侧按钮查看。", "tensorboard: see the button on the left."),
-    "field.log_dir": ("日志文件夹", "Log folder"),
-    "help.log_dir": ("训练曲线存放处。", "Where the curves are written."),
-    "field.output_dir": ("输出文件夹", "Output folder"),
-    "help.output_dir": ("LoRA 存放处。", "Where the LoRAs are saved."),
-    "field.save_comfyui": ("同时存 ComfyUI 版", "Also for ComfyUI"),
-    "help.save_comfyui": ("每次保存时另存一份可直接用于 ComfyUI 的文件。", "Write a file for ComfyUI beside every saved LoRA."),
-    "field.max_seconds": ("最长秒数", "Longest crop (s)"),
-    "help.max_seconds": ("每步只取歌曲中随机的一段，省显存；0 用整首。", "Train on a random part of each song, saves memory; 0: whole songs."),
-    "field.base_precision": ("基础模型精度", "Base model"),
-    "help.base_precision": ("int8、nf4 大幅节省显存，略损精度。", "int8 and nf4 save much memory at a small cost in precision."),
-    "field.checkpointing": ("重计算", "Recomputation"),
-    "help.checkpointing": ("all 最省显存；none 最快；auto 看显存决定；也可填块数。", "all saves most memory, none is fastest, auto decides; or a number of blocks."),
-    "field.offload": ("放到内存的块数", "Blocks off the card"),
-    "help.offload": ("把若干层放在内存里轮流载入，显存仍不够时用，会变慢。", "Keep blocks in main memory; slower, for when nothing else fits."),
-    "field.val_every": ("验证间隔", "Validate every"),
-    "help.val_every": ("每多少步计算一次验证损失，0 关闭。", "Steps between two validation losses; 0: never."),
-    "field.ema_decay": ("滑动平均", "Moving average"),
-    "help.ema_decay": ("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter."),
-    "field.plan": ("自动方案", "Plan"),
-    "help.plan": ("auto 先试跑，再选显存放得下的设置。", "auto: try first, then take settings that fit the card."),
-    "field.val_songs": ("验证歌曲数", "Validation songs"),
-    "help.val_songs": ("留出几首不参与训练；-1 自动，0 用训练歌曲验证。", "Songs held out for it; -1: chosen by the library's size, 0: training songs are used."),
-    "field.text_encoder": ("文本编码器位置", "Text encoder"),
-    "help.text_encoder": ("auto、cpu 或 gpu；cpu 省显存。", "auto, cpu or gpu; cpu saves memory on the card."),
-    "field.memory_limit_gb": ("试跑显存上限", "Trial's memory limit"),
-    "help.memory_limit_gb": ("试跑最多用多少 GB，0 为整张卡。", "GB that the trial may use; 0: the whole card."),
-    "field.devices": ("显卡", "Devices"),
-    "help.devices": ("用几张卡，或哪几张。", "How many cards, or which."),
-    "field.num_nodes": ("机器数", "Machines"),
-    "help.num_nodes": ("多机训练的机器数。", "Machines that train together."),
-    "field.strategy": ("并行策略", "Strategy"),
-    "help.strategy": ("多卡时的方式，如 ddp。", "For several cards, such as ddp."),
-    "field.input_name": ("训练出的 LoRA", "Trained LoRA"),
-    "help.input_name": ("默认取最新的一个。", "The latest one unless chosen otherwise."),
-    "field.output_name": ("成品文件名", "Finished file"),
-    "help.output_name": ("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path."),
-    "hint.prodigy_rate": ("Prodigy 自己找学习率，学习率应填 1。", "Prodigy finds the rate itself: set the learning rate to 1."),
-    "hint.high_rate": ("学习率这么大，AdamW 很可能学坏。", "AdamW will probably diverge at such a learning rate."),
-    "hint.beta2": ("1 − beta2 小于 1 / 最大步数：二阶动量来不及稳定。", "1 − beta2 is below 1 / steps: the second moment cannot settle."),
-    "hint.save": ("保存间隔大于最大步数：只会在结束时保存一次。", "Saving less often than the training is long: only the end is saved."),
-    "wrong.int": ("“{value}”不是整数。", "“{value}” is no whole number."),
-    "wrong.float": ("“{value}”不是数字。", "“{value}” is no number."),
-    "wrong.range": ("“{value}”超出范围，应在 {low} 到 {high} 之间。", "“{value}” is outside {low} to {high}."),
-    "wrong.low": ("“{value}”太小，至少为 {low}。", "“{value}” is below {low}."),
-    "wrong.choice": ("“{value}”不可用，应为 {choices}。", "“{value}” is none of {choices}."),
-    "wrong.file": ("找不到文件“{value}”。", "There is no file “{value}”."),
-    "wrong.empty": ("不能为空。", "Must not be empty."),
-    "wrong.start": ("有 {count} 个设置不对，已标红。改好后再开始。", "Wrong settings, marked in red: {count}. Correct them, then start."),
-    "name.empty": ("名称不能为空。", "The name must not be empty."),
-    "name.long": ("名称太长，请不要超过 80 个字符。", "The name is too long; use 80 characters at most."),
-    "name.characters": ("名称不能含有 < > : \" / \\ | ? *，也不能以点或空格开头结尾。", "A name cannot hold < > : \" / \\ | ? *, nor begin or end with a dot or space."),
-    "name.suffix": ("以 _filenames 或 _prep 结尾的名称是给各步骤结果用的，请换一个。", "Names that end in _filenames or _prep belong to the steps' results; choose another."),
-    "name.reserved": ("这个名称被 Windows 保留，请换一个。", "Windows reserves this name; choose another."),
-    "preset.label": ("显存方案", "Preset"),
-    "preset.save": ("保存为…", "Save as…"),
-    "preset.delete": ("删除", "Delete"),
-    "preset.name": ("方案名称", "Name"),
-    "preset.message": ("把现在的训练参数存成方案，各个项目都能用。", "Keep the present training settings for every project."),
-    "preset.taken": ("这是内置方案的名字，请换一个。", "A built-in preset has this name; choose another."),
-    "preset.applied": ("已套用方案“{name}”。", "Preset “{name}” applied."),
-    "advanced.open": ("高级设置 ▾", "Advanced ▾"),
-    "advanced.close": ("收起高级设置 ▴", "Hide advanced ▴"),
-    # Running
-    "run.all": ("运行剩余步骤", "Run all remaining"),
-    "run.stop": ("停止", "Stop"),
-    "run.force": ("强制结束", "Force stop"),
-    "run.idle": ("空闲", "Ready"),
-    "run.running": ("正在运行：{title}", "Running: {title}"),
-    "run.importing": ("正在复制歌曲", "Copying songs"),
-    "run.orphan": ("上次的任务仍在运行", "An earlier run is still going"),
-    "run.stopping_short": ("正在停止：{title}", "Stopping: {title}"),
-    "run.stopping": ("已请求停止：正在完成当前一步并保存。再按一次强制结束。", "Asked to stop: it ends the present step and saves. Press again to end it at once."),
-    "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
-    "run.elapsed": ("已用 {time}", "elapsed {time}"),
-    "run.left": ("剩余 {time}", "left {time}"),
-    "run.loss": ("损失", "loss"),
-    "run.rate": ("{rate} 步/秒", "{rate} it/s"),
-    "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
-    "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
-    "run.stopped_training": (
-        "“{title}”已停止并保存（运行了 {spent}）。再次开始时，选“从最新的继续”就会接着训练。",
-        "{title}: stopped and saved after {spent}. To go on, start it again and choose “Go on from the last”.",
-    ),
-    "run.stopped_only": ("“{title}”已停止（运行了 {spent}）。", "{title}: stopped after {spent}."),
-    "run.songs_failed": (
-        "有 {count} 首歌没有成功：{songs}。原因见日志中的红色行。",
-        "Songs that did not succeed: {count} ({songs}). The red lines of the log say why.",
-    ),
-    "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
-    "run.not_started": ("未能启动", "not started"),
-    "run.nothing": ("所有步骤都已完成。", "All steps are done."),
-    "log.hint": ("各步骤的输出会显示在这里。", "What the steps print appears here."),
-    "log.skipped": ("……此处略去 {count} 行，全部内容在日志文件中。", "… {count} lines left out here; the log file has all of them."),
-    "log.file": ("完整日志：{file}", "Full log: {file}"),
-    "log.ended": ("{title} 结束，退出码 {code}，用时 {spent}", "{title} ended with exit status {code} after {spent}"),
-    "askstale.title": ("前面的步骤需要更新", "An earlier step is out of date"),
-    "askstale.message": ("第 {number} 步“{title}”：{reason}", "Step {number}, {title}. {reason}"),
-    "askstale.first": ("先更新再继续", "Do that first"),
-    "askstale.anyway": ("照样开始", "Start anyway"),
-    "checkpoints.title": ("checkpoints 里已有 LoRA", "The checkpoints folder holds LoRAs"),
-    "checkpoints.message": (
-        "“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
-        "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to "
-        "{moved}, nothing is deleted.",
-    ),
-    "checkpoints.move": ("移走，重新训练", "Move them, start anew"),
-    "checkpoints.resume": ("从最新的继续", "Go on from the last"),
-    "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
-    "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
-    "disk.title": ("磁盘空间可能不够", "The disk may be too small"),
-    "disk.anyway": ("照样开始", "Start anyway"),
-    "train.trial": ("试跑 20 步", "Trial run"),
-    "train.trial_tip": (
-        "用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。",
-        "Twenty steps on the longest song: reports memory, speed and hours for the whole run.",
-    ),
-    "trial.fits": (
-        "试跑完成：{seconds} 秒/步，整个训练（{steps} 步）约需 {hours}，内存或显存最多 {peak}（共 {memory}），检查点约占 {disk}。",
-        "Trial run: {seconds} s per step, about {hours} for all {steps} steps, {peak} of {memory} memory at the most, "
-        "{disk} for checkpoints.",
-    ),
-    "trial.unfit": ("试跑结果：显存放不下。关闭占用显卡的程序，或填“最长秒数”（如 120）。",
-                    "Trial run: it does not fit. Close programs that use the card, or set “Longest crop”, such as 120."),
-    "trial.savings": ("需要这些省显存设置：{flags}", "It needs these savings: {flags}"),
-    "trial.apply": ("采用这些设置", "Use these settings"),
-    "trial.applied": ("已采用试跑找到的设置：{flags}", "The settings found by the trial are set: {flags}"),
-    "chart.title": ("损失曲线", "Loss"),
-    "chart.empty": ("开始训练后，这里会画出损失曲线。", "The loss is drawn here while the training runs."),
-    "chart.raw": ("原始", "raw"),
-    "chart.smooth": ("平滑", "smooth"),
-    "chart.validation": ("验证", "validation"),
-    "chart.rate": ("学习率", "rate"),
-    "tensorboard": ("打开 TensorBoard", "TensorBoard"),
-    "tensorboard.starting": ("正在启动 TensorBoard…", "Starting TensorBoard…"),
-    "tensorboard.ready": ("TensorBoard 已在浏览器中打开：{url}", "TensorBoard is open in the browser: {url}"),
-    "tensorboard.missing": ("没有安装 TensorBoard。", "TensorBoard is not installed."),
-    "tensorboard.failed": ("TensorBoard 没有启动：{detail}", "TensorBoard did not start: {detail}"),
-    "reset": ("恢复默认设置", "Reset settings"),
-    "reset.message": (
-        "把本项目的所有步骤设置以及 Python、模型来源等设置恢复为默认值？歌曲、文本和训练结果都不受影响。",
-        "Set all settings of this project's steps, and those of Python and the model source, back to their defaults? Songs, texts "
-        "and results are not touched.",
-    ),
-    "reset.done": ("已恢复默认设置。", "All settings have their defaults again."),
-    "comfy.copy": ("复制到 ComfyUI", "Copy to ComfyUI"),
-    "comfy.choose": ("选择 ComfyUI 文件夹", "Choose the ComfyUI folder"),
-    "comfy.copied": ("已复制到 {file}", "Copied to {file}"),
-    "orphan.title": ("上次的任务仍在运行", "An earlier run is still going"),
-    "orphan.message": (
-        "上次窗口启动的 {script}（进程 {pid}）还在运行。结束它，还是让它继续？在它结束之前不能开始别的步骤。",
-        "{script} (process {pid}), started by an earlier window, is still running. End it, or let it go on? No other step can start "
-        "before it has ended.",
-    ),
-    "orphan.stop": ("结束它", "End it"),
-    "orphan.leave": ("让它继续", "Let it go on"),
-    "orphan.ended": ("上次的任务已结束。", "The earlier run has ended."),
-    "close.title": ("还在运行", "Something is running"),
-    "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
-    "close.stop": ("停止并退出", "Stop and close"),
-    "close.stay": ("继续运行", "Keep running"),
-    "close.title_unsaved": ("有文本没有保存", "A text is not saved"),
-    "close.unsaved": (
-        "正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。",
-        "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them.",
-    ),
-    "close.keep_text": ("返回编辑", "Back to the text"),
-    "close.discard": ("放弃并退出", "Close without saving"),
-    # Menus and buttons
-    "ok": ("确定", "OK"),
-    "cancel": ("取消", "Cancel"),
-    "apply": ("应用", "Apply"),
-    "browse": ("浏览…", "Browse…"),
-    "open.folder": ("打开歌曲文件夹", "Open song folder"),
-    "open.failed": ("无法打开 {path}：{error}。系统里没有能打开它的程序。", "Cannot open {path}: {error}. No program on this system opens it."),
-    "open.result": ("打开结果文件夹", "Open result folder"),
-    "choose.home": ("选择文件夹", "Choose a folder"),
-    "choose.project": ("选择项目的歌曲文件夹", "Choose a project's song folder"),
-    "choose.audio": ("音频", "Audio"),
-    "choose.all": ("所有文件", "All files"),
-    "menu.project": ("项目", "Project"),
-    "menu.songs": ("歌曲", "Songs"),
-    "menu.run": ("运行", "Run"),
-    "menu.view": ("查看", "View"),
-    "menu.help": ("帮助", "Help"),
-    "menu.new": ("新建项目", "New project"),
-    "menu.open": ("打开项目…", "Open project…"),
-    "menu.recent": ("最近的项目", "Recent projects"),
-    "menu.move": ("改名或移动…", "Rename or move…"),
-    "menu.logs": ("打开日志文件夹", "Open log folder"),
-    "menu.restore": ("恢复移除的文件", "Restore removed files"),
-    "menu.none": ("（无）", "(none)"),
-    "menu.quit": ("退出", "Quit"),
-    "menu.start": ("开始当前步骤", "Start this step"),
-    "menu.scale_auto": ("自动缩放", "Automatic size"),
-    "menu.keys": ("键盘操作", "Keyboard"),
-    "menu.about": ("关于", "About"),
-    "keys.message": (
-        "Alt+1 … Alt+7　各步骤\nF5　开始当前步骤　　Ctrl+F5　运行剩余步骤\nShift+F5　停止\nF6　在步骤、页面、日志之间切换\nF8　环境检查　　"
-        "F9　TensorBoard\nCtrl+O　添加歌曲　　Ctrl+Shift+O　添加文件夹\nCtrl+S　保存文本\nCtrl+PageUp / PageDown　上一首、下一首\n"
-        "F2　改名　　Delete　移除　　Enter　播放",
-        "Alt+1 … Alt+7   the steps\nF5   start this step     Ctrl+F5   run all remaining\nShift+F5   stop\nF6   steps, page, log\n"
-        "F8   environment     F9   TensorBoard\nCtrl+O   add songs     Ctrl+Shift+O   add folder\nCtrl+S   save texts\n"
-        "Ctrl+PageUp / PageDown   previous, next song\nF2   rename     Delete   remove     Enter   play",
-    ),
-    "about.message": (
-        "ACE-Step LoRA {version}\n\n从一个歌曲文件夹到 ComfyUI 里的 LoRA。Apache-2.0 许可。",
-        "ACE-Step LoRA {version}\n\nFrom a folder of songs to a LoRA in ComfyUI. Licence: Apache-2.0.",
-    ),
-    "damaged": (
-        "设置文件损坏，已改名为 {file} 保留，现在使用默认设置。",
-        "A settings file was damaged; it is kept as {file}, and defaults are used.",
-    ),
-    "busy": ("有任务正在运行，请先等它结束或停止它。", "Something is running. Wait for its end, or stop it, first."),
-    "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),
-    "bug": ("程序内部出错：{error}。详情见日志，请反馈。", "Something went wrong inside the program: {error}. The log says more; please report it."),
-    # Environment
-    "env.copy": ("复制报告", "Copy report"),
-    "env.again": ("重新检查", "Check again"),
-    "env.copied": ("报告已复制到剪贴板。", "The report is in the clipboard."),
-    "env.asking": ("正在询问 Python，请稍候…", "Asking Python; this takes a few seconds…"),
-    "env.no_python": (
-        "没有找到运行脚本的 Python。请运行 start.bat（或 python start.py）安装，或在右侧指定 python。",
-        "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings.",
-    ),
-    "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
-    "env.python_setting": (
-        "手动指定的 Python“{path}”不存在，改用了上面这个。",
-        "There is no Python “{path}”, which was chosen by hand; the one above is used instead.",
-    ),
-    "where.setting": ("手动指定", "chosen by hand"),
-    "where.running": ("本窗口所用", "that of this window"),
-    "where.VIRTUAL_ENV": ("已激活的虚拟环境", "the active environment"),
-    "where.CONDA_PREFIX": ("已激活的 conda 环境", "the active conda environment"),
-    "env.python_version": ("Python 版本 {version}", "Python version {version}"),
-    "env.python_old": ("Python {version} 太旧，需要 3.10 到 3.13。", "Python {version} is too old; 3.10 to 3.13 are needed."),
-    "env.python_broken": ("这个 Python 不能用：{error}", "This Python does not work: {error}"),
-    "env.bits": ("这是 32 位的 Python，需要 64 位。", "This is a 32-bit Python; a 64-bit one is needed."),
-    "env.no_torch": ("没有安装 PyTorch。", "PyTorch is not installed."),
-    "env.torch_broken": ("PyTorch 无法载入：{error}", "PyTorch cannot be loaded: {error}"),
-    "env.torch": ("PyTorch {version}，CUDA {cuda}", "PyTorch {version}, CUDA {cuda}"),
-    "env.cpu_torch": ("有 NVIDIA 显卡，但装的是 CPU 版 PyTorch，训练会极慢。", "There is an NVIDIA card, but PyTorch is the CPU build; training would take ages."),
-    "env.no_card": ("没有可用的 NVIDIA 显卡：只能在 CPU 上运行，训练会极慢。", "No usable NVIDIA card: everything runs on the CPU, and training takes ages."),
-    "env.mps": ("使用 Apple 显卡（MPS），训练比 NVIDIA 慢得多。", "An Apple GPU (MPS) is used; training is much slower than on NVIDIA."),
-    "env.card": ("显卡 {name}，显存 {gb} GB，空闲 {free} GB", "{name}, {gb} GB, {free} GB free"),
-    "env.bf16": ("显卡支持 bf16", "The card has bf16"),
-    "env.no_bf16": ("显卡不支持 bf16：请把训练精度改为 16-mixed。", "The card has no bf16: set the training's precision to 16-mixed."),
-    "env.packages": ("缺少软件包：{names}", "Missing packages: {names}"),
-    "env.packages_ok": ("软件包：{names}", "Packages: {names}"),
-    "env.tensorboard": ("没有安装 TensorBoard，只影响“打开 TensorBoard”按钮。", "TensorBoard is not installed; only its button needs it."),
-    "env.pypinyin": ("没有 pypinyin，中文歌名只能得到编号式的文件名。", "pypinyin is missing: Chinese titles get numbered file names."),
-    "env.script": ("找不到脚本 {script}，应在 {folder} 中。", "The script {script} is missing in {folder}."),
-    "env.scripts": ("脚本齐全：{folder}", "All scripts are there: {folder}"),
-    "env.disk": ("空闲磁盘 {free}，预计还需 {need}", "Free disk {free}; still needed, at most: {need}"),
-    "env.disk_short": ("磁盘只剩 {free}，预计需要 {need}。请清理或换一个盘。", "Only {free} of disk are free, {need} may be needed. Free some, or use another disk."),
-    "env.disk_unknown": ("无法得知空闲磁盘：{error}", "The free disk space is unknown: {error}"),
-    "env.weights": ("基础模型已下载（{size}）：{folder}", "The base model is there ({size}): {folder}"),
-    "env.weights_missing": (
-        "基础模型还缺 {parts}，约 {size}，首次运行时从 {source} 下载。",
-        "Of the base model {parts} are missing, about {size}; the first run downloads them from {source}.",
-    ),
-    "env.weights_offline": (
-        "离线模式下缺少基础模型 {parts}（约 {size}，来源 {source}）。请关闭离线，或指定模型文件夹。",
-        "Offline, but {parts} of the base model are missing (about {size}, from {source}). Go online or choose its folder.",
-    ),
-    "mend.python": ("选择 Python…", "Choose Python…"),
-    "mend.program": ("选择程序文件夹…", "Choose folder…"),
-    "mend.install": ("安装环境", "Install"),
-    "mend.tensorboard": ("安装 TensorBoard", "Install TensorBoard"),
-    "mend.pypinyin": ("安装 pypinyin", "Install pypinyin"),
-    "mend.weights": ("现在下载", "Download now"),
-    "mend.source": ("更改来源", "Change source"),
-    "install.menu": ("安装", "Install"),
-    "install.setup": ("安装或修复全部依赖", "Install or mend everything"),
-    "install.group": ("可选：{what}（{name}）", "Optional: {what} ({name})"),
-    "install.weights": ("下载基础模型（约 10 GB，可续传）", "Download the base model (about 10 GB, resumes)"),
-    "group.captioning": ("用 Qwen2.5-Omni 识别提示词和歌词", "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card"),
-    "group.japanese": ("日语歌词", "Japanese lyrics"),
-    "group.prodigy": ("免调度的 Prodigy 优化器", "the schedule-free Prodigy optimizer"),
-    "group.small_cards": ("8 位或 4 位基础模型、8 位 AdamW", "a base model in 8 or 4 bits, 8-bit AdamW"),
-    "group.wandb": ("Weights & Biases 日志", "logging to Weights & Biases"),
-    "install.title": ("安装软件包", "Installation"),
-    "install.by_hand": (
-        "这里没有 start.py 或 Python。请先安装 64 位 Python 3.10 到 3.13，再按 README 安装依赖。",
-        "There is no start.py or no Python here. Install 64-bit Python 3.10 to 3.13, then follow the README.",
-    ),
-    "setting.python": ("运行脚本的 Python", "Python for the scripts"),
-    "setting.python.help": ("留空自动查找：.venv、python 文件夹、已激活的环境、PATH。", "Empty: searched in .venv, the folder python, the active environment, PATH."),
-    "setting.endpoint": ("模型下载来源", "Model source"),
-    "setting.endpoint.help": ("留空用 huggingface.co；国内可选 https://hf-mirror.com。", "Empty: huggingface.co. Or a mirror of it."),
-    "setting.checkpoint_dir": ("基础模型文件夹", "Base model folder"),
-    "setting.checkpoint_dir.help": ("已手动下载时指定；留空用默认缓存。", "Where a copy lies already; empty: the download cache."),
-    "setting.cache": ("下载缓存（HF_HOME）", "Download cache (HF_HOME)"),
-    "setting.cache.help": ("C 盘太小时可换到别的盘。", "Choose another disk when the system's is small."),
-    "setting.program": ("程序文件夹", "Program folder"),
-    "setting.program.help": ("脚本所在处；留空为本程序所在文件夹。", "Where the scripts stand; empty: beside this program."),
-    "setting.offline": ("离线（不访问网络）", "Offline (use no network)"),
-    # Known errors
-    "err.cuda_memory": (
-        "显存不足。把批大小设为 1，选更小的显存方案，关闭占用显卡的程序，再试。",
-        "The card ran out of memory. Set the batch size to 1, choose a smaller preset, close other programs on the card, try again.",
-    ),
-    "err.memory": ("内存不足。关闭其他程序，把数据线程数设为 0。", "Out of main memory. Close other programs and set the loader workers to 0."),
-    "err.paging": (
-        "Windows 虚拟内存（页面文件）太小。在系统高级设置里改为“系统管理的大小”或至少 32 GB，然后重启。",
-        "Windows' paging file is too small. Set it to “system managed” or at least 32 GB in the advanced system settings, then restart.",
-    ),
-    "err.tf32": (
-        "PyTorch 新旧 TF32 开关混用，常见于原版训练脚本。请用本项目的 trainer_new.py，或换 PyTorch 版本。",
-        "Old and new TF32 switches of PyTorch were mixed, as the fork's trainer does. Use this project's trainer_new.py, or another PyTorch.",
-    ),
-    "err.bf16": ("显卡不支持 bf16。把精度改为 16-mixed。", "The card has no bf16. Set the precision to 16-mixed."),
-    "err.triton": ("缺少 Triton 或 C++ 编译器。关闭 torch.compile 相关选项即可。", "Triton or a C++ compiler is missing. Turn torch.compile off."),
-    "err.torchcodec": ("torchcodec 无法使用。安装 FFmpeg，或卸载 torchcodec。", "torchcodec does not work. Install FFmpeg, or uninstall torchcodec."),
-    "err.package": ("缺少软件包 {name}。在“环境检查”页安装。", "The package {name} is missing. Install it from the page “Environment”."),
-    "err.dll": ("有 DLL 无法载入。安装最新的 Microsoft Visual C++ 运行库，再重装 PyTorch。", "A DLL cannot be loaded. Install the latest Microsoft Visual C++ runtime, then PyTorch again."),
-    "err.driver": ("显卡驱动太旧。到 NVIDIA 官网更新驱动。", "The graphics driver is too old. Update it from NVIDIA."),
-    "err.kernel": ("PyTorch 不支持这块显卡。安装与显卡匹配的 CUDA 版 PyTorch。", "This PyTorch does not support the card. Install a build for its CUDA generation."),
-    "err.cpu_torch": ("装的是 CPU 版 PyTorch。在“环境检查”页安装 CUDA 版。", "PyTorch is the CPU build. Install the CUDA build from the page “Environment”."),
-    "err.no_card": ("没有找到 NVIDIA 显卡或驱动。检查驱动，或在设备管理器中启用显卡。", "No NVIDIA card or driver was found. Check the driver."),
-    "err.assert": ("显卡计算出错。重启电脑再试；若再次出现，降低超频或更新驱动。", "A computation on the card failed. Restart and try again; if it comes back, undo overclocking or update the driver."),
-    "err.space": ("磁盘满了。清理空间后再次开始，会接着做。", "The disk is full. Free some space and start again; it goes on from there."),
-    "err.path": ("路径太长。把程序移到更短的路径，如 D:\\ace，或用更短的项目名。", "A path is too long. Move the program to a short one such as D:\\ace, or shorten the project's name."),
-    "err.in_use": ("文件被其他程序占用。关闭播放器、编辑器或同步软件后再试。", "A file is in use. Close players, editors or sync programs, then try again."),
-    "err.permission": ("没有写入权限。把程序移到自己的文件夹，不要放在 Program Files。", "No permission to write. Move the program to a folder of your own, not Program Files."),
-    "err.offline": ("模型没有下载，又处于离线状态。在“环境检查”页关闭离线或指定模型文件夹。", "The model is not downloaded and the network is off. See the page “Environment”."),
-    "err.certificate": ("网络证书验证失败。检查系统时间、代理和杀毒软件。", "A certificate was refused. Check the clock, the proxy and the virus scanner."),
-    "err.refused": ("下载被拒绝：模型名有误，或需要登录。检查模型名和来源。", "The download was refused: wrong model name, or a login is needed. Check name and source."),
-    "err.busy_hub": ("下载来源限制了访问次数。过一会儿再试，或换镜像。", "The model source limits requests. Try later, or use a mirror."),
-    "err.llamacpp": ("连接不上 llama.cpp 服务器。先启动 llama-server，检查地址和端口。", "The llama.cpp server does not answer. Start llama-server; check host and port."),
-    "err.network": ("网络连接失败。检查网络，或在“环境检查”页换成镜像；再次开始会续传。", "The network failed. Check it, or choose a mirror on the page “Environment”; downloads resume."),
-    "err.weights": ("模型文件损坏或名称有误。删除该文件夹后重新下载，或检查模型名。", "A model file is damaged or its name is wrong. Delete that folder and download again, or check the name."),
-    "err.nan": ("损失变成了无效数值。降低学习率，检查有没有损坏的歌。", "The loss is not a number any more. Lower the learning rate; look for a damaged song."),
-    "err.checkpoints": ("checkpoints 文件夹里已有 LoRA。再次开始，选择移走或继续。", "The checkpoints folder holds LoRAs. Start again and choose to move them or go on."),
-    "err.audio": ("有音频无法读取。看日志里的文件名，重新转换或移除它。", "An audio file cannot be read. The log names it: convert it anew or remove it."),
-    "err.workers": ("数据线程出错。把数据线程数设为 0。", "A loader worker failed. Set the loader workers to 0."),
-    "err.wandb": ("Weights & Biases 需要登录。把日志方式改为 tensorboard，或先运行 wandb login。", "Weights & Biases wants a login. Use tensorboard as logger, or run wandb login."),
-    "err.flags": ("脚本不认识某个参数。脚本和窗口的版本可能不一致。", "The script refused a flag. Script and window may be of different versions."),
-    "err.shape": ("文件和模型不匹配：LoRA 的 rank 或模型版本不同。", "A file does not fit the model: another rank or another model."),
-    "err.syntax": ("Python 版本太旧或脚本文件不完整。需要 Python 3.10 到 3.13。", "The Python is too old or a script is incomplete. Python 3.10 to 3.13 is needed."),
-    "err.killed": ("进程被系统结束，多半是内存不足。关闭其他程序再试。", "The system ended the process, mostly for lack of memory. Close other programs and try again."),
-    "err.crash": ("程序崩溃了。更新显卡驱动，或重装 PyTorch。", "The program crashed. Update the graphics driver, or install PyTorch again."),
-    "err.interrupted": ("运行被中断。再次开始会接着做。", "It was interrupted. Start again to go on."),
-    "err.input": ("输入有问题，日志中以 error 开头的行写明了原因。", "Something about the input is wrong; the lines with “error” in the log say what."),
-    "err.start": ("程序无法启动。在“环境检查”页检查 Python。", "The program could not be started. Check Python on the page “Environment”."),
-    "err.no_result": ("脚本说成功了，但没有得到结果：{why}请看日志。", "The script reported success but left no result. {why} See the log."),
-    "err.unknown": ("原因见日志的最后几行。", "The last lines of the log say why."),
-}  # fmt: skip
+# --- 2. Files and names -----------------------------------------------------------------------------------------------
+
+
+def in_language(language: str, texts: tuple[str, str]) -> str:
+    return texts[0 if language == "zh" else 1]
 
 
 def say(language: str, key: str, fields: dict[str, Any] | None = None) -> str:
-    """The sentence `key` in `language`, with its `{fields}` filled in."""
-    text = TEXTS[key][0 if language == "zh" else 1]
+    """The sentence `key` of `TEXTS` in `language`, with its `{fields}` filled in."""
+    text = in_language(language, TEXTS[key])
     return text.format(**fields) if fields else text
 
 
 def text_or(language: str, key: str, fallback: str) -> str:
     return say(language, key) if key in TEXTS else fallback
-
-
-# --- 3. Files and names -----------------------------------------------------------------------------------------------
 
 
 def program_folder() -> Path:
@@ -1085,7 +388,7 @@ def human_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# --- 4. Settings and project ------------------------------------------------------------------------------------------
+# --- 3. Settings and project ------------------------------------------------------------------------------------------
 
 
 def settings_path(program: Path) -> Path:
@@ -1294,7 +597,7 @@ def move_project(project: Project, new_home: Path) -> Project:
     return project
 
 
-# --- 5. Songs ---------------------------------------------------------------------------------------------------------
+# --- 4. Songs ---------------------------------------------------------------------------------------------------------
 
 SIDECARS = ("_prompt.txt", "_lyrics.txt", "_lyrics.lrc", ".lrc", ".txt")
 
@@ -1893,7 +1196,7 @@ def compare_fingerprints(old: dict[str, list[str]], new: dict[str, list[str]]) -
     return None
 
 
-# --- 6. Steps ---------------------------------------------------------------------------------------------------------
+# --- 5. Steps ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1907,7 +1210,8 @@ class Field:
     low: float | None = None
     high: float | None = None
     basic: bool = False  # shown without opening "advanced", and always on the command line
-    script_help: str = ""  # of a flag that only the script explains
+    label: tuple[str, str] = ("", "")  # Chinese, English
+    help: tuple[str, str] = ("", "")
     script_default: str | None = None  # what the script takes when the flag is not given; None: not known
 
     def problem(self, text: str, program: Path) -> tuple[str, dict[str, str]] | None:
@@ -1946,89 +1250,202 @@ class Step:
     values: str  # where its settings are kept: steps 2 and 3 share theirs
     fields: tuple[Field, ...] = ()
     filled: tuple[str, ...] = ()  # flags that the window fills in itself
+    # rail, title, about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
+    texts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
+
+# fmt: off
+# Shared by several steps.
+DEVICE = Field("device", "text", "auto", label=("设备", "Device"),
+               help=("auto、cuda、mps 或 cpu。", "auto, cuda, mps or cpu."))
+LORA_CONFIG = Field("lora_config_path", "combo", "./config/lora_config_transformer_only.json",
+                    label=("LoRA 配置", "LoRA configuration"),
+                    help=("训练哪些层，见 config 文件夹。默认只训练 transformer。", "Which layers are trained, from the folder config. Default: the transformer only."))
+# fmt: on
 
 CAPTION_FIELDS = (
-    Field("backend", "choice", "auto", ("auto", "qwen", "llamacpp", "analysis"), basic=True),
-    Field(
-        "model", "combo", "Qwen/Qwen2.5-Omni-7B",
-        (
-            "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B-GPTQ-Int4",
-            "ACE-Step/acestep-captioner", "ACE-Step/acestep-transcriber",
-        ),
-        basic=True,
-    ),
-    Field("quantization", "choice", "auto", ("auto", "nf4", "int8", "none")),
-    Field("bpm", "bool", "false"),
-    Field("overwrite", "bool", "false"),
-    Field("structure", "choice", "on", ("on", "off")),
-    Field("host", "text", "127.0.0.1"),
-    Field("port", "int", "8080", low=1, high=65535),
+    Field("backend", "choice", "auto", ("auto", "qwen", "llamacpp", "analysis"), basic=True, label=("识别方式", "Backend"),
+          help=("auto 自动选择：有 NVIDIA 显卡用模型（qwen），否则只做信号分析。", "auto: the model (qwen) with an NVIDIA card, else measured from the signal only.")),
+    Field("model", "combo", "Qwen/Qwen2.5-Omni-7B",
+          ("Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B-GPTQ-Int4", "ACE-Step/acestep-captioner", "ACE-Step/acestep-transcriber"),
+          basic=True, label=("模型", "Model"),
+          help=("Qwen2.5-Omni 系列，首次使用会下载；3B 更省显存。", "Of the Qwen2.5-Omni family; downloaded at first use. 3B needs less memory.")),
+    Field("quantization", "choice", "auto", ("auto", "nf4", "int8", "none"), label=("量化", "Quantization"),
+          help=("nf4 约需 8 GB 显存，none 约需 18 GB。", "nf4 takes about 8 GB of VRAM, none about 18.")),
+    Field("bpm", "bool", "false", label=("加入速度", "Add tempo"),
+          help=("把测得的速度（如 120 bpm）加进标签。", "Add the measured tempo, such as 120 bpm, as a tag.")),
+    Field("overwrite", "bool", "false", label=("覆盖已有", "Overwrite"),
+          help=("重新生成已有的文本，旧的会留备份。", "Write existing texts again; the old ones are kept as backups.")),
+    Field("structure", "choice", "on", ("on", "off"), label=("段落标记", "Structure"),
+          help=("没有段落标记时，把重复的部分标为 [chorus]，其余标为 [verse]。", "Mark repeated lines as [chorus] and others as [verse] when there are no marks.")),
+    Field("host", "text", "127.0.0.1", label=("服务器地址", "Server"),
+          help=("llama.cpp 服务器的地址。", "Where llama-server listens.")),
+    Field("port", "int", "8080", low=1, high=65535, label=("端口", "Port"),
+          help=("llama.cpp 服务器的端口。", "Its port.")),
+    Field("language", "text", "", label=("歌词语言", "Lyric language"),
+          help=("如 zh、en；留空由模型判断。", "Such as zh or en; empty: the model finds out.")),
+    Field("seed", "int", "0", label=("随机种子", "Seed"),
+          help=("相同的种子得到相同的训练过程。", "The same seed gives the same training.")),
+    Field("lyric_sources", "text", "", label=("歌词来源", "Lyric sources"),
+          help=("按顺序：歌曲旁的 .lrc/.txt，文件内嵌的歌词，模型听写。", "In this order: .lrc or .txt beside the song, lyrics inside the file, the model.")),
+    DEVICE,
+    Field("timeout", "float", "600.0", label=("超时（秒）", "Time-out (s)"),
+          help=("等待 llama.cpp 服务器回答一首歌的时间。", "How long one answer of llama-server may take.")),
 )  # fmt: skip
 
 TRAIN_FIELDS = (
-    Field("batch_size", "int", "1", low=1, high=64, basic=True),
-    Field("num_workers", "int", "0", low=0, high=32, basic=True),
-    Field("tag_dropout", "float", "0.5", low=0, high=1, basic=True),
-    Field("learning_rate", "float", "1e-4", low=0, high=10, basic=True),
-    Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True),
-    Field(
-        "precision", "combo", "bf16-mixed",
-        ("bf16-mixed", "16-mixed", "32-true"), basic=True,
-    ),
-    Field("save_every_n_train_steps", "int", "100", low=1, high=10_000_000, basic=True),
-    Field("lora_config_path", "combo", "./config/lora_config_transformer_only.json"),
-    Field("base_precision", "choice", "bf16", ("bf16", "int8", "nf4")),
-    Field("checkpointing", "combo", "auto", ("auto", "all", "none")),
-    Field("offload", "int", "0", low=0, high=24),
-    Field("max_seconds", "float", "0.0", low=0, high=MAX_SONG_SECONDS),
-    Field("plan", "choice", "none", ("none", "auto")),
-    Field("save_comfyui", "bool", "false"),
-    Field("val_every", "int", "0", low=0, high=10_000_000),
-    Field("last_lora_path", "file", ""),
-    Field("optimizer", "choice", "adamw", ("adamw", "prodigy")),
-    Field("beta1", "float", "0.9", low=0, high=0.999999),
-    Field("beta2", "float", "0.99", low=0, high=0.999999),
-    Field("weight_decay", "float", "1e-2", low=0, high=10),
-    Field("warmup_steps", "int", "10", low=0, high=10_000_000),
-    Field("accumulate_grad_batches", "int", "1", low=1, high=10_000),
-    Field("gradient_clip_val", "float", "1.0", low=0, high=1e6),
-    Field("gradient_clip_algorithm", "choice", "norm", ("norm", "value")),
-    Field("ssl_coeff", "float", "1.0", low=0, high=100),
-    Field("speaker_dropout", "float", "0.0", low=0, high=1),
-    Field("lyrics_dropout", "float", "0.0", low=0, high=1),
-    Field("shift", "float", "3.0", low=0.01, high=100),
-    Field("epochs", "int", "-1", low=-1, high=10_000_000),
-    Field("save_last", "int", "5", low=-1, high=10_000),
-    Field("seed", "int", "", low=0),
-    Field("exp_name", "text", "ace_step_lora"),
-    Field("logger", "choice", "tensorboard", ("tensorboard", "wandb", "csv", "none")),
-    Field("log_dir", "text", "logs/{name}"),
-    Field("output_dir", "text", "checkpoints"),
+    Field("batch_size", "int", "1", low=1, high=64, basic=True, label=("批大小", "Batch size"),
+          help=("每步同时学习几首歌。显存不足时保持 1。", "Songs per step. Keep 1 unless there is memory to spare.")),
+    Field("num_workers", "int", "0", low=0, high=32, basic=True, label=("数据线程数", "Loader threads"),
+          help=("DataLoader 使用的线程数，0 表示不另开，通常够用。", "More threads that read data ahead; 0 is enough for most.")),
+    Field("tag_dropout", "float", "0.5", low=0, high=1, basic=True, label=("标签丢弃率", "Tag dropout"),
+          help=("每个标签在一步中被略去的概率，让 LoRA 不依赖单个标签。", "Chance that a tag is left out of a step, so that no tag becomes indispensable.")),
+    Field("learning_rate", "float", "1e-4", low=0, high=10, basic=True, label=("学习率", "Learning rate"),
+          help=("AdamW 用 1e-4 左右，Prodigy 用 1。太大学坏，太小学不动。", "About 1e-4 for AdamW, 1 for Prodigy. Too high ruins, too low learns nothing.")),
+    Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True, label=("最大步数", "Steps"),
+          help=("总共训练多少步。十来首歌 2000 步是个好起点。", "Length of the training. 2000 is a good start for some ten songs.")),
+    Field("precision", "combo", "bf16-mixed", ("bf16-mixed", "16-mixed", "32-true"), basic=True,
+          label=("精度", "Precision"),
+          help=("30 系及以上用 bf16-mixed；更老的显卡用 16-mixed。", "bf16-mixed for RTX 30 and newer, 16-mixed for older cards.")),
+    Field("save_every_n_train_steps", "int", "100", low=1, high=10_000_000, basic=True, label=("保存间隔", "Save every"),
+          help=("每多少步保存一次 LoRA。", "Steps between two saved LoRAs.")),
+    LORA_CONFIG,
+    Field("base_precision", "choice", "bf16", ("bf16", "int8", "nf4"), label=("基础模型精度", "Base model"),
+          help=("int8、nf4 大幅节省显存，略损精度。", "int8 and nf4 save much memory at a small cost in precision.")),
+    Field("checkpointing", "combo", "auto", ("auto", "all", "none"), label=("重计算", "Recomputation"),
+          help=("all 最省显存；none 最快；auto 看显存决定；也可填块数。", "all saves most memory, none is fastest, auto decides; or a number of blocks.")),
+    Field("offload", "int", "0", low=0, high=24, label=("放到内存的块数", "Blocks off the card"),
+          help=("把若干层放在内存里轮流载入，显存仍不够时用，会变慢。", "Keep blocks in main memory; slower, for when nothing else fits.")),
+    Field("max_seconds", "float", "0.0", low=0, high=MAX_SONG_SECONDS, label=("最长秒数", "Longest crop (s)"),
+          help=("每步只取歌曲中随机的一段，省显存；0 用整首。", "Train on a random part of each song, saves memory; 0: whole songs.")),
+    Field("plan", "choice", "none", ("none", "auto"), label=("自动方案", "Plan"),
+          help=("auto 先试跑，再选显存放得下的设置。", "auto: try first, then take settings that fit the card.")),
+    Field("save_comfyui", "bool", "false", label=("同时存 ComfyUI 版", "Also for ComfyUI"),
+          help=("每次保存时另存一份可直接用于 ComfyUI 的文件。", "Write a file for ComfyUI beside every saved LoRA.")),
+    Field("val_every", "int", "0", low=0, high=10_000_000, label=("验证间隔", "Validate every"),
+          help=("每多少步计算一次验证损失，0 关闭。", "Steps between two validation losses; 0: never.")),
+    Field("last_lora_path", "file", "", label=("起始 LoRA", "Start from LoRA"),
+          help=("从已有的 LoRA 文件开始训练；留空从零开始。", "A LoRA file to start from; empty: from nothing.")),
+    Field("optimizer", "choice", "adamw", ("adamw", "prodigy"), label=("优化器", "Optimizer"),
+          help=("adamw 稳妥；prodigy 自动找学习率（学习率填 1）。", "adamw is the safe choice; prodigy finds its rate itself (set learning rate 1).")),
+    Field("beta1", "float", "0.9", low=0, high=0.999999, label=("beta1", "beta1"),
+          help=("一阶动量系数。", "Decay of the first moment.")),
+    Field("beta2", "float", "0.99", low=0, high=0.999999, label=("beta2", "beta2"),
+          help=("二阶动量系数；1 − beta2 应大于 1 / 最大步数。", "Decay of the second moment; 1 − beta2 should exceed 1 / steps.")),
+    Field("weight_decay", "float", "1e-2", low=0, high=10, label=("权重衰减", "Weight decay"),
+          help=("防止权重过大，0 关闭。", "Keeps weights small; 0 turns it off.")),
+    Field("warmup_steps", "int", "10", low=0, high=10_000_000, label=("预热步数", "Warm-up steps"),
+          help=("学习率从 0 升到设定值的步数。", "Steps over which the learning rate rises.")),
+    Field("accumulate_grad_batches", "int", "1", low=1, high=10_000, label=("梯度累积", "Accumulate"),
+          help=("累积几批再更新一次，相当于更大的批，不多占显存。", "Batches per update: like a larger batch without more memory.")),
+    Field("gradient_clip_val", "float", "1.0", low=0, high=1e6, label=("梯度裁剪", "Gradient clipping"),
+          help=("限制一步的最大改动，0 关闭。", "Limits one step's change; 0 turns it off.")),
+    Field("gradient_clip_algorithm", "choice", "norm", ("norm", "value"), label=("裁剪方式", "Clipping by"),
+          help=("norm 按总长，value 按每个值。", "norm: of the whole gradient; value: each number.")),
+    Field("ssl_coeff", "float", "1.0", low=0, high=100, label=("SSL 损失系数", "SSL loss"),
+          help=("辅助损失的权重，0 关闭并省时省显存。", "Weight of the auxiliary loss; 0 turns it off and saves time and memory.")),
+    Field("speaker_dropout", "float", "0.0", low=0, high=1, label=("说话人丢弃率", "Speaker dropout"),
+          help=("略去说话人信息的概率。", "Chance that the speaker vector is left out.")),
+    Field("lyrics_dropout", "float", "0.0", low=0, high=1, label=("歌词丢弃率", "Lyrics dropout"),
+          help=("略去歌词的概率。", "Chance that the lyrics are left out.")),
+    Field("shift", "float", "3.0", low=0.01, high=100, label=("时间步偏移", "Shift"),
+          help=("噪声时间表的偏移，模型发布时为 3。", "Of the noise schedule; 3 as published.")),
+    Field("epochs", "int", "-1", low=-1, high=10_000_000, label=("最大轮数", "Epochs"),
+          help=("整个曲库学习几遍后停止，-1 不限。", "Passes over the library before the end; -1: no limit.")),
+    Field("save_last", "int", "5", low=-1, high=10_000, label=("保留个数", "Keep last"),
+          help=("只保留最近几个 LoRA，更早的自动删除；-1 全部保留。", "Number of saved LoRAs that stay; -1 keeps all.")),
+    Field("seed", "int", "", low=0, label=("随机种子", "Seed"),
+          help=("相同的种子得到相同的训练过程。", "The same seed gives the same training.")),
+    Field("exp_name", "text", "ace_step_lora", label=("实验名称", "Run name"),
+          help=("日志文件夹的名字。", "Names the folder of the logs.")),
+    Field("logger", "choice", "tensorboard", ("tensorboard", "wandb", "csv", "none"), label=("日志方式", "Logger"),
+          help=("tensorboard 可用左侧按钮查看。", "tensorboard: see the button on the left.")),
+    Field("log_dir", "text", "logs/{name}", label=("日志文件夹", "Log folder"),
+          help=("训练曲线存放处。", "Where the curves are written.")),
+    Field("output_dir", "text", "checkpoints", label=("输出文件夹", "Output folder"),
+          help=("LoRA 存放处。", "Where the LoRAs are saved.")),
+    Field("ema_decay", "float", "0.0", label=("滑动平均", "Moving average"),
+          help=("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter.")),
+    Field("val_songs", "int", "-1", label=("验证歌曲数", "Validation songs"),
+          help=("留出几首不参与训练；-1 自动，0 用训练歌曲验证。", "Songs held out for it; -1: chosen by the library's size, 0: training songs are used.")),
+    DEVICE,
+    Field("devices", "int", "1", label=("显卡", "Devices"),
+          help=("用几张卡，或哪几张。", "How many cards, or which.")),
+    Field("num_nodes", "int", "1", label=("机器数", "Machines"),
+          help=("多机训练的机器数。", "Machines that train together.")),
+    Field("strategy", "text", "auto", label=("并行策略", "Strategy"),
+          help=("多卡时的方式，如 ddp。", "For several cards, such as ddp.")),
+    Field("text_encoder", "choice", "auto", ("auto", "cpu", "gpu"), label=("文本编码器位置", "Text encoder"),
+          help=("auto、cpu 或 gpu；cpu 省显存。", "auto, cpu or gpu; cpu saves memory on the card.")),
+    Field("compile", "bool", "false", label=("编译加速", "Compile"),
+          help=("用 Triton 编译一部分运算，在显卡上更快；不能编译时照常运行。", "Compile parts of the model with Triton: faster on a card; goes on without where that does not work.")),
+    Field("memory_limit_gb", "float", "0.0", label=("试跑显存上限", "Trial's memory limit"),
+          help=("试跑最多用多少 GB，0 为整张卡。", "GB that the trial may use; 0: the whole card.")),
 )  # fmt: skip
 
 STEPS = (
-    Step("songs", 1, "", "songs"),
-    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only")),
-    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only")),
-    Step(
-        "dataset", 4, "convert2hf_dataset_new.py", "dataset",
-        (Field("default_tag", "text", ""),), ("data_dir", "output_name"),
-    ),
-    Step(
-        "prep", 5, "preprocess_dataset_new.py", "prep",
-        (Field("ssl", "choice", "stored", ("stored", "none", "at_training")),), ("input_name", "output_dir"),
-    ),
-    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, ("dataset_path", "resume", "trial")),
-    Step(
-        "strength", 7, "add_alpha_in_lora.py", "strength",
-        (
-            Field("input_name", "combo", "{lora}", basic=True),
-            Field("output_name", "text", "{name}-{step}.safetensors", basic=True),
-            Field("lora_config_path", "combo", "{config}", basic=True),
-        ),
-        ("overwrite",),  # never wanted: a file that is there gets a dated name first
-    ),
+    Step("songs", 1, "", "songs", texts={
+        "rail": ("准备音频", "Songs"),
+        "title": ("准备音频", "Songs"),
+        "about": ("添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。", "Add the songs to learn from. They are copied under readable file names; your originals stay untouched."),
+    }),
+    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+        "rail": ("提示词", "Prompts"),
+        "title": ("生成提示词", "Prompts"),
+        "about": ("为每首歌写出风格标签（流派、乐器、情绪、人声），生成后可以逐首修改。", "Describe every song by tags (genre, instruments, mood, voice). Look through them and correct them afterwards."),
+        "start": ("生成提示词", "Generate prompts"),
+    }),
+    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+        "rail": ("歌词", "Lyrics"),
+        "title": ("生成歌词", "Lyrics"),
+        "about": ("取得每首歌的歌词；没有人声的音乐标记为 [instrumental]。生成后请对照修改。", "Get the words of every song; music without voice becomes [instrumental]. Check them afterwards."),
+        "start": ("生成歌词", "Generate lyrics"),
+    }),
+    Step("dataset", 4, "convert2hf_dataset_new.py", "dataset", (
+        Field("default_tag", "text", "", label=("默认标签", "Default tags"),
+              help=("没有提示词的歌用它，多个标签用逗号分隔；可留空。", "For songs without a prompt; tags separated by commas. May stay empty.")),
+    ), ("data_dir", "output_name"), texts={
+        "rail": ("数据集", "Dataset"),
+        "title": ("创建数据集", "Dataset"),
+        "about": ("把歌曲、提示词和歌词登记成一份清单，只需几秒钟。", "List the songs with their prompts and lyrics in a dataset. Takes seconds."),
+        "start": ("创建数据集", "Create dataset"),
+        "result": ("结果是歌曲文件夹旁边的 …_filenames 文件夹，不含音频本身。", "The result is the folder …_filenames beside the song folder; it does not hold the audio itself."),
+    }),
+    Step("prep", 5, "preprocess_dataset_new.py", "prep", (
+        Field("ssl", "choice", "stored", ("stored", "none", "at_training"), label=("SSL 特征", "SSL features"),
+              help=("stored 存盘；at_training 训练时再算，省磁盘；none 不用，最小也最快。", "stored: kept on disk; at_training: computed when training starts, saves disk; none: left out, smallest and fastest.")),
+        Field("lyric_language", "text", "", label=("歌词语言", "Lyric language"),
+              help=("如 zh、en；留空自动判断。", "Such as zh or en; empty: told from each text.")),
+        DEVICE,
+        Field("shard", "text", "1/1", label=("分片", "Shard"),
+              help=("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything.")),
+    ), ("input_name", "output_dir"), texts={
+        "rail": ("音频预处理", "Preprocessing"),
+        "title": ("音频预处理", "Preprocessing"),
+        "about": ("把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。", "Turn every song into what the model learns from. Stop at any time; the next start goes on from there."),
+        "start": ("开始预处理", "Preprocess"),
+        "result": ("结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
+                   "The result is the folder …_prep beside the song folder, one file per song, about 0.2 MB per second of audio. The first run downloads the base model."),
+    }),
+    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, ("dataset_path", "resume", "trial"), texts={
+        "rail": ("训练", "Training"),
+        "title": ("训练", "Training"),
+        "about": ("训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。", "Train the LoRA. The defaults are right for a first try; stopping saves what was learned."),
+        "start": ("开始训练", "Start training"),
+    }),
+    Step("strength", 7, "add_alpha_in_lora.py", "strength", (
+        Field("input_name", "combo", "{lora}", basic=True, label=("训练出的 LoRA", "Trained LoRA"),
+              help=("默认取最新的一个。", "The latest one unless chosen otherwise.")),
+        Field("output_name", "text", "{name}-{step}.safetensors", basic=True, label=("成品文件名", "Finished file"),
+              help=("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path.")),
+        replace(LORA_CONFIG, default="{config}", basic=True),
+    ), ("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
+        "rail": ("LoRA 强度", "LoRA strength"),
+        "title": ("LoRA 权重优化", "LoRA strength"),
+        "about": ("把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。", "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained."),
+        "start": ("生成成品 LoRA", "Write the LoRA"),
+        "result": ("把成品文件放进 ComfyUI 的 models/loras，用 LoraLoaderModelOnly 节点加载，强度填 1。", "Put the finished file into ComfyUI's models/loras and load it with the node LoraLoaderModelOnly, strength 1."),
+    }),
 )  # fmt: skip
 STEP = {step.key: step for step in STEPS}
 LLAMACPP_SCRIPT = "generate_prompts_lyrics_llamacpp.py"
@@ -2124,15 +1541,14 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
             # What the script does when the flag is not given is what the form has to say.
             same = known.default == row.default or _as_number(known.default) == _as_number(row.default) is not None
             changes["default"] = row.default if same else known.default
-        shown.append(replace(row, **changes, script_help=known.help, script_default=known.default))
+        shown.append(replace(row, **changes, script_default=known.default))
     table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
     for flag in flags.values():
         if flag.name not in table:
             default = flag.default or ("false" if flag.kind == "bool" else "")
             kind = "combo" if flag.kind == "choice" and not default else flag.kind
-            shown.append(
-                Field(flag.name, kind, default, flag.choices, script_help=flag.help, script_default=flag.default)
-            )
+            label, text = (flag.name, flag.name), (flag.help, flag.help)
+            shown.append(Field(flag.name, kind, default, flag.choices, None, None, False, label, text, flag.default))
     return shown
 
 
@@ -2193,7 +1609,7 @@ class Workspace:
         own_script = is_file(self.program / LLAMACPP_SCRIPT)
         if step in ("prompts", "lyrics") and own_script and not self.knows(step, "backend"):
             # The fork has its llama.cpp captioner as a script of its own.
-            fields.insert(0, Field("backend", "choice", "qwen", ("qwen", "llamacpp"), basic=True))
+            fields.insert(0, replace(CAPTION_FIELDS[0], default="qwen", choices=("qwen", "llamacpp")))
         found = {"lora_config_path": self._configs, "input_name": self._lora_files}
         return [replace(row, choices=found[row.flag]()) if row.flag in found else row for row in fields]
 
@@ -2546,7 +1962,7 @@ PRESETS: dict[str, dict[str, str]] = {
 }
 
 
-# --- 7. Environment ---------------------------------------------------------------------------------------------------
+# --- 6. Environment ---------------------------------------------------------------------------------------------------
 
 
 def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path]]:
@@ -2833,7 +2249,7 @@ def report_text(findings: list[Finding], language: str) -> str:
     return "\n".join(lines)
 
 
-# --- 8. Log text ------------------------------------------------------------------------------------------------------
+# --- 7. Log text ------------------------------------------------------------------------------------------------------
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _SECOND_BAR = re.compile(r"\n\r?([^\n\x1b]*)\x1b\[A")
@@ -3213,7 +2629,7 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     return [round(tick, 12) for tick in ticks if low - size * 1e-6 <= tick <= high + size * 1e-6]
 
 
-# --- 9. Running -------------------------------------------------------------------------------------------------------
+# --- 8. Running -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -3558,7 +2974,7 @@ class TensorBoard:
         self._process, self.url = None, ""
 
 
-# --- 10. Session ------------------------------------------------------------------------------------------------------
+# --- 9. Session -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -4149,7 +3565,7 @@ def ask_save_preset(session: Session) -> Question:
     return Question("preset.save", session.t("preset.message"), OK, answer, entries=entries, wrong=wrong)
 
 
-# --- 11. Importing ----------------------------------------------------------------------------------------------------
+# --- 10. Importing ----------------------------------------------------------------------------------------------------
 
 
 class Importer:
@@ -4287,7 +3703,7 @@ class Importer:
         session.tell(Outcome("warn", "\n".join(lines)))
 
 
-# --- 12. Step runs ----------------------------------------------------------------------------------------------------
+# --- 11. Step runs ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -4435,9 +3851,11 @@ class TrainingCurve:
         curve = self.curve
         if line.startswith("metrics: ") and curve is not None:
             self.curve = Curve(self.session.program / line[9:].strip())
-        elif found is not None and found.loss is not None and curve is not None and curve.path is None:
-            if found.done not in curve.steps[-1:]:
-                curve.add(found.done, found.loss, None, found.learning_rate)
+            return
+        if found is None or found.loss is None or curve is None or curve.path is not None:
+            return
+        if found.done not in curve.steps[-1:]:
+            curve.add(found.done, found.loss, None, found.learning_rate)
 
     def follow(self, begun: float) -> bool:
         """Whether the curve of the training that began then may have grown; looks once a second."""
@@ -4834,7 +4252,7 @@ class LeftOver:
         threading.Thread(target=work, daemon=True).start()
 
 
-# --- 13. Other programs -----------------------------------------------------------------------------------------------
+# --- 12. Other programs -----------------------------------------------------------------------------------------------
 
 
 class Environment:
@@ -4952,7 +4370,7 @@ def copy_to_comfyui(session: Session, folder: Path) -> None:
     threading.Thread(target=work, daemon=True, name="comfyui").start()
 
 
-# --- 14. Look ---------------------------------------------------------------------------------------------------------
+# --- 13. Look ---------------------------------------------------------------------------------------------------------
 
 COLOURS = {
     "rail": "#eef1f6", "surface": "#ffffff", "line": "#d3dae4", "text": "#1b2430", "muted": "#5b6777",
@@ -5196,7 +4614,7 @@ def _distance(x: float, y: float, x1: float, y1: float, x2: float, y2: float) ->
     return ((x - x1 - along * dx) ** 2 + (y - y1 - along * dy) ** 2) ** 0.5
 
 
-# --- 15. Widgets ------------------------------------------------------------------------------------------------------
+# --- 14. Widgets ------------------------------------------------------------------------------------------------------
 
 
 def wrapped(label: ttk.Label) -> ttk.Label:
@@ -5634,13 +5052,13 @@ class FieldRow:
         self._filling = False
         self.variable = tk.StringVar(parent)
         # Without a translated name (a flag that only the script knows) the flag names itself.
-        self.label = ttk.Label(parent, text=text_or(ui.language, f"field.{row.flag}", row.flag))
+        self.label = ttk.Label(parent, text=in_language(ui.language, row.label))
         self.label.grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(3))
         self.widget = self._make_widget(parent)
         self.widget.grid(row=line, column=1, sticky="ew", pady=ui.px(3))
         self.note = wrapped(ttk.Label(parent, style="Small.TLabel"))
         self.note.grid(row=line, column=2, sticky="ew", padx=(ui.px(12), 0))
-        self._help = text_or(ui.language, f"help.{row.flag}", row.script_help)
+        self._help = in_language(ui.language, row.help)
         default = row.default or ui.t("field.nothing")
         tip = f"--{row.flag}" + ("" if "{" in row.default else "\n" + ui.t("field.default", value=default))
         Tip(ui, self.label, tip)
@@ -5874,7 +5292,7 @@ class Dialog:
         self._done(self._question.answer(key, *texts))
 
 
-# --- 16. Pages --------------------------------------------------------------------------------------------------------
+# --- 15. Pages --------------------------------------------------------------------------------------------------------
 
 
 class StepPage:
@@ -6657,7 +6075,7 @@ class EnvironmentPage:
                     button.configure(state="disabled")
 
 
-# --- 17. Questions ----------------------------------------------------------------------------------------------------
+# --- 16. Questions ----------------------------------------------------------------------------------------------------
 
 
 def open_in_system(path: Path) -> None:
@@ -6761,7 +6179,7 @@ class Questions:
         self._explain("menu.about", self.ui.t("about.message", version=VERSION), "app")
 
 
-# --- 18. Window -------------------------------------------------------------------------------------------------------
+# --- 17. Window -------------------------------------------------------------------------------------------------------
 
 # What stands in the menus: text key, which also names the command, and its key. None is a line; "recent projects",
 # "removed files" and the choice of language and size are filled in (see `Menus`).
@@ -6798,7 +6216,7 @@ class Menus:
         self._ui, self._session, self._change_look = ui, session, change_look
         self.bar = tk.Menu(ui.root)
         filled = {"menu.recent": self.fill_recent, "menu.restore": self.fill_bin}
-        self._filled: dict[str, tk.Menu] = {}
+        self.filled: dict[str, tk.Menu] = {}
         # The variables only carry the marks.
         self._marks = {key: tk.StringVar(ui.root, getattr(session.settings, key)) for key in ("language", "scale")}
         for label, rows in MENUS.items():
@@ -6807,8 +6225,8 @@ class Menus:
                 if row is None:
                     menu.add_separator()
                 elif row[0] in filled:
-                    self._filled[row[0]] = tk.Menu(menu, tearoff=False, postcommand=filled[row[0]])
-                    menu.add_cascade(label=ui.t(row[0]), menu=self._filled[row[0]])
+                    self.filled[row[0]] = tk.Menu(menu, tearoff=False, postcommand=filled[row[0]])
+                    menu.add_cascade(label=ui.t(row[0]), menu=self.filled[row[0]])
                 else:
                     menu.add_command(label=ui.t(row[0]), accelerator=row[1], command=commands[row[0]])
             if label == "menu.view":
@@ -6834,7 +6252,7 @@ class Menus:
             variable.set(getattr(self._session.settings, key))
 
     def _fill(self, key: str, rows: list[tuple[str, Callable[[], Any]]]) -> None:
-        menu = self._filled[key]
+        menu = self.filled[key]
         menu.delete(0, "end")
         for label, command in rows:
             menu.add_command(label=label, command=command)
@@ -7129,7 +6547,7 @@ class MainWindow:
                 ctypes.windll.user32.FlashWindow(int(self.root.wm_frame(), 16), True)
 
 
-# --- 19. Start --------------------------------------------------------------------------------------------------------
+# --- 18. Start --------------------------------------------------------------------------------------------------------
 
 
 class App:
@@ -7372,6 +6790,420 @@ def main(argv: list[str] | None = None) -> int:
     App(root, program, settings, args.project, [absolute(path) for path in args.songs])
     root.mainloop()
     return 0
+
+
+# --- 19. Texts --------------------------------------------------------------------------------------------------------
+
+# key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
+TEXTS: dict[str, tuple[str, str]] = {
+    **{f"{part}.{step.key}": texts for step in STEPS for part, texts in step.texts.items()},
+    # Steps
+    "title.environment": ("环境检查", "Environment"),
+    "about.environment": ("运行各步骤需要的东西是否齐全，缺什么、怎么补。", "Whether everything that the steps need is there, and how to mend what is not."),
+    "status.done": ("已完成", "done"),
+    "status.ready": ("待进行", "to do"),
+    "status.locked": ("未解锁", "locked"),
+    "status.stale": ("需要更新", "out of date"),
+    "status.running": ("运行中", "running"),
+    "status.failed": ("失败", "failed"),
+    "state.running": ("正在运行，进度见下方。", "Running; see the progress below."),
+    "state.stopping": ("正在停止…", "Stopping…"),
+    "state.stale": ("需要更新：{reason}", "Out of date: {reason}"),
+    "state.failed": ("上次运行失败。{reason}", "The last run failed. {reason}"),
+    "locked": ("请先完成第 {number} 步：{why}", "Finish step {number} first: {why}"),
+    "songs.none": ("还没有歌曲。", "There are no songs yet."),
+    "songs.done": ("共有 {count} 首歌。", "Songs in the library: {count}."),
+    "texts.unusable": ("有 {count} 首歌无法读取或没有声音，得不到文本：{songs}。请在“准备音频”页移除或换掉。", "Songs that are unreadable or silent get no text: {count} ({songs}). Remove or replace them on the page “Songs”."),
+    "prompt.missing": ("还有 {count} 首歌没有提示词：{songs}", "Songs without a prompt: {count} ({songs})"),
+    "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
+    "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
+    "lyrics.done": ("{count} 首歌都有歌词。", "All songs have lyrics ({count})."),
+    "dataset.missing": ("数据集 {folder} 还没有创建。", "The dataset {folder} has not been made yet."),
+    "dataset.done": ("数据集 {folder} 已创建。", "The dataset {folder} is there."),
+    "prep.none": ("{count} 首歌还没有预处理。", "No song has been preprocessed yet ({count} to do)."),
+    "prep.missing": ("还有 {count} 首歌没有预处理好：{songs}。若一直失败，请看日志，换掉或移除这些歌。", "Not preprocessed: {count} ({songs}). If that keeps failing, see the log, and replace or remove these songs."),
+    "prep.done": ("{count} 首歌都已预处理，共 {size}。", "All songs are preprocessed ({count}, {size})."),
+    "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
+    "train.foreign": ("checkpoints 里是另一个项目“{owner}”的 LoRA。", "The checkpoints folder holds the LoRAs of another project, “{owner}”."),
+    "train.elsewhere": ("另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。", "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window."),
+    "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
+    "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
+    "strength.done": ("成品：{file}", "Finished: {file}"),
+    "stale.audio": ("歌曲 {song} 的音频换过了。", "The audio of {song} was replaced."),
+    "stale.prompt": ("歌曲 {song} 的提示词改过了。", "The prompt of {song} was changed."),
+    "stale.lyrics": ("歌曲 {song} 的歌词改过了。", "The lyrics of {song} were changed."),
+    "stale.timed": ("歌曲 {song} 的歌词时间改过了。", "The timed lyrics of {song} were changed."),
+    "stale.added": ("新加了歌曲 {song}。", "The song {song} was added."),
+    "stale.removed": ("歌曲 {song} 已不在曲库中。", "The song {song} is not in the library any more."),
+    "stale.record": ("歌曲 {song} 在预处理之后改过。", "{song} was changed after it had been preprocessed."),
+    "stale.records": ("预处理数据比训练更新。", "The preprocessed songs are newer than the training."),
+    "stale.orphans": ("_prep 里还有曲库中没有的歌：{songs}。重新运行这一步会把它们移走（可恢复）。", "_prep still holds songs that are not in the library: {songs}. Running this step moves them away (restorable)."),
+    "stale.before": ("第 {number} 步需要更新。", "Step {number} is out of date."),
+    "stale.lora": ("有了更新的 LoRA：{lora}", "There is a newer LoRA: {lora}"),
+    # Songs
+    "songs.add_files": ("添加歌曲…", "Add songs…"),
+    "songs.add_folder": ("添加文件夹…", "Add folder…"),
+    "songs.play": ("播放", "Play"),
+    "songs.rename": ("改名…", "Rename…"),
+    "songs.remove": ("移除", "Remove"),
+    "songs.total": ("{count} 首，总长 {length}", "{count} songs, {length} in all"),
+    "songs.empty": ("点右上角“添加歌曲…”选择音频文件，可以一次选很多首。\n支持 aac、flac、m4a、mp3、ogg、opus、wav。", "Press “Add songs…” above and choose audio files, as many as you like.\naac, flac, m4a, mp3, ogg, opus and wav."),
+    "column.title": ("歌名", "Title"),
+    "column.file": ("文件", "File"),
+    "column.length": ("时长", "Length"),
+    "column.prompt": ("提示词", "Prompt"),
+    "column.lyrics": ("歌词", "Lyrics"),
+    "column.record": ("预处理", "Record"),
+    "mark.ok": ("✓", "✓"),
+    "mark.missing": ("—", "—"),
+    "mark.empty": ("空", "empty"),
+    "mark.old": ("已过时", "old"),
+    "mark.instrumental": ("纯音乐", "instr."),
+    "short.unreadable": ("无法读取", "unreadable"),
+    "short.silent": ("无声", "silent"),
+    "short.long": ("过长", "too long"),
+    "short.empty": ("空文件", "empty"),
+    "problem.unreadable": ("无法读取，文件可能已损坏。请换一个文件。", "cannot be read, perhaps damaged. Replace the file."),
+    "problem.silent": ("几乎全程无声，会被跳过。请换一个文件。", "is silent and would be skipped. Replace the file."),
+    "problem.long": ("超过 6 分钟，只会用前 6 分钟。", "is longer than six minutes; only the first six are used."),
+    "problem.empty": ("是空文件。请移除。", "is an empty file. Remove it."),
+    "problems.found": ("有 {count} 首歌需要注意：", "Songs that need attention: {count}"),
+    "problems.item": ("· {name}：{what}", "· {name}: {what}"),
+    "problems.more": ("……另有 {count} 首，在表中标有 ⚠。", "… and {count} more, marked ⚠ in the table."),
+    "project.name": ("名称", "Name"),
+    "project.folder": ("文件夹", "Folder"),
+    "project.elsewhere": ("“{name}”已在另一个窗口中打开。请到那个窗口里操作，或关闭它以后再试。", "“{name}” is open in another window. Work there, or close that window and try again."),
+    "project.retry": ("再试一次", "Try again"),
+    "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
+    "import.done": ("已添加 {count} 首歌。", "Songs added: {count}."),
+    "import.more": ("……另有 {count} 条，见日志。", "… and {count} more, see the log."),
+    "import.nothing": ("没有找到音频文件。支持的格式：{kinds}", "No audio files found. Looked for {kinds}"),
+    "import.missing": ("文件不存在。", "there is no such file."),
+    "import.not_audio": ("不是支持的音频格式，未添加。", "is not an audio file of a known kind; not added."),
+    "import.already_here": ("已经在曲库里。", "is in the library already."),
+    "import.empty": ("是空文件，未添加。", "is an empty file; not added."),
+    "import.unreadable": ("不是有效的 wav 文件，未添加。", "is no valid wav file; not added."),
+    "import.duplicate": ("与 {detail} 内容相同，未添加。", "has the same content as {detail}; not added."),
+    "import.duplicate_used": ("与 {detail} 内容相同，未添加；它旁边的提示词或歌词已补给那首歌。", "has the same content as {detail}; not added, but that song got the texts beside it."),
+    "import.duplicate_kept": ("与 {detail} 内容相同，未添加；它旁边的提示词或歌词与曲库中的不同，曲库中的保持不变。", "has the same content as {detail}; not added. The texts beside it differ from that song's, which stay."),
+    "import.failed": ("复制失败：{detail}", "could not be copied: {detail}"),
+    "import.cancelled": ("未复制。", "was not copied."),
+    "home.title": ("新项目", "New project"),
+    "home.message": ("歌曲会复制到这里。名称由第一首歌得来，都可以改；以后在“准备音频”页也能改。", "The songs are copied to this place. The name comes from the first song; both can be changed, here or later on the page “Songs”."),
+    "home.parent": ("放在文件夹", "In folder"),
+    "occupied.title": ("文件夹里已有音频", "This folder holds audio already"),
+    "occupied.message": ("“{folder}”里已经有 {count} 首歌。怎么办？\n\n清空：旧歌曲移到带日期的回收文件夹，可从“项目”菜单恢复。",
+                         "“{folder}” already holds {count} songs. What shall be done?\n\nClearing moves the old songs to a dated folder, from which the menu “Project” can restore them."),
+    "occupied.other": ("换一个文件夹…", "Another folder…"),
+    "occupied.clear": ("清空后使用", "Clear this one"),
+    "occupied.add": ("添加到其中", "Add to it"),
+    "rename.message": ("文件名会随歌名一起更改（中文转成拼音）。", "The file name follows the title."),
+    "remove.message": ("把 {count} 首歌连同提示词和歌词移出曲库？可从“项目”菜单恢复。", "Remove {count} songs with their prompts and lyrics from the library? The menu “Project” can restore them."),
+    "removed": ("已移除 {count} 首歌，可从“项目”菜单恢复。", "Songs removed: {count}. The menu “Project” can restore them."),
+    "restored": ("已恢复 {count} 个文件；{replaced} 个同名文件移到了回收文件夹。", "Files restored: {count}; put into the bin in exchange: {replaced}."),
+    "move.title": ("更改项目文件夹", "Another name or folder"),
+    "move.message": ("从 {old}\n改为 {new}\n\n要把歌曲和预处理数据移过去，还是只打开新文件夹？", "From {old}\nto {new}\n\nMove the songs and preprocessed data there, or just open that folder?"),
+    "move.move": ("移过去", "Move them"),
+    "move.open": ("只打开新文件夹", "Just open it"),
+    "move.done": ("项目现在位于 {new}。", "The project is now in {new}."),
+    "move.exists": ("{path} 已存在且不为空，请换一个名称。", "{path} exists and is not empty. Choose another name."),
+    "bin.remove": ("移除的歌曲", "removed songs"),
+    "bin.clear": ("清空前的曲库", "library before clearing"),
+    "bin.move": ("改名前的数据集", "dataset before moving"),
+    "bin.rename": ("改名时被替换", "replaced by a rename"),
+    "bin.restore": ("恢复时被替换", "replaced by a restoring"),
+    "bin.orphans": ("多余的预处理数据", "records without a song"),
+    "bin.overwritten": ("被覆盖的文本", "overwritten texts"),
+    "bin.add_tag": ("加标签前的提示词", "prompts before a tag was added"),
+    "bin.remove_tag": ("删标签前的提示词", "prompts before a tag was removed"),
+    "bin.replace": ("替换前的文本", "texts before replacing"),
+    "bin.instrumental": ("改为纯音乐前的歌词", "lyrics before [instrumental]"),
+    "bin.": ("旧文件", "old files"),
+    # Texts
+    "texts.previous": ("◀ 上一首", "◀ Previous"),
+    "texts.next": ("下一首 ▶", "Next ▶"),
+    "texts.save": ("保存", "Save"),
+    "texts.play": ("播放", "Play"),
+    "texts.instrumental": ("标为纯音乐", "Instrumental"),
+    "texts.again": ("重新生成这首", "Only this song"),
+    "texts.all": ("全部歌曲", "All songs"),
+    "texts.add_tag": ("加标签（触发词）…", "Add a tag (trigger word)…"),
+    "texts.remove_tag": ("删除标签…", "Remove a tag…"),
+    "texts.replace": ("查找替换…", "Find and replace…"),
+    "texts.instrumental_all": ("标为纯音乐…", "Mark as instrumental…"),
+    "texts.prompt": ("提示词（用逗号分隔）", "Prompt (tags separated by commas)"),
+    "texts.lyrics": ("歌词", "Lyrics"),
+    "texts.saved": ("已保存", "saved"),
+    "texts.unsaved": ("未保存", "not saved yet"),
+    "tag": ("标签", "Tag"),
+    "add_tag.message": ("加在全部 {count} 首歌的提示词最前面；已有的不重复添加。", "Put in front of the prompts of all {count} songs, unless it is there already."),
+    "remove_tag.message": ("从全部 {count} 首歌的提示词中删除。", "Taken out of the prompts of all {count} songs."),
+    "replace.message": ("在全部 {count} 首歌的提示词和歌词中替换。", "In the prompts and lyrics of all {count} songs."),
+    "replace.find": ("查找", "Find"),
+    "replace.by": ("替换为", "Replace by"),
+    "instrumental.message": ("把歌词改为 [instrumental]（共 {count} 首歌）。原歌词可以恢复。", "Set the lyrics to [instrumental] ({count} songs in the library). Old lyrics can be restored."),
+    "instrumental.all": ("全部歌曲", "All songs"),
+    "instrumental.missing": ("只改没有歌词的", "Only those without lyrics"),
+    "changed.texts": ("改动了 {count} 个文件；旧内容可从“项目”菜单恢复。", "Files changed: {count}. The menu “Project” can restore the old texts."),
+    "save.failed": ("无法保存 {file}：{error}。请检查磁盘空间和权限。", "Cannot save {file}: {error}. Check disk space and permissions."),
+    # Fields
+    "field.on": ("开启", "on"),
+    "field.default": ("默认：{value}", "default: {value}"),
+    "field.nothing": ("（空）", "(empty)"),
+    "hint.prodigy_rate": ("Prodigy 自己找学习率，学习率应填 1。", "Prodigy finds the rate itself: set the learning rate to 1."),
+    "hint.high_rate": ("学习率这么大，AdamW 很可能学坏。", "AdamW will probably diverge at such a learning rate."),
+    "hint.beta2": ("1 − beta2 小于 1 / 最大步数：二阶动量来不及稳定。", "1 − beta2 is below 1 / steps: the second moment cannot settle."),
+    "hint.save": ("保存间隔大于最大步数：只会在结束时保存一次。", "Saving less often than the training is long: only the end is saved."),
+    "wrong.int": ("“{value}”不是整数。", "“{value}” is no whole number."),
+    "wrong.float": ("“{value}”不是数字。", "“{value}” is no number."),
+    "wrong.range": ("“{value}”超出范围，应在 {low} 到 {high} 之间。", "“{value}” is outside {low} to {high}."),
+    "wrong.low": ("“{value}”太小，至少为 {low}。", "“{value}” is below {low}."),
+    "wrong.choice": ("“{value}”不可用，应为 {choices}。", "“{value}” is none of {choices}."),
+    "wrong.file": ("找不到文件“{value}”。", "There is no file “{value}”."),
+    "wrong.empty": ("不能为空。", "Must not be empty."),
+    "wrong.start": ("有 {count} 个设置不对，已标红。改好后再开始。", "Wrong settings, marked in red: {count}. Correct them, then start."),
+    "name.empty": ("名称不能为空。", "The name must not be empty."),
+    "name.long": ("名称太长，请不要超过 80 个字符。", "The name is too long; use 80 characters at most."),
+    "name.characters": ("名称不能含有 < > : \" / \\ | ? *，也不能以点或空格开头结尾。", "A name cannot hold < > : \" / \\ | ? *, nor begin or end with a dot or space."),
+    "name.suffix": ("以 _filenames 或 _prep 结尾的名称是给各步骤结果用的，请换一个。", "Names that end in _filenames or _prep belong to the steps' results; choose another."),
+    "name.reserved": ("这个名称被 Windows 保留，请换一个。", "Windows reserves this name; choose another."),
+    "preset.label": ("显存方案", "Preset"),
+    "preset.save": ("保存为…", "Save as…"),
+    "preset.delete": ("删除", "Delete"),
+    "preset.name": ("方案名称", "Name"),
+    "preset.message": ("把现在的训练参数存成方案，各个项目都能用。", "Keep the present training settings for every project."),
+    "preset.taken": ("这是内置方案的名字，请换一个。", "A built-in preset has this name; choose another."),
+    "preset.applied": ("已套用方案“{name}”。", "Preset “{name}” applied."),
+    "advanced.open": ("高级设置 ▾", "Advanced ▾"),
+    "advanced.close": ("收起高级设置 ▴", "Hide advanced ▴"),
+    # Running
+    "run.all": ("运行剩余步骤", "Run all remaining"),
+    "run.stop": ("停止", "Stop"),
+    "run.force": ("强制结束", "Force stop"),
+    "run.idle": ("空闲", "Ready"),
+    "run.running": ("正在运行：{title}", "Running: {title}"),
+    "run.importing": ("正在复制歌曲", "Copying songs"),
+    "run.orphan": ("上次的任务仍在运行", "An earlier run is still going"),
+    "run.stopping_short": ("正在停止：{title}", "Stopping: {title}"),
+    "run.stopping": ("已请求停止：正在完成当前一步并保存。再按一次强制结束。", "Asked to stop: it ends the present step and saves. Press again to end it at once."),
+    "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
+    "run.elapsed": ("已用 {time}", "elapsed {time}"),
+    "run.left": ("剩余 {time}", "left {time}"),
+    "run.loss": ("损失", "loss"),
+    "run.rate": ("{rate} 步/秒", "{rate} it/s"),
+    "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
+    "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
+    "run.stopped_training": ("“{title}”已停止并保存（运行了 {spent}）。再次开始时，选“从最新的继续”就会接着训练。", "{title}: stopped and saved after {spent}. To go on, start it again and choose “Go on from the last”."),
+    "run.stopped_only": ("“{title}”已停止（运行了 {spent}）。", "{title}: stopped after {spent}."),
+    "run.songs_failed": ("有 {count} 首歌没有成功：{songs}。原因见日志中的红色行。", "Songs that did not succeed: {count} ({songs}). The red lines of the log say why."),
+    "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
+    "run.not_started": ("未能启动", "not started"),
+    "run.nothing": ("所有步骤都已完成。", "All steps are done."),
+    "log.hint": ("各步骤的输出会显示在这里。", "What the steps print appears here."),
+    "log.skipped": ("……此处略去 {count} 行，全部内容在日志文件中。", "… {count} lines left out here; the log file has all of them."),
+    "log.file": ("完整日志：{file}", "Full log: {file}"),
+    "log.ended": ("{title} 结束，退出码 {code}，用时 {spent}", "{title} ended with exit status {code} after {spent}"),
+    "askstale.title": ("前面的步骤需要更新", "An earlier step is out of date"),
+    "askstale.message": ("第 {number} 步“{title}”：{reason}", "Step {number}, {title}. {reason}"),
+    "askstale.first": ("先更新再继续", "Do that first"),
+    "askstale.anyway": ("照样开始", "Start anyway"),
+    "checkpoints.title": ("checkpoints 里已有 LoRA", "The checkpoints folder holds LoRAs"),
+    "checkpoints.message": ("“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
+                            "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to {moved}, nothing is deleted."),
+    "checkpoints.move": ("移走，重新训练", "Move them, start anew"),
+    "checkpoints.resume": ("从最新的继续", "Go on from the last"),
+    "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
+    "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
+    "disk.title": ("磁盘空间可能不够", "The disk may be too small"),
+    "disk.anyway": ("照样开始", "Start anyway"),
+    "train.trial": ("试跑 20 步", "Trial run"),
+    "train.trial_tip": ("用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。", "Twenty steps on the longest song: reports memory, speed and hours for the whole run."),
+    "trial.fits": ("试跑完成：{seconds} 秒/步，整个训练（{steps} 步）约需 {hours}，内存或显存最多 {peak}（共 {memory}），检查点约占 {disk}。",
+                   "Trial run: {seconds} s per step, about {hours} for all {steps} steps, {peak} of {memory} memory at the most, {disk} for checkpoints."),
+    "trial.unfit": ("试跑结果：显存放不下。关闭占用显卡的程序，或填“最长秒数”（如 120）。", "Trial run: it does not fit. Close programs that use the card, or set “Longest crop”, such as 120."),
+    "trial.savings": ("需要这些省显存设置：{flags}", "It needs these savings: {flags}"),
+    "trial.apply": ("采用这些设置", "Use these settings"),
+    "trial.applied": ("已采用试跑找到的设置：{flags}", "The settings found by the trial are set: {flags}"),
+    "chart.title": ("损失曲线", "Loss"),
+    "chart.empty": ("开始训练后，这里会画出损失曲线。", "The loss is drawn here while the training runs."),
+    "chart.raw": ("原始", "raw"),
+    "chart.smooth": ("平滑", "smooth"),
+    "chart.validation": ("验证", "validation"),
+    "chart.rate": ("学习率", "rate"),
+    "tensorboard": ("打开 TensorBoard", "TensorBoard"),
+    "tensorboard.starting": ("正在启动 TensorBoard…", "Starting TensorBoard…"),
+    "tensorboard.ready": ("TensorBoard 已在浏览器中打开：{url}", "TensorBoard is open in the browser: {url}"),
+    "tensorboard.missing": ("没有安装 TensorBoard。", "TensorBoard is not installed."),
+    "tensorboard.failed": ("TensorBoard 没有启动：{detail}", "TensorBoard did not start: {detail}"),
+    "reset": ("恢复默认设置", "Reset settings"),
+    "reset.message": ("把本项目的所有步骤设置以及 Python、模型来源等设置恢复为默认值？歌曲、文本和训练结果都不受影响。",
+                      "Set all settings of this project's steps, and those of Python and the model source, back to their defaults? Songs, texts and results are not touched."),
+    "reset.done": ("已恢复默认设置。", "All settings have their defaults again."),
+    "comfy.copy": ("复制到 ComfyUI", "Copy to ComfyUI"),
+    "comfy.choose": ("选择 ComfyUI 文件夹", "Choose the ComfyUI folder"),
+    "comfy.copied": ("已复制到 {file}", "Copied to {file}"),
+    "orphan.title": ("上次的任务仍在运行", "An earlier run is still going"),
+    "orphan.message": ("上次窗口启动的 {script}（进程 {pid}）还在运行。结束它，还是让它继续？在它结束之前不能开始别的步骤。",
+                       "{script} (process {pid}), started by an earlier window, is still running. End it, or let it go on? No other step can start before it has ended."),
+    "orphan.stop": ("结束它", "End it"),
+    "orphan.leave": ("让它继续", "Let it go on"),
+    "orphan.ended": ("上次的任务已结束。", "The earlier run has ended."),
+    "close.title": ("还在运行", "Something is running"),
+    "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
+    "close.stop": ("停止并退出", "Stop and close"),
+    "close.stay": ("继续运行", "Keep running"),
+    "close.title_unsaved": ("有文本没有保存", "A text is not saved"),
+    "close.unsaved": ("正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。", "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them."),
+    "close.keep_text": ("返回编辑", "Back to the text"),
+    "close.discard": ("放弃并退出", "Close without saving"),
+    # Menus and buttons
+    "ok": ("确定", "OK"),
+    "cancel": ("取消", "Cancel"),
+    "apply": ("应用", "Apply"),
+    "browse": ("浏览…", "Browse…"),
+    "open.folder": ("打开歌曲文件夹", "Open song folder"),
+    "open.failed": ("无法打开 {path}：{error}。系统里没有能打开它的程序。", "Cannot open {path}: {error}. No program on this system opens it."),
+    "open.result": ("打开结果文件夹", "Open result folder"),
+    "choose.home": ("选择文件夹", "Choose a folder"),
+    "choose.project": ("选择项目的歌曲文件夹", "Choose a project's song folder"),
+    "choose.audio": ("音频", "Audio"),
+    "choose.all": ("所有文件", "All files"),
+    "menu.project": ("项目", "Project"),
+    "menu.songs": ("歌曲", "Songs"),
+    "menu.run": ("运行", "Run"),
+    "menu.view": ("查看", "View"),
+    "menu.help": ("帮助", "Help"),
+    "menu.new": ("新建项目", "New project"),
+    "menu.open": ("打开项目…", "Open project…"),
+    "menu.recent": ("最近的项目", "Recent projects"),
+    "menu.move": ("改名或移动…", "Rename or move…"),
+    "menu.logs": ("打开日志文件夹", "Open log folder"),
+    "menu.restore": ("恢复移除的文件", "Restore removed files"),
+    "menu.none": ("（无）", "(none)"),
+    "menu.quit": ("退出", "Quit"),
+    "menu.start": ("开始当前步骤", "Start this step"),
+    "menu.scale_auto": ("自动缩放", "Automatic size"),
+    "menu.keys": ("键盘操作", "Keyboard"),
+    "menu.about": ("关于", "About"),
+    "keys.message": ("Alt+1 … Alt+7　各步骤\nF5　开始当前步骤　　Ctrl+F5　运行剩余步骤\nShift+F5　停止\nF6　在步骤、页面、日志之间切换\nF8　环境检查　　F9　TensorBoard\nCtrl+O　添加歌曲　　Ctrl+Shift+O　添加文件夹\nCtrl+S　保存文本\nCtrl+PageUp / PageDown　上一首、下一首\nF2　改名　　Delete　移除　　Enter　播放",
+                     "Alt+1 … Alt+7   the steps\nF5   start this step     Ctrl+F5   run all remaining\nShift+F5   stop\nF6   steps, page, log\nF8   environment     F9   TensorBoard\nCtrl+O   add songs     Ctrl+Shift+O   add folder\nCtrl+S   save texts\nCtrl+PageUp / PageDown   previous, next song\nF2   rename     Delete   remove     Enter   play"),
+    "about.message": ("ACE-Step LoRA {version}\n\n从一个歌曲文件夹到 ComfyUI 里的 LoRA。Apache-2.0 许可。", "ACE-Step LoRA {version}\n\nFrom a folder of songs to a LoRA in ComfyUI. Licence: Apache-2.0."),
+    "damaged": ("设置文件损坏，已改名为 {file} 保留，现在使用默认设置。", "A settings file was damaged; it is kept as {file}, and defaults are used."),
+    "busy": ("有任务正在运行，请先等它结束或停止它。", "Something is running. Wait for its end, or stop it, first."),
+    "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),
+    "bug": ("程序内部出错：{error}。详情见日志，请反馈。", "Something went wrong inside the program: {error}. The log says more; please report it."),
+    # Environment
+    "env.copy": ("复制报告", "Copy report"),
+    "env.again": ("重新检查", "Check again"),
+    "env.copied": ("报告已复制到剪贴板。", "The report is in the clipboard."),
+    "env.asking": ("正在询问 Python，请稍候…", "Asking Python; this takes a few seconds…"),
+    "env.no_python": ("没有找到运行脚本的 Python。请运行 start.bat（或 python start.py）安装，或在右侧指定 python。",
+                      "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings."),
+    "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
+    "env.python_setting": ("手动指定的 Python“{path}”不存在，改用了上面这个。", "There is no Python “{path}”, which was chosen by hand; the one above is used instead."),
+    "where.setting": ("手动指定", "chosen by hand"),
+    "where.running": ("本窗口所用", "that of this window"),
+    "where.VIRTUAL_ENV": ("已激活的虚拟环境", "the active environment"),
+    "where.CONDA_PREFIX": ("已激活的 conda 环境", "the active conda environment"),
+    "env.python_version": ("Python 版本 {version}", "Python version {version}"),
+    "env.python_old": ("Python {version} 太旧，需要 3.10 到 3.13。", "Python {version} is too old; 3.10 to 3.13 are needed."),
+    "env.python_broken": ("这个 Python 不能用：{error}", "This Python does not work: {error}"),
+    "env.bits": ("这是 32 位的 Python，需要 64 位。", "This is a 32-bit Python; a 64-bit one is needed."),
+    "env.no_torch": ("没有安装 PyTorch。", "PyTorch is not installed."),
+    "env.torch_broken": ("PyTorch 无法载入：{error}", "PyTorch cannot be loaded: {error}"),
+    "env.torch": ("PyTorch {version}，CUDA {cuda}", "PyTorch {version}, CUDA {cuda}"),
+    "env.cpu_torch": ("有 NVIDIA 显卡，但装的是 CPU 版 PyTorch，训练会极慢。", "There is an NVIDIA card, but PyTorch is the CPU build; training would take ages."),
+    "env.no_card": ("没有可用的 NVIDIA 显卡：只能在 CPU 上运行，训练会极慢。", "No usable NVIDIA card: everything runs on the CPU, and training takes ages."),
+    "env.mps": ("使用 Apple 显卡（MPS），训练比 NVIDIA 慢得多。", "An Apple GPU (MPS) is used; training is much slower than on NVIDIA."),
+    "env.card": ("显卡 {name}，显存 {gb} GB，空闲 {free} GB", "{name}, {gb} GB, {free} GB free"),
+    "env.bf16": ("显卡支持 bf16", "The card has bf16"),
+    "env.no_bf16": ("显卡不支持 bf16：请把训练精度改为 16-mixed。", "The card has no bf16: set the training's precision to 16-mixed."),
+    "env.packages": ("缺少软件包：{names}", "Missing packages: {names}"),
+    "env.packages_ok": ("软件包：{names}", "Packages: {names}"),
+    "env.tensorboard": ("没有安装 TensorBoard，只影响“打开 TensorBoard”按钮。", "TensorBoard is not installed; only its button needs it."),
+    "env.pypinyin": ("没有 pypinyin，中文歌名只能得到编号式的文件名。", "pypinyin is missing: Chinese titles get numbered file names."),
+    "env.script": ("找不到脚本 {script}，应在 {folder} 中。", "The script {script} is missing in {folder}."),
+    "env.scripts": ("脚本齐全：{folder}", "All scripts are there: {folder}"),
+    "env.disk": ("空闲磁盘 {free}，预计还需 {need}", "Free disk {free}; still needed, at most: {need}"),
+    "env.disk_short": ("磁盘只剩 {free}，预计需要 {need}。请清理或换一个盘。", "Only {free} of disk are free, {need} may be needed. Free some, or use another disk."),
+    "env.disk_unknown": ("无法得知空闲磁盘：{error}", "The free disk space is unknown: {error}"),
+    "env.weights": ("基础模型已下载（{size}）：{folder}", "The base model is there ({size}): {folder}"),
+    "env.weights_missing": ("基础模型还缺 {parts}，约 {size}，首次运行时从 {source} 下载。", "Of the base model {parts} are missing, about {size}; the first run downloads them from {source}."),
+    "env.weights_offline": ("离线模式下缺少基础模型 {parts}（约 {size}，来源 {source}）。请关闭离线，或指定模型文件夹。",
+                            "Offline, but {parts} of the base model are missing (about {size}, from {source}). Go online or choose its folder."),
+    "mend.python": ("选择 Python…", "Choose Python…"),
+    "mend.program": ("选择程序文件夹…", "Choose folder…"),
+    "mend.install": ("安装环境", "Install"),
+    "mend.tensorboard": ("安装 TensorBoard", "Install TensorBoard"),
+    "mend.pypinyin": ("安装 pypinyin", "Install pypinyin"),
+    "mend.weights": ("现在下载", "Download now"),
+    "mend.source": ("更改来源", "Change source"),
+    "install.menu": ("安装", "Install"),
+    "install.setup": ("安装或修复全部依赖", "Install or mend everything"),
+    "install.group": ("可选：{what}（{name}）", "Optional: {what} ({name})"),
+    "install.weights": ("下载基础模型（约 10 GB，可续传）", "Download the base model (about 10 GB, resumes)"),
+    "group.captioning": ("用 Qwen2.5-Omni 识别提示词和歌词", "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card"),
+    "group.japanese": ("日语歌词", "Japanese lyrics"),
+    "group.prodigy": ("免调度的 Prodigy 优化器", "the schedule-free Prodigy optimizer"),
+    "group.small_cards": ("8 位或 4 位基础模型、8 位 AdamW", "a base model in 8 or 4 bits, 8-bit AdamW"),
+    "group.wandb": ("Weights & Biases 日志", "logging to Weights & Biases"),
+    "install.title": ("安装软件包", "Installation"),
+    "install.by_hand": ("这里没有 start.py 或 Python。请先安装 64 位 Python 3.10 到 3.13，再按 README 安装依赖。", "There is no start.py or no Python here. Install 64-bit Python 3.10 to 3.13, then follow the README."),
+    "setting.python": ("运行脚本的 Python", "Python for the scripts"),
+    "setting.python.help": ("留空自动查找：.venv、python 文件夹、已激活的环境、PATH。", "Empty: searched in .venv, the folder python, the active environment, PATH."),
+    "setting.endpoint": ("模型下载来源", "Model source"),
+    "setting.endpoint.help": ("留空用 huggingface.co；国内可选 https://hf-mirror.com。", "Empty: huggingface.co. Or a mirror of it."),
+    "setting.checkpoint_dir": ("基础模型文件夹", "Base model folder"),
+    "setting.checkpoint_dir.help": ("已手动下载时指定；留空用默认缓存。", "Where a copy lies already; empty: the download cache."),
+    "setting.cache": ("下载缓存（HF_HOME）", "Download cache (HF_HOME)"),
+    "setting.cache.help": ("C 盘太小时可换到别的盘。", "Choose another disk when the system's is small."),
+    "setting.program": ("程序文件夹", "Program folder"),
+    "setting.program.help": ("脚本所在处；留空为本程序所在文件夹。", "Where the scripts stand; empty: beside this program."),
+    "setting.offline": ("离线（不访问网络）", "Offline (use no network)"),
+    # Known errors
+    "err.cuda_memory": ("显存不足。把批大小设为 1，选更小的显存方案，关闭占用显卡的程序，再试。", "The card ran out of memory. Set the batch size to 1, choose a smaller preset, close other programs on the card, try again."),
+    "err.memory": ("内存不足。关闭其他程序，把数据线程数设为 0。", "Out of main memory. Close other programs and set the loader workers to 0."),
+    "err.paging": ("Windows 虚拟内存（页面文件）太小。在系统高级设置里改为“系统管理的大小”或至少 32 GB，然后重启。",
+                   "Windows' paging file is too small. Set it to “system managed” or at least 32 GB in the advanced system settings, then restart."),
+    "err.tf32": ("PyTorch 新旧 TF32 开关混用，常见于原版训练脚本。请用本项目的 trainer_new.py，或换 PyTorch 版本。",
+                 "Old and new TF32 switches of PyTorch were mixed, as the fork's trainer does. Use this project's trainer_new.py, or another PyTorch."),
+    "err.bf16": ("显卡不支持 bf16。把精度改为 16-mixed。", "The card has no bf16. Set the precision to 16-mixed."),
+    "err.triton": ("缺少 Triton 或 C++ 编译器。关闭 torch.compile 相关选项即可。", "Triton or a C++ compiler is missing. Turn torch.compile off."),
+    "err.torchcodec": ("torchcodec 无法使用。安装 FFmpeg，或卸载 torchcodec。", "torchcodec does not work. Install FFmpeg, or uninstall torchcodec."),
+    "err.package": ("缺少软件包 {name}。在“环境检查”页安装。", "The package {name} is missing. Install it from the page “Environment”."),
+    "err.dll": ("有 DLL 无法载入。安装最新的 Microsoft Visual C++ 运行库，再重装 PyTorch。", "A DLL cannot be loaded. Install the latest Microsoft Visual C++ runtime, then PyTorch again."),
+    "err.driver": ("显卡驱动太旧。到 NVIDIA 官网更新驱动。", "The graphics driver is too old. Update it from NVIDIA."),
+    "err.kernel": ("PyTorch 不支持这块显卡。安装与显卡匹配的 CUDA 版 PyTorch。", "This PyTorch does not support the card. Install a build for its CUDA generation."),
+    "err.cpu_torch": ("装的是 CPU 版 PyTorch。在“环境检查”页安装 CUDA 版。", "PyTorch is the CPU build. Install the CUDA build from the page “Environment”."),
+    "err.no_card": ("没有找到 NVIDIA 显卡或驱动。检查驱动，或在设备管理器中启用显卡。", "No NVIDIA card or driver was found. Check the driver."),
+    "err.assert": ("显卡计算出错。重启电脑再试；若再次出现，降低超频或更新驱动。", "A computation on the card failed. Restart and try again; if it comes back, undo overclocking or update the driver."),
+    "err.space": ("磁盘满了。清理空间后再次开始，会接着做。", "The disk is full. Free some space and start again; it goes on from there."),
+    "err.path": ("路径太长。把程序移到更短的路径，如 D:\\ace，或用更短的项目名。", "A path is too long. Move the program to a short one such as D:\\ace, or shorten the project's name."),
+    "err.in_use": ("文件被其他程序占用。关闭播放器、编辑器或同步软件后再试。", "A file is in use. Close players, editors or sync programs, then try again."),
+    "err.permission": ("没有写入权限。把程序移到自己的文件夹，不要放在 Program Files。", "No permission to write. Move the program to a folder of your own, not Program Files."),
+    "err.offline": ("模型没有下载，又处于离线状态。在“环境检查”页关闭离线或指定模型文件夹。", "The model is not downloaded and the network is off. See the page “Environment”."),
+    "err.certificate": ("网络证书验证失败。检查系统时间、代理和杀毒软件。", "A certificate was refused. Check the clock, the proxy and the virus scanner."),
+    "err.refused": ("下载被拒绝：模型名有误，或需要登录。检查模型名和来源。", "The download was refused: wrong model name, or a login is needed. Check name and source."),
+    "err.busy_hub": ("下载来源限制了访问次数。过一会儿再试，或换镜像。", "The model source limits requests. Try later, or use a mirror."),
+    "err.llamacpp": ("连接不上 llama.cpp 服务器。先启动 llama-server，检查地址和端口。", "The llama.cpp server does not answer. Start llama-server; check host and port."),
+    "err.network": ("网络连接失败。检查网络，或在“环境检查”页换成镜像；再次开始会续传。", "The network failed. Check it, or choose a mirror on the page “Environment”; downloads resume."),
+    "err.weights": ("模型文件损坏或名称有误。删除该文件夹后重新下载，或检查模型名。", "A model file is damaged or its name is wrong. Delete that folder and download again, or check the name."),
+    "err.nan": ("损失变成了无效数值。降低学习率，检查有没有损坏的歌。", "The loss is not a number any more. Lower the learning rate; look for a damaged song."),
+    "err.checkpoints": ("checkpoints 文件夹里已有 LoRA。再次开始，选择移走或继续。", "The checkpoints folder holds LoRAs. Start again and choose to move them or go on."),
+    "err.audio": ("有音频无法读取。看日志里的文件名，重新转换或移除它。", "An audio file cannot be read. The log names it: convert it anew or remove it."),
+    "err.workers": ("数据线程出错。把数据线程数设为 0。", "A loader worker failed. Set the loader workers to 0."),
+    "err.wandb": ("Weights & Biases 需要登录。把日志方式改为 tensorboard，或先运行 wandb login。", "Weights & Biases wants a login. Use tensorboard as logger, or run wandb login."),
+    "err.flags": ("脚本不认识某个参数。脚本和窗口的版本可能不一致。", "The script refused a flag. Script and window may be of different versions."),
+    "err.shape": ("文件和模型不匹配：LoRA 的 rank 或模型版本不同。", "A file does not fit the model: another rank or another model."),
+    "err.syntax": ("Python 版本太旧或脚本文件不完整。需要 Python 3.10 到 3.13。", "The Python is too old or a script is incomplete. Python 3.10 to 3.13 is needed."),
+    "err.killed": ("进程被系统结束，多半是内存不足。关闭其他程序再试。", "The system ended the process, mostly for lack of memory. Close other programs and try again."),
+    "err.crash": ("程序崩溃了。更新显卡驱动，或重装 PyTorch。", "The program crashed. Update the graphics driver, or install PyTorch again."),
+    "err.interrupted": ("运行被中断。再次开始会接着做。", "It was interrupted. Start again to go on."),
+    "err.input": ("输入有问题，日志中以 error 开头的行写明了原因。", "Something about the input is wrong; the lines with “error” in the log say what."),
+    "err.start": ("程序无法启动。在“环境检查”页检查 Python。", "The program could not be started. Check Python on the page “Environment”."),
+    "err.no_result": ("脚本说成功了，但没有得到结果：{why}请看日志。", "The script reported success but left no result. {why} See the log."),
+    "err.unknown": ("原因见日志的最后几行。", "The last lines of the log say why."),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

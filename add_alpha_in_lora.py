@@ -17,7 +17,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.adapter import (
+from ace_lora.commands import StepFailed, WrongInput, run_script
+from ace_lora.files import replace_atomically
+from ace_lora.lora.file import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     add_alpha,
@@ -26,11 +28,9 @@ from ace_lora.adapter import (
     read_lora_file,
     saved_config,
 )
-from ace_lora.commands import StepFailed, WrongInput, run_script
-from ace_lora.files import replace_atomically
 
 if TYPE_CHECKING:
-    from ace_lora.adapter import LoraFile
+    from ace_lora.lora.file import LoraFile
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

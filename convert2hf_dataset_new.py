@@ -96,7 +96,7 @@ def equal_stem_problems(songs: list[Song]) -> list[str]:
 
 def audio_problems(song: Song) -> list[str]:
     """What the header of the audio file shows to be wrong with it; decoding it is left to the next step."""
-    from ace_lora.audio import AudioError, audio_seconds
+    from ace_lora.audio.decode import AudioError, audio_seconds
 
     try:
         audio_seconds(song.audio)

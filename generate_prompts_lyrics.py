@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.captions import (
+from ace_lora.captions.caption import (
     CAPTION_RATE,
     SongFailed,
     ask_until_usable,
@@ -39,9 +39,9 @@ from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, son
 if TYPE_CHECKING:
     import numpy as np
 
-    from ace_lora.audio import Waveform
-    from ace_lora.captions import Caption, Captioner
-    from ace_lora.lyric_sources import FoundLyrics
+    from ace_lora.audio.decode import Waveform
+    from ace_lora.captions.caption import Caption, Captioner
+    from ace_lora.lyrics.sources import FoundLyrics
 
     LoadCaptioner = Callable[[], Captioner | None]
 
@@ -252,7 +252,7 @@ def _language_problems(language: str) -> list[str]:
 
 
 def _model_problems(args: argparse.Namespace) -> list[str]:
-    from ace_lora.acestep_answers import answer_style
+    from ace_lora.captions.acestep import answer_style
 
     problems = []
     if _is_path(args.model) and not (Path(args.model).expanduser() / "config.json").is_file():
@@ -291,7 +291,7 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
     Raises SongFailed when one of the texts cannot be had, AudioError when the song cannot be read: then nothing is
     to be written for it.
     """
-    from ace_lora.audio import MAX_SECONDS, read_audio
+    from ace_lora.audio.decode import MAX_SECONDS, read_audio
 
     found = find_lyrics(task.song, args, say) if task.lyrics else None
     ask_lyrics = task.lyrics and found is None and "model" in lyric_sources(args)
@@ -339,7 +339,7 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
 
 def find_lyrics(song: Song, args: argparse.Namespace, say: Callable[[str], None]) -> FoundLyrics | None:
     """Lyrics that somebody wrote already, from the sources that are switched on."""
-    from ace_lora.lyric_sources import UnknownEncoding, UnreadableTags, embedded_lyrics, lyrics_beside
+    from ace_lora.lyrics.sources import UnknownEncoding, UnreadableTags, embedded_lyrics, lyrics_beside
 
     found = None
     try:
@@ -382,7 +382,7 @@ def tags_of(
     waveform: Waveform, caption: Caption | None, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[str]:
     """Tags of the model, else measured ones; with --bpm the tempo as well."""
-    from ace_lora.signal_analysis import TooLittleSound, bpm_tag, measure, measure_bpm, signal_tags
+    from ace_lora.audio.analysis import TooLittleSound, bpm_tag, measure, measure_bpm, signal_tags
 
     if caption is not None and caption.tags:
         tags = list(caption.tags)
@@ -414,8 +414,8 @@ def caption_waveform(
     """What `captioner` says of a song; one longer than it hears is captioned in parts, which are merged."""
     import torch
 
-    from ace_lora.audio import resample
-    from ace_lora.signal_analysis import TooLittleSound, is_silent, mix_down, require_sound
+    from ace_lora.audio.analysis import TooLittleSound, is_silent, mix_down, require_sound
+    from ace_lora.audio.decode import resample
 
     try:
         # A model describes silence as well.
@@ -471,13 +471,13 @@ def captioner_loader(args: argparse.Namespace) -> LoadCaptioner:
     @functools.cache
     def load() -> Captioner | None:
         if args.backend == "qwen":
-            from ace_lora.captioner_qwen import QwenCaptioner
+            from ace_lora.captions.qwen import QwenCaptioner
 
             return QwenCaptioner.load(
                 args.model, quantization=args.quantization, device=args.device, seed=args.seed, say=print
             )
         if args.backend == "llamacpp":
-            from ace_lora.captioner_llamacpp import LlamaServer
+            from ace_lora.captions.llamacpp import LlamaServer
 
             return LlamaServer.connect(args.host, args.port, answer_timeout=args.timeout, seed=args.seed, say=print)
         return None
@@ -541,7 +541,7 @@ def main(args: argparse.Namespace) -> None:
     tasks = plan(args)
     from tqdm import tqdm
 
-    from ace_lora.audio import AudioError
+    from ace_lora.audio.decode import AudioError
     from ace_lora.lyrics.packages import MissingLyricSupport
 
     # Settled before the first song, and only if there is anything to do for it.

@@ -1,7 +1,7 @@
 """Step 5: turn the songs of a dataset into training records, one file per song.
 
 Reads   INPUT_NAME/, the dataset of convert2hf_dataset_new.py, the audio that it points to, <song>_lyrics.lrc beside it
-Writes  OUTPUT_DIR/<song>.safetensors (see ace_lora/records.py), at most 0.2 MB per second of audio
+Writes  OUTPUT_DIR/<song>.safetensors (see ace_lora/records/record.py), at most 0.2 MB per second of audio
 
     python preprocess_dataset_new.py --input_name Taudio/xxx_filenames --output_dir Taudio/xxx_prep
 
@@ -34,8 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.device import free_device_memory
-from ace_lora.fingerprints import audio_fingerprint, digest, is_same_audio, weights_identity
-from ace_lora.records import (
+from ace_lora.preprocessing.dataset import DatasetSong, read_dataset
+from ace_lora.records.fingerprints import audio_fingerprint, digest, is_same_audio, weights_identity
+from ace_lora.records.record import (
     HDF5_SUFFIX,
     RECORD_SUFFIX,
     NotARecord,
@@ -51,7 +52,6 @@ from ace_lora.records import (
     write_record,
     write_tensors,
 )
-from ace_lora.song_dataset import DatasetSong, read_dataset
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ace_lora.base_weights import ensure_base_weights, find_base_weights
+    from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
     from ace_lora.device import choose_device
 
     all_songs, (shard, shards) = check(args)
@@ -270,7 +270,7 @@ class Run:
 
 def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]:
     """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
-    from ace_lora.base_weights import check_base_weights
+    from ace_lora.base_weights.find import check_base_weights
     from ace_lora.device import parse_device_name
     from ace_lora.lyrics.tokenize import check_language
 
@@ -539,7 +539,7 @@ def tokenize_texts(works: list[Work], run: Run, weights: dict[str, Path], transf
     """Token ids of the prompts and lyrics that changed. Raises WrongInput where a language needs missing packages."""
     texts = [work for work in works if "text" in work.redo]
     if texts:
-        from ace_lora.text_encoder import exceeds_limit, load_text_tokenizer, tokenize_prompt
+        from ace_lora.v1.text_encoder import exceeds_limit, load_text_tokenizer, tokenize_prompt
 
         tokenizer = load_text_tokenizer(weights["text_encoder"])
         for work in texts:
@@ -668,7 +668,7 @@ def store(stage: str, result: Any, facts: dict[str, Any], work: Work, run: Run) 
 
 
 def load_network(stage: str, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-    from ace_lora import dcae, ssl_features
+    from ace_lora.v1 import dcae, ssl_features
 
     load = {"latents": dcae.load_latent_encoder, "mert": ssl_features.load_mert, "mhubert": ssl_features.load_mhubert}
     return load[stage](folder, device=device, dtype=dtype)
@@ -694,7 +694,7 @@ class Inputs:
     def __init__(self, device: torch.device):
         import torch
 
-        from ace_lora.memory_plan import free_main_memory
+        from ace_lora.training.memory_plan import free_main_memory
 
         self.device = device
         on_card = device.type == "cuda"
@@ -770,7 +770,7 @@ def size_of(made: Input) -> int:
 
 def decode(work: Work) -> tuple[Any, Any]:
     """The song at 48 kHz, float32 [2, L], and what was done to its length. Raises AudioError and OSError."""
-    from ace_lora.audio import AudioError, prepare_waveform, read_audio
+    from ace_lora.audio.decode import AudioError, prepare_waveform, read_audio
 
     try:
         wave, info = prepare_waveform(read_audio(work.song.audio))
@@ -787,7 +787,7 @@ def decode(work: Work) -> tuple[Any, Any]:
 
 def network_input(stage: str, wave: torch.Tensor) -> tuple[Any, ...]:
     """What `begin_network` takes, from `wave` float32 [2, L] at 48 kHz and on its device."""
-    from ace_lora import dcae, ssl_features
+    from ace_lora.v1 import dcae, ssl_features
 
     if stage == "latents":
         return (dcae.encoder_input(wave),)
@@ -799,7 +799,7 @@ def begin_network(stage: str, network: Any, values: tuple[Any, ...]) -> Callable
 
     That is latents float32 [8, 16, T] or features float32 [n, width]; AudioError where they are not finite.
     """
-    from ace_lora import dcae, ssl_features
+    from ace_lora.v1 import dcae, ssl_features
 
     if stage == "latents":
         return dcae.begin_latents(network, *values)
@@ -808,7 +808,7 @@ def begin_network(stage: str, network: Any, values: tuple[Any, ...]) -> Callable
 
 
 def ssl_branch(stage: str) -> Any:
-    from ace_lora import ssl_features
+    from ace_lora.v1 import ssl_features
 
     return {"mert": ssl_features.MERT, "mhubert": ssl_features.MHUBERT}[stage]
 
@@ -849,7 +849,7 @@ def compute_all(
 @contextlib.contextmanager
 def failing_alone(work: Work, stage: str, device: Any) -> Iterator[None]:
     """Make what goes wrong with one song its outcome; the others go on."""
-    from ace_lora.audio import AudioError
+    from ace_lora.audio.decode import AudioError
 
     try:
         yield

@@ -21,14 +21,14 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME, read_lora_file, saved_config
 from ace_lora.commands import WrongInput, run_script
 from ace_lora.files import replace_atomically, write_json
+from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME, read_lora_file, saved_config
 
 if TYPE_CHECKING:
     import torch
 
-    from ace_lora.adapter import LoraFile
+    from ace_lora.lora.file import LoraFile
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -161,7 +161,7 @@ def main(args: argparse.Namespace) -> None:
 
 def adapted_config(config: dict, ranks: dict[str, tuple[int, int]]) -> dict:
     """PEFT's configuration for the new ranks with the scale of the training in every layer."""
-    from ace_lora.adapter import peft_config_dict
+    from ace_lora.lora.file import peft_config_dict
 
     def alpha_for(rank: int) -> float:
         share = rank / config["r"]

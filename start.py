@@ -8,7 +8,7 @@
     python start.py setup               set up only
 
 Standard library only. This file is read by every Python since 2.7, so that an old one can say that it is too old; what
-is done is in ace_lora/set_up.py.
+is done is in ace_lora/set_up/.
 """
 
 import struct
@@ -52,6 +52,6 @@ if __name__ == "__main__":
         sys.stderr.write("error: " + problem + "\n")
         raise SystemExit(2)
 
-    from ace_lora.set_up import main
+    from ace_lora.set_up.environment import main
 
     raise SystemExit(main(GROUPS))

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from ace_lora.commands import run_script
 
 if TYPE_CHECKING:
-    from ace_lora.training_setup import Prepared
+    from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
@@ -209,14 +209,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ace_lora.metrics import silence_libraries
     from ace_lora.processes import is_first_process, say
-    from ace_lora.training_run import Run, StopRequest
-    from ace_lora.training_setup import flag_problems, prepare
+    from ace_lora.training.metrics import silence_libraries
+    from ace_lora.training.prepare import flag_problems, prepare
+    from ace_lora.training.run import Run, StopRequest
 
     silence_libraries()
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
-        from ace_lora.trial import run_trial, savings_of_first_process
+        from ace_lora.training.trial import run_trial, savings_of_first_process
 
         savings = run_trial(args) if is_first_process() else savings_of_first_process()
         if args.trial:
@@ -234,7 +234,7 @@ def main(args: argparse.Namespace) -> None:
         )
         return
     if args.trial_attempt:
-        from ace_lora.trial import TrialRun
+        from ace_lora.training.trial import TrialRun
 
         run: Run = TrialRun(args, prepared, stop)
     else:

@@ -34,7 +34,7 @@ def grammar_step() -> Callable[[], object]:
     import llguidance
     import numpy as np
 
-    from ace_lora.captions import caption_schema
+    from ace_lora.captions.caption import caption_schema
 
     # Bytes padded to the size of the real vocabulary, over which every mask goes.
     tokenizer = llguidance.LLTokenizer("byte", n_vocab=QWEN_VOCABULARY)
@@ -48,8 +48,8 @@ def grammar_step() -> Callable[[], object]:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from ace_lora.audio import read_audio, resample
-    from ace_lora.signal_analysis import measure
+    from ace_lora.audio.analysis import measure
+    from ace_lora.audio.decode import read_audio, resample
 
     wave = read_audio(args.audio)
     samples = torch.from_numpy(wave.samples)

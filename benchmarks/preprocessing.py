@@ -36,7 +36,7 @@ from typing import Any
 NETWORKS = {"latents": "music_dcae_f8c8", "mert": "MERT-v1-330M", "mhubert": "mHuBERT-147"}
 STAGES = ("decode", *NETWORKS, "write")
 
-# What differs from the configurations of ace_lora.tiny_base: `full` are the published sizes.
+# What differs from the configurations of ace_lora.tiny_base.build: `full` are the published sizes.
 HUBERT_BASE = {
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
@@ -180,8 +180,8 @@ def timed(function: Callable[[], Any], device: Any) -> float:
 def file_ways(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, Callable[[], Any]]:
     import torch
 
-    from ace_lora.audio import prepare_waveform, read_audio
-    from ace_lora.records import SECONDS_PER_LATENT_FRAME, Record, write_record
+    from ace_lora.audio.decode import prepare_waveform, read_audio
+    from ace_lora.records.record import SECONDS_PER_LATENT_FRAME, Record, write_record
 
     if stage == "decode":
         write_song(folder / "song.mp3", args.seconds)
@@ -222,7 +222,7 @@ def reference_result(stage: str, network: Any, values: tuple[Any, ...]) -> Any:
     """The library's own forward pass on all of the song at once."""
     import torch
 
-    from ace_lora import dcae
+    from ace_lora.v1 import dcae
 
     parameter = next(network.parameters())
     with torch.inference_mode():
@@ -356,7 +356,7 @@ def measure_reference(args: argparse.Namespace, folder: Path, transformer: str) 
     import torch
 
     import preprocess_dataset_new as preprocess
-    from ace_lora.audio import prepare_waveform, read_audio
+    from ace_lora.audio.decode import prepare_waveform, read_audio
     from ace_lora.device import choose_device
 
     device = choose_device(args.device)
@@ -390,10 +390,10 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
     from diffusers import AutoencoderDC
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from ace_lora import tiny_base
-    from ace_lora.base_weights import PARTS
-    from ace_lora.transformer import ACEStepTransformer, TransformerConfig
-    from ace_lora.vocoder import Vocoder, VocoderConfig
+    from ace_lora.base_weights.find import PARTS
+    from ace_lora.tiny_base import build as tiny_base
+    from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
+    from ace_lora.v1.vocoder import Vocoder, VocoderConfig
 
     def filled(make: Callable[[], Any]) -> Callable[[], Any]:
         def build() -> Any:
@@ -436,7 +436,7 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
 def peak_gb(device: Any) -> float:
     import torch
 
-    from ace_lora.memory_plan import peak_process_bytes
+    from ace_lora.training.memory_plan import peak_process_bytes
 
     if device.torch_device.type == "cuda":
         return torch.cuda.max_memory_allocated(device.torch_device) / 1e9
@@ -459,7 +459,7 @@ def write_song(path: Path, seconds: float, seed: int = 0) -> None:
 
 
 def dcae_config(config: str) -> dict[str, Any]:
-    from ace_lora.tiny_base import DCAE_CONFIG
+    from ace_lora.tiny_base.build import DCAE_CONFIG
 
     return {**DCAE_CONFIG, **SIZES[config].get("latents", {})}
 
@@ -472,7 +472,7 @@ def make_base(folder: Path, config: str) -> None:
     from transformers import HubertConfig, HubertModel
 
     from ace_lora.files import write_json
-    from ace_lora.tiny_base import MERT_CONFIG, MHUBERT_CONFIG, make_tiny_base
+    from ace_lora.tiny_base.build import MERT_CONFIG, MHUBERT_CONFIG, make_tiny_base
 
     make_tiny_base(folder)
     torch.manual_seed(0)

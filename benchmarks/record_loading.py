@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from ace_lora.records import (
+    from ace_lora.records.record import (
         SECONDS_PER_LATENT_FRAME,
         Record,
         quantise_rows,
@@ -96,9 +96,9 @@ def feed(args: argparse.Namespace, record) -> None:
     """Print the waits of a training's main thread, with and without keeping records in main memory."""
     import torch
 
-    from ace_lora.batches import Plan, Prefetcher, SampleSettings, SongDataset, batch_stream, scan_dataset
-    from ace_lora.record_cache import RecordCache
-    from ace_lora.records import write_record
+    from ace_lora.records.cache import RecordCache
+    from ace_lora.records.record import write_record
+    from ace_lora.training.batches import Plan, Prefetcher, SampleSettings, SongDataset, batch_stream, scan_dataset
 
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.songs):

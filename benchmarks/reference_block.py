@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ace_lora.transformer import (
+from ace_lora.v1.transformer import (
     LINEAR_ATTENTION_EPS,
     RMS_EPS,
     ACEStepTransformer,

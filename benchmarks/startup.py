@@ -30,10 +30,10 @@ SCRIPTS = (
 )
 # What a script imports once its input is checked; each the largest share of its start.
 WORK_IMPORTS = {
-    "prompts (analysis)": "import ace_lora.signal_analysis, librosa, pyloudnorm; librosa.beat.beat_track",
+    "prompts (analysis)": "import ace_lora.audio.analysis, librosa, pyloudnorm; librosa.beat.beat_track",
     "dataset": "import datasets",
-    "preprocess": "import ace_lora.dcae, ace_lora.ssl_features",
-    "train": "import ace_lora.training, ace_lora.transformer",
+    "preprocess": "import ace_lora.v1.dcae, ace_lora.v1.ssl_features",
+    "train": "import ace_lora.training.step, ace_lora.v1.transformer",
 }
 
 

@@ -102,8 +102,8 @@ def chosen_variants(args: argparse.Namespace) -> list[Variant]:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from ace_lora.elementwise import compile_elementwise
-    from ace_lora.transformer import TransformerConfig
+    from ace_lora.model.elementwise import compile_elementwise
+    from ace_lora.v1.transformer import TransformerConfig
 
     device = torch.device(args.device)
     config = TransformerConfig.from_dict(CONFIGS[args.config] | ({"num_layers": args.layers} if args.layers else {}))
@@ -135,7 +135,7 @@ class Step:
     def __init__(self, args: argparse.Namespace, config: Any, device: torch.device):
         import torch
 
-        from ace_lora.flow_matching import add_noise, build_schedule
+        from ace_lora.v1.flow_matching import add_noise, build_schedule
 
         self.args, self.config, self.device = args, config, device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.dtype]
@@ -159,8 +159,8 @@ class Step:
         import torch
         from peft import LoraConfig, inject_adapter_in_model
 
-        from ace_lora.memory_saving import offload_blocks, quantise_base
-        from ace_lora.transformer import ACEStepTransformer
+        from ace_lora.model.recompute import offload_blocks, quantise_base
+        from ace_lora.v1.transformer import ACEStepTransformer
 
         key = variant.base, variant.offload
         if key not in self.models:
@@ -185,9 +185,9 @@ class Step:
         import torch
         from reference_block import ReferenceTransformer
 
-        from ace_lora.flow_matching import denoising_loss
-        from ace_lora.memory_saving import set_checkpointing
-        from ace_lora.transformer import ACEStepTransformer
+        from ace_lora.model.recompute import set_checkpointing
+        from ace_lora.v1.flow_matching import denoising_loss
+        from ace_lora.v1.transformer import ACEStepTransformer
 
         model, _ = self.model(variant)
         self.forget_gradients(variant)
@@ -386,7 +386,7 @@ def without_autocast() -> Iterator[None]:
     """Autocast does not know tensors without values, and the lean variants do not use it."""
     import torch
 
-    from ace_lora.transformer import ACEStepTransformer
+    from ace_lora.v1.transformer import ACEStepTransformer
 
     autocast, compute_dtype = torch.autocast, ACEStepTransformer.compute_dtype
     torch.autocast = lambda *args, **kwargs: contextlib.nullcontext()  # type: ignore[assignment,misc]

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import soundfile
 from mutagen.id3 import ID3, USLT
-from tiny_qwen import make_thinker
 
 from ace_lora.commands import run_script
 from ace_lora.lyrics.timed import TimedLine, parse_timed
 from ace_lora.songs import split_tags
 from generate_prompts_lyrics import main, parse_args
+from tests.tiny_qwen import make_thinker
 
 ROOT = Path(__file__).parent.parent
 RATE = 44100
@@ -449,7 +449,7 @@ def thinker(tmp_path_factory) -> Path:
 @pytest.fixture
 def short_lyrics(monkeypatch):
     """A random model's lyrics would go on to the limit, for many seconds."""
-    monkeypatch.setattr("ace_lora.captions.MAX_LYRIC_TOKENS", 300)
+    monkeypatch.setattr("ace_lora.captions.caption.MAX_LYRIC_TOKENS", 300)
 
 
 def outcome_of(folder: Path, status: int, out: str, songs: int, lyrics: bool) -> None:
@@ -484,7 +484,7 @@ def test_a_random_model_gives_real_files_or_failed_songs(
 
 
 def test_step_3_after_step_2_asks_for_lyrics_only(songs, thinker, short_lyrics, monkeypatch):
-    from ace_lora.captioner_qwen import QwenCaptioner
+    from ace_lora.captions.qwen import QwenCaptioner
 
     asked = []
     original = QwenCaptioner.ask
@@ -513,8 +513,8 @@ def test_the_model_is_not_loaded_for_lyrics_that_are_there(songs, thinker, capsy
 
 
 def test_a_long_song_is_captioned_in_parts(tmp_path, thinker, capsys, monkeypatch):
-    from ace_lora.captioner_qwen import QwenCaptioner
-    from ace_lora.captions import Caption
+    from ace_lora.captions.caption import Caption
+    from ace_lora.captions.qwen import QwenCaptioner
 
     soundfile.write(tmp_path / "long.wav", np.tile(beats(seconds=10)[:, 0], 61)[:: RATE // 8000], 8000)
     seconds = soundfile.info(tmp_path / "long.wav").duration
@@ -542,8 +542,8 @@ def test_a_long_song_is_captioned_in_parts(tmp_path, thinker, capsys, monkeypatc
 
 def test_silent_parts_are_not_described(tmp_path, thinker, monkeypatch):
     """A model would make up tags and lyrics for the silence before a hidden track."""
-    from ace_lora.captioner_qwen import QwenCaptioner
-    from ace_lora.captions import Caption
+    from ace_lora.captions.caption import Caption
+    from ace_lora.captions.qwen import QwenCaptioner
 
     song = beats(seconds=10)[:: RATE // 8000, 0]
     soundfile.write(tmp_path / "hidden.wav", np.concatenate([song, np.zeros(620 * 8000), song]), 8000)
@@ -597,7 +597,7 @@ def test_a_broken_checkpoint_ends_the_run(songs, thinker, tmp_path, capsys):
 
 
 def test_the_transcriber_gives_lyrics_and_measured_tags(songs, thinker, tmp_path, capsys, monkeypatch):
-    from ace_lora.captioner_qwen import QwenCaptioner
+    from ace_lora.captions.qwen import QwenCaptioner
 
     questions = []
 
@@ -616,7 +616,7 @@ def test_the_transcriber_gives_lyrics_and_measured_tags(songs, thinker, tmp_path
 
 
 def test_the_captioner_gives_tags_and_knows_instrumentals(songs, thinker, tmp_path, capsys, monkeypatch):
-    from ace_lora.captioner_qwen import QwenCaptioner
+    from ace_lora.captions.qwen import QwenCaptioner
 
     replies = ["A calm piano piece. There are no vocals.", "A rock song with a raspy male vocal and drums."]
     monkeypatch.setattr(QwenCaptioner, "_generate", lambda self, *a, **k: replies.pop(0))

@@ -19,19 +19,20 @@ import pytest
 import soundfile
 import torch
 from filelock import FileLock
-from golden_audio import assert_digest, audio, golden_json, weights
 from safetensors.torch import load_file, save_file
 
 import convert2hf_dataset_new as convert
 import preprocess_dataset_new as preprocess
-from ace_lora import audio as audio_module
-from ace_lora import base_weights, dcae, ssl_features
-from ace_lora.audio import AudioError, prepare_waveform, read_audio
+from ace_lora.audio import decode as audio_module
+from ace_lora.audio.decode import AudioError, prepare_waveform, read_audio
+from ace_lora.base_weights import find as base_weights
 from ace_lora.commands import run_script
-from ace_lora.fingerprints import audio_fingerprint
-from ace_lora.records import RecordError, list_records, read_metadata, read_record, restore_rows, write_tensors
-from ace_lora.song_dataset import DatasetSong
-from ace_lora.tiny_base import make_tiny_base
+from ace_lora.preprocessing.dataset import DatasetSong
+from ace_lora.records.fingerprints import audio_fingerprint
+from ace_lora.records.record import RecordError, list_records, read_metadata, read_record, restore_rows, write_tensors
+from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.v1 import dcae, ssl_features
+from tests.golden_audio import assert_digest, audio, golden_json, weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "audio"
@@ -830,7 +831,8 @@ def kill_after(arguments: list[str], event: int) -> None:
     """Run the script in a process and kill it when it has printed or written the `event`-th of its signs of life."""
     # Every write to a file is a sign of life: the kill falls into the moments around which files are made.
     code = (
-        "import sys, pathlib, os, preprocess_dataset_new as p; from ace_lora import files, dcae;"
+        "import sys, pathlib, os, preprocess_dataset_new as p;"
+        "from ace_lora import files; from ace_lora.v1 import dcae;"
         "from ace_lora.commands import run_script;"
         "sys.addaudithook(lambda name, args: name in ('os.rename', 'os.remove', 'open', 'os.chmod')"
         " and 'prep.partial' in str(args[0]) and print('*', flush=True));"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import start
-from ace_lora import set_up
+from ace_lora.set_up import environment as set_up
 
 HOME = Path(__file__).resolve().parent.parent
 LANGUAGES = ("README.md", "README_zh.md")
@@ -32,7 +32,7 @@ def test_every_command_is_accepted_by_its_script(name):
         if script == "start.py":
             set_up.parse_args(start.GROUPS, arguments)
         else:
-            name_of_module = arguments.pop(0) if script == "-m" else script.removesuffix(".py")
+            name_of_module = f"{arguments.pop(0)}.__main__" if script == "-m" else script.removesuffix(".py")
             importlib.import_module(name_of_module).parse_args(arguments)  # fails where a flag does not exist
         checked += 1
     assert checked >= 14
@@ -41,7 +41,7 @@ def test_every_command_is_accepted_by_its_script(name):
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_every_flag_that_the_text_names_exists(name):
     text = (HOME / name).read_text(encoding="utf-8")
-    sources = "".join(path.read_text(encoding="utf-8") for path in [*HOME.glob("*.py"), *HOME.glob("ace_lora/*.py")])
+    sources = "".join(path.read_text(encoding="utf-8") for path in [*HOME.glob("*.py"), *HOME.glob("ace_lora/**/*.py")])
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z_]+", text)) - {"--help"}
     assert flags
     assert {flag for flag in flags if f'"{flag}"' not in sources} == set()

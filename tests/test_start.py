@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import start
-from ace_lora import set_up
+from ace_lora.set_up import environment as set_up
 
 SCRIPT = Path(start.__file__)
 HOME = SCRIPT.parent
@@ -47,8 +47,9 @@ def make_program(folder: Path) -> Path:
     (home / "requirements").mkdir(parents=True)
     shutil.copy(SCRIPT, home)
     (home / "ace_lora").mkdir()
-    for name in ("__init__.py", "commands.py", "set_up.py"):
+    for name in ("__init__.py", "commands.py"):
         shutil.copy(HOME / "ace_lora" / name, home / "ace_lora")
+    shutil.copytree(HOME / "ace_lora" / "set_up", home / "ace_lora" / "set_up")
     (home / "requirements.txt").write_text("torch==2.13.0\nbase_package==1.0\n", encoding="utf-8")
     (home / "requirements" / "prodigy.txt").write_text("# 可选\ngroup_package==1.0\n", encoding="utf-8")
     for name in ("demo", "ace_gui"):

@@ -21,15 +21,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import trainer_new
-from ace_lora import training_run
-from ace_lora.adapter import CONFIG_NAME, WEIGHTS_NAME
-from ace_lora.batches import Plan
-from ace_lora.checkpoints import STATE_JSON, STATE_TENSORS
 from ace_lora.commands import run_script
-from ace_lora.metrics import COLUMNS
-from ace_lora.records import read_record
-from ace_lora.tiny_base import make_tiny_base
-from ace_lora.training_setup import prepare
+from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME
+from ace_lora.records.record import read_record
+from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.training import run as training_run
+from ace_lora.training.batches import Plan
+from ace_lora.training.checkpoints import STATE_JSON, STATE_TENSORS
+from ace_lora.training.metrics import COLUMNS
+from ace_lora.training.prepare import prepare
 from tests.training_data import make_record, make_records
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def base(tmp_path_factory):
 def without_image(request, monkeypatch):
     """Drawing takes a third of so short a run; two tests here do it, the others leave it to test_metrics.py."""
     if request.node.name not in ("test_files_lines_and_metadata_of_a_run", IMAGE_TEST):
-        monkeypatch.setattr("ace_lora.metrics.draw_losses", lambda metrics, image: None)
+        monkeypatch.setattr("ace_lora.training.metrics.draw_losses", lambda metrics, image: None)
 
 
 def write_config(path, **changes):
@@ -280,7 +280,7 @@ def test_wandb_that_is_not_installed(base, tmp_path, capsys):
 
 
 def test_disk_that_is_too_small_is_reported_beforehand(base, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ace_lora.checkpoints.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("ace_lora.training.checkpoints.free_bytes", lambda path: 1000)
     assert train(base, tmp_path) == 2
     assert "are free" in capsys.readouterr().err
 
@@ -560,13 +560,13 @@ def test_threads_that_read_give_the_same_training(base, tmp_path):
 def test_each_record_is_read_once_for_all_epochs(base, tmp_path, monkeypatch, capsys):
     read = []
     monkeypatch.setattr(
-        "ace_lora.record_cache.read_record", lambda path, *, ssl: read.append(path) or read_record(path, ssl=ssl)
+        "ace_lora.records.cache.read_record", lambda path, *, ssl: read.append(path) or read_record(path, ssl=ssl)
     )
     assert train(base, tmp_path / "roomy", max_steps=9) == 0
     assert sorted(read) == sorted((base / "prep").iterdir())
     assert "stay in main memory" not in capsys.readouterr().out
     read.clear()
-    monkeypatch.setattr("ace_lora.training_run.RECORD_CACHE_SHARE", 0.0)
+    monkeypatch.setattr("ace_lora.training.run.RECORD_CACHE_SHARE", 0.0)
     assert train(base, tmp_path / "tight", max_steps=9) == 0
     assert len(read) == 9
     assert "0.0 of their" in capsys.readouterr().out
@@ -653,7 +653,7 @@ def test_trial_tells_the_costs_and_leaves_the_output_alone(base, tmp_path, capsy
 
 
 def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, capsys, monkeypatch):
-    from ace_lora import trial
+    from ace_lora.training import trial
 
     asked = []
 
@@ -698,7 +698,7 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
 
 
 def test_trial_goes_on_without_savings_whose_package_is_missing(base, tmp_path, capsys, monkeypatch):
-    from ace_lora import trial
+    from ace_lora.training import trial
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))

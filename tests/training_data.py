@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ace_lora.records import Record, write_record
+from ace_lora.records.record import Record, write_record
 
 TAGS = "rock, drums, 120 bpm, female vocals, sad"
 
@@ -27,7 +27,7 @@ def make_record(
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     text_ids = [21, 22, 275, 23, 275, 24, 25, 275, 26, 1]
     if tiny is not None:
-        from ace_lora.text_encoder import load_text_tokenizer, tokenize_prompt
+        from ace_lora.v1.text_encoder import load_text_tokenizer, tokenize_prompt
 
         text_ids = tokenize_prompt(load_text_tokenizer(tiny / "umt5-base"), TAGS)
     features = {}

@@ -1,6 +1,6 @@
 """The lyric vocabulary: a Hugging Face tokenizers file, checked before it is used.
 
-The published file is not part of this repository; `ace_lora.base_weights` finds or downloads it. A tiny base model
+The published file is not part of this repository; `ace_lora.base_weights.find` finds or downloads it. A tiny base model
 brings a vocabulary of its own. Spec: vocabulary file.
 """
 

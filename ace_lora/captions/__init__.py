@@ -1,0 +1,1 @@
+"""Prompts and lyrics asked of models. Imports lyrics, audio and below."""

@@ -1,0 +1,666 @@
+"""What `start.py` does once Python is known to be new enough: make `.venv`, fill it, and start what was asked for.
+
+Reads `requirements.txt` and `requirements/GROUP.txt`; writes the environment `.venv` in the program folder, with what
+pip said in `.venv/install.log` and what is installed completely in `.venv/ace_setup.json`. What that file names is not
+installed again, so a later start needs no network; what is missing from it is installed, so an interrupted set-up goes
+on with the same command. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ace_lora.commands import EXIT_INTERRUPTED, StepFailed, run_script
+
+HOME = Path(__file__).resolve().parents[2]
+# The tests exercise every group that installs on a machine without a card.
+TEST_GROUPS = ("captioning", "japanese", "prodigy", "small_cards", "test")
+# More test processes than this gain little and take a gigabyte of memory each.
+MOST_TEST_PROCESSES = 4
+TORCH_INDEX = "https://download.pytorch.org/whl/"
+# CUDA 13 needs this NVIDIA driver branch; older ones run the CUDA 12.6 build, which itself needs at least the second.
+# https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
+CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
+DISK_GB = {"cpu": 4, "cuda": 9, "added": 1}
+STAMP, LOCK, LOG, DOWNLOADS = "ace_setup.json", "ace_setup.lock", "install.log", "downloads"
+# A sign of life while pip is silent: every second on a terminal, every minute in a log.
+QUIET_SECONDS = {True: 1, False: 60}
+# How long a program may take to end after Ctrl+C before it is told again.
+INTERRUPT_SECONDS = 10.0
+
+# What pip prints when it fails, and what that means; the first match is shown.
+PIP_FAILURES = (
+    (
+        ("No space left on device", "Errno 28", "quota exceeded", "not enough space on the disk", "WinError 112"),
+        "The disk is full. Free some space, then run the same command again; what is installed stays.",
+    ),
+    (
+        ("CERTIFICATE_VERIFY_FAILED", "SSLError"),
+        "The secure connection to the package index was refused. Check the date and time of this computer and any "
+        "proxy or virus scanner that inspects traffic, then run the same command again.",
+    ),
+    (
+        (
+            "NewConnectionError",
+            "NameResolutionError",
+            "Temporary failure in name resolution",
+            "getaddrinfo failed",
+            "Network is unreachable",
+            "ConnectTimeoutError",
+            "ReadTimeoutError",
+            "Read timed out",
+            "ConnectionResetError",
+            "ProxyError",
+            "Connection refused",
+            "Connection broken",
+        ),
+        "The package index cannot be reached. Connect to the network, then run the same command again. Where the index "
+        "is slow or blocked, set a mirror first (the README names how), for example in the variable PIP_INDEX_URL.",
+    ),
+    (
+        ("Permission denied", "Errno 13", "Read-only file system", "WinError 5", "Access is denied", "WinError 32"),
+        "A file of the environment is in use or may not be written. Close other windows of this program, move its "
+        "folder to a place that you may write to, then run the same command again.",
+    ),
+    (
+        ("path too long", "Errno 36", "WinError 206", "Filename or extension is too long"),
+        "A path is too long for this system. Move the program folder nearer to the root of the drive, for example to "
+        "C:\\ace-step, then run the same command again.",
+    ),
+    (
+        ("No matching distribution found", "Could not find a version that satisfies"),
+        "The package index has no build of a package for this Python and system. Use Python 3.10 to 3.13 (64-bit); if "
+        "an index or mirror is set by hand (--torch, PIP_INDEX_URL), choose another one.",
+    ),
+    (
+        ("Microsoft Visual C++", "error: command 'gcc' failed", "Failed building wheel", "failed-wheel-build"),
+        "A package has no ready build for this Python and system and could not be built here. Install Python 3.12 "
+        "(64-bit), remove the folder '.venv' and run the same command with that Python.",
+    ),
+    (
+        ("DO NOT MATCH THE HASHES", "has a wrong size", "Bad magic number for file", "File is not a zip file"),
+        "A download arrived damaged. Run the same command again; if that does not help, set another mirror (the README "
+        "names how).",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Torch:
+    """Which build of PyTorch to install: a name for people, the index to take it from (None: pip's own), the disk."""
+
+    name: str
+    index: str | None
+    disk_gb: int
+
+
+# --- The checks that need no environment -----------------------------------------------------------------------------
+
+
+def check_disk(free_bytes: int, needed_gb: int) -> str | None:
+    """Why the disk is too small for the installation, or None."""
+    if free_bytes >= needed_gb * 10**9:
+        return None
+    return (
+        f"The disk of '{HOME}' has {free_bytes / 1e9:.1f} GB free; the installation needs about {needed_gb} GB. "
+        "Free some space or move this folder to another drive, then run the same command again."
+    )
+
+
+def check_window() -> str | None:
+    """Why this Python cannot open a window here, or None. Asked before gigabytes are installed for one."""
+    # On Windows and macOS a root window would flash up; there the interpreter alone is enough to ask.
+    ask = "Tk().destroy()" if sys.platform.startswith("linux") else "Tcl()"
+    answer = subprocess.run([sys.executable, "-c", f"import tkinter; tkinter.{ask}"], capture_output=True, text=True)
+    if answer.returncode == 0:
+        return None
+    if "No module named" in answer.stderr:
+        return (
+            f"The window needs Tk, which the Python '{sys.executable}' does not have. Install it (Debian and Ubuntu: "
+            "sudo apt install python3-tk; Fedora: sudo dnf install python3-tkinter; Windows: run Python's installer "
+            "again and tick 'tcl/tk'), then run the same command again. Without a window: python start.py setup"
+        )
+    last = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("_tkinter.TclError: ")
+    return (
+        f"No window can be opened here ({last}). Run this in a graphical session. "
+        "Without a window, 'python start.py setup' installs everything for the scripts and 'python start.py demo' "
+        "shows them."
+    )
+
+
+def read_nvidia_driver() -> int | None:
+    """The driver's major version number when an NVIDIA card is present, else None."""
+    program = shutil.which("nvidia-smi")
+    if program is None and os.name == "nt":
+        # Old drivers put it where PATH does not lead.
+        candidate = Path(os.environ.get("PROGRAMFILES", "C:/Program Files")) / "NVIDIA Corporation/NVSMI/nvidia-smi.exe"
+        program = str(candidate) if candidate.exists() else None
+    if program is None:
+        return None
+    try:
+        answer = subprocess.run(
+            [program, "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        return int(answer.stdout.strip().splitlines()[0].split(".")[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        # The program is there but no card answers it: as good as none.
+        return None
+
+
+def choose_torch(request: str, driver: int | None, system: str) -> Torch:
+    """Which PyTorch to install for `--torch auto|cpu|cuda|INDEX-URL` on this `system` (platform.system())."""
+    if "://" in request:
+        return Torch(f"from {request}", request, DISK_GB["cuda"])
+    if request == "cpu":
+        # macOS wheels of the package index are CPU and MPS builds already.
+        return Torch("CPU build", None if system == "Darwin" else TORCH_INDEX + "cpu", DISK_GB["cpu"])
+    if request == "cuda" or driver is not None:
+        if driver is not None and driver < CUDA_13_DRIVER:
+            return Torch("CUDA 12.6 build", TORCH_INDEX + "cu126", DISK_GB["cuda"])
+        # On Linux the package index itself has the CUDA 13 build, on Windows only a CPU build.
+        index = TORCH_INDEX + "cu130" if system == "Windows" else None
+        return Torch("CUDA 13 build", index, DISK_GB["cuda"])
+    return Torch("the package index's build", None, DISK_GB["cpu"])
+
+
+# --- The environment -------------------------------------------------------------------------------------------------
+
+
+def environment_python(environment: Path) -> Path:
+    """The interpreter inside a virtual environment."""
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def starts(python: Path, *arguments: str) -> bool:
+    """Whether this interpreter runs these arguments (none: an empty program) with status 0."""
+    try:
+        command = [str(python), *(arguments or ("-c", ""))]
+        return python.exists() and subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def has_pip(python: Path) -> bool:
+    """Whether the environment is whole: one whose making was interrupted has no pip yet."""
+    return starts(python, "-I", "-m", "pip", "--version")
+
+
+def requirement_files(groups: list[str]) -> list[Path]:
+    """The base requirements and those of the groups."""
+    return [HOME / "requirements.txt", *(HOME / "requirements" / f"{group}.txt" for group in groups)]
+
+
+def digest(path: Path) -> str:
+    """What identifies the wanted state of a requirements file."""
+    # Line ends are left out: git may check the file out with either.
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
+
+
+def read_stamp(environment: Path) -> dict[str, str] | None:
+    """What was installed completely: file name → digest, "torch" → where it came from. None: not made by start.py."""
+    try:
+        stamp = json.loads((environment / STAMP).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValueError:
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(environment: Path, stamp: dict[str, str]) -> None:
+    """Record what is installed; replaced in one go, so that an interruption leaves the old record."""
+    temporary = environment / f"{STAMP}.tmp"
+    temporary.write_text(json.dumps(stamp, indent=2), encoding="utf-8")
+    os.replace(temporary, environment / STAMP)
+
+
+@contextlib.contextmanager
+def one_at_a_time(environment: Path) -> Iterator[IO[bytes]]:
+    """Wait until no other start.py works on this environment. Yields the lock's file, for children to inherit.
+
+    The system gives the lock back when its last holder ends, however it ends. pip inherits it: when start.py is killed
+    and started again, the new one waits for the end of the pip that the old one left behind.
+    """
+    told = False
+    with (environment / LOCK).open("ab") as file:
+        while not _lock(file):
+            if not told:
+                print("Another start.py is setting this folder up. Waiting for it to end …", flush=True)
+                told = True
+            time.sleep(0.5)
+        yield file
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: IO[bytes]) -> bool:
+        try:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def inherited(file: IO[bytes]) -> dict:
+        """The keywords of Popen that hand the lock to a child: none, Windows locks belong to one process."""
+        return {}
+else:
+    import fcntl
+
+    def _lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # Some network drives have no locks; there, nobody is kept waiting.
+            return True
+        return True
+
+    def inherited(file: IO[bytes]) -> dict:
+        """The keywords of Popen that hand the lock to a child."""
+        return {"pass_fds": (file.fileno(),)}
+
+
+def make_environment(environment: Path, lock: IO[bytes]) -> None:
+    """Make the virtual environment in a folder that holds nothing but what an earlier start.py left there."""
+    print(f"Making the environment {environment} …", flush=True)
+    for entry in environment.iterdir():
+        if entry.name not in (STAMP, LOCK, LOG):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    # The folder is marked as ours before anything is in it, so that a half-made environment is known as such.
+    write_stamp(environment, {})
+    # The Python that an environment was made with, when this runs inside one: the old .venv itself, for example.
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    # pip is put in by a second command of ours: `venv` would start it as a grandchild that outlives an interruption.
+    for command in (
+        [base, "-m", "venv", "--without-pip", str(environment)],
+        [str(environment_python(environment)), "-I", "-m", "ensurepip", "--upgrade", "--default-pip"],
+    ):
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, errors="replace", **inherited(lock))
+        except OSError as error:
+            raise StepFailed(f"The environment '{environment}' could not be made: {error}.") from error
+        if answer.returncode != 0:
+            output = (answer.stdout + answer.stderr).strip()
+            if "ensurepip" in output and ("No module named" in output or "not available" in output):
+                raise StepFailed(
+                    "This Python cannot make virtual environments: its part 'ensurepip' is missing. On Debian and "
+                    "Ubuntu install it with: sudo apt install python3-venv. Then run the same command again."
+                )
+            raise StepFailed(f"The environment '{environment}' could not be made. {explain_pip_failure(output)}")
+
+
+def drop_half_installed(environment: Path) -> None:
+    """Remove the metadata of packages whose installation was cut off, or pip would take them for installed.
+
+    pip writes RECORD last; a folder without it that already holds METADATA belongs to files that are not all there.
+    """
+    for metadata in environment.glob("[Ll]ib/**/site-packages/*.dist-info"):
+        if not (metadata / "RECORD").exists():
+            shutil.rmtree(metadata)
+
+
+def explain_pip_failure(output: str) -> str:
+    """A sentence for people about a failed pip or venv run."""
+    for signs, sentence in PIP_FAILURES:
+        if any(sign.lower() in output.lower() for sign in signs):
+            return sentence
+    last = next((line for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
+    return f"The last words were: {last.strip()}"
+
+
+class Progress:
+    """Turns what pip says into few calm lines: each package of some size once, and a sign of life in between."""
+
+    def __init__(self, downloads: Path):
+        self._downloads = downloads
+        self._started = self._spoke = time.monotonic()
+        self._terminal = sys.stdout.isatty()
+        self._doing = "looking for the packages"
+        self._seen: set[str] = set()
+
+    def line(self, text: str) -> None:
+        """Take one line of pip's output."""
+        text = text.strip()
+        package = re.match(r"(?:Downloading|Using cached|Processing) (.+\.whl)(?: \(([\d.]+) (\w+)\))?", text)
+        if package:
+            # Only what is measured in megabytes is worth a line; a package in a local folder comes without its size.
+            path, number, unit = package.groups()
+            name, version = path.replace("\\", "/").rsplit("/", 1)[-1].replace("%2B", "+").split("-")[:2]
+            self._doing = f"{name} {version}"
+            if name not in self._seen and unit in (None, "MB", "GB"):
+                self._say(f"  {name} {version}" + (f" ({number} {unit})" if unit else ""))
+            self._seen.add(name)
+        elif text.startswith("Installing collected packages:"):
+            count = text.count(",") + 1
+            self._doing = f"unpacking {count} packages" if count > 1 else "unpacking"
+            self._say(f"  {self._doing} …")
+
+    def tick(self) -> None:
+        """Call about every second: shows that something is going on when pip has long said nothing."""
+        if time.monotonic() - self._spoke < QUIET_SECONDS[self._terminal]:
+            return
+        elapsed = int(time.monotonic() - self._started)
+        megabytes = sum(path.stat().st_size for path in _files(self._downloads)) / 1e6
+        arrived = f", {megabytes:.0f} MB so far" if megabytes >= 1 and not self._doing.startswith("unpacking") else ""
+        words = f"  {self._doing}{arrived}, {elapsed // 60}:{elapsed % 60:02d}"
+        if self._terminal:
+            print(f"\r{words:<76}", end="", flush=True)
+        else:
+            print(words, flush=True)
+            self._spoke = time.monotonic()
+
+    def end(self) -> None:
+        """Clear the line that was written over and over."""
+        if self._terminal:
+            print(f"\r{'':76}\r", end="", flush=True)
+
+    def _say(self, words: str) -> None:
+        self.end()
+        print(words, flush=True)
+        self._spoke = time.monotonic()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    # pip removes files while they are being counted.
+    with contextlib.suppress(OSError):
+        yield from (path for path in folder.rglob("*") if path.is_file())
+
+
+def pip_install(python: Path, arguments: list[str], what: str, lock: IO[bytes]) -> None:
+    """Run pip, show its progress, keep what it says in `install.log`. Raises StepFailed with a sentence."""
+    print(f"Installing {what} …", flush=True)
+    environment = python.parent.parent
+    downloads = environment / DOWNLOADS
+    shutil.rmtree(downloads, ignore_errors=True)
+    downloads.mkdir()
+    # Isolated from the user's PYTHONPATH, whose packages would count as installed; beside the environment because the
+    # system's temporary folder may lie on a small disk.
+    command = [str(python), "-I", "-X", "utf8", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    variables = {**os.environ, "PIP_USER": "0", **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(downloads))}
+    output: list[str] = []
+    progress = Progress(downloads)
+    with (environment / LOG).open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=variables,
+            **inherited(lock),
+        )
+        lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
+        try:
+            while True:
+                try:
+                    line = lines.get(timeout=1)
+                except queue.Empty:
+                    progress.tick()
+                    continue
+                if line is None:
+                    break
+                output.append(line)
+                log.write(line)
+                progress.line(line)
+            process.wait()
+        finally:
+            progress.end()
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    shutil.rmtree(downloads, ignore_errors=True)
+    if "Operation cancelled by user" in "".join(output[-3:]):
+        raise KeyboardInterrupt
+    if process.returncode != 0:
+        # With no network, pip ends on "no matching distribution"; the cause stands in its warnings above.
+        why = explain_pip_failure("".join(output))
+        if process.returncode == -9:
+            why = (
+                "The system ended it, most likely for want of memory. Close other programs, then run the command again."
+            )
+        raise StepFailed(f"{what[0].upper()}{what[1:]} could not be installed. {why} ({environment / LOG})")
+
+
+def compile_analysis(python: Path) -> None:
+    """Let librosa compile its loops now: it takes half a minute, once, and else the first prompts would wait for it."""
+    if not (HOME / "ace_lora" / "audio" / "analysis.py").exists():
+        return
+    print("Compiling the signal analysis …", flush=True)
+    # Five seconds of two clicks per second: enough for every loop to be needed. A failure here is told by that step.
+    clicks = "clicks = numpy.zeros((1, 110250), 'float32'); clicks[0, ::11025] = 1"
+    program = f"import numpy; from ace_lora.audio.analysis import measure_bpm; {clicks}; measure_bpm(clicks, 22050)"
+    subprocess.run([str(python), "-c", program], cwd=HOME, capture_output=True)
+
+
+def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def set_up(environment: Path, groups: list[str], torch_request: str) -> Path:
+    """Make the environment and install what is missing from it. Returns its interpreter.
+
+    Raises StepFailed with a sentence for people.
+    """
+    python = environment_python(environment)
+    wanted = {path.name: digest(path) for path in requirement_files(groups)}
+    if torch_request != "auto":
+        wanted["torch"] = torch_request
+
+    def complete(stamp: dict[str, str] | None) -> bool:
+        return stamp is not None and all(stamp.get(name) == value for name, value in wanted.items())
+
+    # Nothing is written on this path: the folder may be read-only by now.
+    if complete(read_stamp(environment)) and starts(python):
+        return python
+    if environment.exists() and read_stamp(environment) is None:
+        foreign = [entry.name for entry in environment.iterdir() if entry.name != LOCK]
+        if foreign and not has_pip(python):
+            raise StepFailed(
+                f"'{environment}' was not made by start.py and is no Python environment with pip that starts. "
+                "Rename or move it, then run the same command again."
+            )
+        if foreign:
+            print(f"Using the environment that is there: {environment}", flush=True)
+    environment.mkdir(exist_ok=True)
+    with one_at_a_time(environment) as lock:
+        stamp = read_stamp(environment)
+        if complete(stamp) and starts(python):
+            return python
+        if stamp is not None:
+            drop_half_installed(environment)
+        _fill(environment, stamp or {}, wanted, groups, torch_request, lock)
+    print(f"The environment is ready: {environment}", flush=True)
+    return python
+
+
+def _fill(
+    environment: Path,
+    stamp: dict[str, str],
+    wanted: dict[str, str],
+    groups: list[str],
+    torch_request: str,
+    lock: IO[bytes],
+) -> None:
+    python = environment_python(environment)
+    driver = read_nvidia_driver()
+    torch = choose_torch(torch_request, driver, platform.system())
+    whole = has_pip(python)
+    needed_gb = (
+        DISK_GB["added"]
+        if whole and "torch" in stamp and stamp["torch"] == wanted.get("torch", stamp["torch"])
+        else torch.disk_gb
+    )
+    problem = check_disk(shutil.disk_usage(HOME).free, needed_gb)
+    if problem:
+        raise StepFailed(problem)
+    if driver is not None and driver < CUDA_12_DRIVER and torch.name.startswith("CUDA"):
+        print(
+            f"The NVIDIA driver ({driver}) is too old for any CUDA build of PyTorch. "
+            f"Update it to {CUDA_13_DRIVER} or newer.",
+            flush=True,
+        )
+    if not whole:
+        if stamp:
+            print(
+                f"The environment {environment} does not start any more: its Python was moved or removed.", flush=True
+            )
+        make_environment(environment, lock)
+        stamp = {}
+
+    base = requirement_files([])[0]
+    if "torch" not in stamp or stamp["torch"] != wanted.get("torch", stamp["torch"]):
+        pin = next((line for line in base.read_text(encoding="utf-8").split() if line.startswith("torch==")), None)
+        if pin is None:
+            raise StepFailed(
+                f"'{base}' names no version of torch; expected the file that came with start.py. Restore it."
+            )
+        # PyTorch's own indexes have other versions of the packages that it needs; the base requirements follow anyway.
+        source = ["--index-url", torch.index] if torch.index else ["--constraint", str(base)]
+        # Another build of the same version counts as installed for pip.
+        again = ["--force-reinstall"] if "torch" in stamp else []
+        stamp.pop(base.name, None)
+        write_stamp(environment, stamp)
+        pip_install(python, [pin, *source, *again], f"PyTorch ({torch.name})", lock)
+        stamp["torch"] = torch_request
+        write_stamp(environment, stamp)
+    for path in requirement_files(groups):
+        if stamp.get(path.name) != wanted[path.name]:
+            # Every file lists its whole closure for the groups, the base included, so pip need not look further.
+            extra = [] if path == base else ["--no-deps"]
+            pip_install(python, ["-r", str(path), *extra], f"the packages of {path.relative_to(HOME)}", lock)
+            stamp[path.name] = wanted[path.name]
+            write_stamp(environment, stamp)
+            if path == base:
+                compile_analysis(python)
+
+
+# --- What is started -------------------------------------------------------------------------------------------------
+
+
+def run(python: Path, *arguments: str) -> int:
+    """Run a program of ours in the environment and return its exit status; Ctrl+C reaches it directly."""
+    variables = {**os.environ, "PYTHONUTF8": "1", "VIRTUAL_ENV": str(python.parent.parent)}
+    for name in ("PYTHONHOME", "PYTHONPATH"):
+        variables.pop(name, None)
+    process = subprocess.Popen([str(python), *arguments], cwd=HOME, env=variables)
+    # A request to end, unlike Ctrl+C, reaches only this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    patience: float | None = None
+    while True:
+        try:
+            status = process.wait(patience)
+            break
+        except KeyboardInterrupt:
+            # Pressed at a terminal, the child got it too and is ending; at the second time it is to end at once.
+            if patience is not None:
+                process.terminate()
+            patience = INTERRUPT_SECONDS
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            patience = None
+    return EXIT_INTERRUPTED if status in (-signal.SIGINT, -signal.SIGTERM) else abs(status)
+
+
+ACTIONS = ("window", "demo", "test", "install", "setup")
+
+
+def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `groups` are the optional groups and what each is for."""
+    parser = argparse.ArgumentParser(
+        prog="start.py",
+        description="Set everything up in '.venv' beside this file, then open the window.",
+        epilog="Groups: " + "; ".join(f"{name} – {text}" for name, text in groups.items()),
+    )
+    parser.add_argument(
+        "action",
+        nargs="?",
+        default="window",
+        choices=ACTIONS,
+        help="window (default): open the window; demo: the seven steps on a synthesised song; test: run the tests; "
+        "install: add optional groups; setup: nothing further",
+    )
+    parser.add_argument(
+        "rest",
+        nargs="*",
+        help="window: songs to add; install: the groups; test: arguments for pytest (default: all tests)",
+    )
+    parser.add_argument(
+        "--torch",
+        default="auto",
+        metavar="auto|cpu|cuda|INDEX-URL",
+        help="which PyTorch to install; auto: the CUDA build when an NVIDIA card is present, else what pip's package "
+        "index gives (default: auto)",
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] not in ACTIONS and Path(argv[0]).exists():
+        argv = ["window", *argv]  # songs that were dropped on start.bat
+    # Whatever follows `test` belongs to pytest, options too.
+    own = argv.index("test") + 1 if "test" in argv and not {"install", "window"} & {*argv} else len(argv)
+    args = parser.parse_args(argv[:own])
+    args.rest += argv[own:]
+    if args.torch not in ("auto", "cpu", "cuda") and "://" not in args.torch:
+        parser.error(f"--torch '{args.torch}' is not known. Give auto, cpu, cuda or the address of a package index.")
+    if args.action == "install":
+        wrong = [group for group in args.rest if group not in (*groups, "test")]
+        if wrong or not args.rest:
+            named = f"no group named '{wrong[0]}'" if wrong else "install needs the name of a group"
+            parser.error(f"{named}. Groups: {', '.join(groups)}.")
+    elif args.action == "window":
+        missing = [song for song in args.rest if not Path(song).exists()]
+        if missing:
+            parser.error(f"there is no song or folder '{missing[0]}'. Check the name, or start without songs.")
+        args.rest = [str(Path(song).absolute()) for song in args.rest]
+    elif args.rest and args.action != "test":
+        parser.error(f"'{args.action}' takes no further words: '{args.rest[0]}'. See --help.")
+    return args
+
+
+def act(args: argparse.Namespace) -> None:
+    """Set up, then start what was asked for. Ends with the exit status of what was started."""
+    environment = HOME / ".venv"
+    groups = {"test": [*TEST_GROUPS], "install": args.rest}.get(args.action, [])
+    if args.action == "window" and "requirements.txt" not in (read_stamp(environment) or {}):
+        problem = check_window()
+        if problem:
+            raise StepFailed(problem)
+    python = set_up(environment, groups, args.torch)
+    processes = min(MOST_TEST_PROCESSES, os.cpu_count() or 1)
+    commands = {
+        "window": [str(HOME / "ace_gui.py"), *args.rest],
+        "demo": [str(HOME / "demo.py")],
+        "test": ["-m", "pytest", *(args.rest or ["-n", str(processes), "--dist", "loadfile"])],
+    }
+    if args.action in commands:
+        raise SystemExit(run(python, *commands[args.action]))
+
+
+def main(groups: dict[str, str]) -> int:
+    """Read the command line and do it. Returns the exit status."""
+    return run_script(act, parse_args(groups))

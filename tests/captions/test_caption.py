@@ -1,0 +1,372 @@
+"""What becomes a caption and what does not: `python -m pytest tests/test_captions.py`."""
+
+import itertools
+import json
+
+import pytest
+
+from ace_lora.captions.caption import (
+    ATTEMPTS,
+    Caption,
+    SongFailed,
+    UnusableAnswer,
+    ask_until_usable,
+    caption_question,
+    caption_schema,
+    check_language,
+    check_lyrics,
+    clean_lines,
+    clean_tags,
+    known_structure,
+    mark_structure,
+    merge_captions,
+    parse_caption,
+    part_bounds,
+    vocal_tag,
+)
+
+GOOD = {
+    "genre": ["Rock", "pop"],
+    "subgenre": ["indie rock"],
+    "instrument": ["Guitar", "drums"],
+    "tempo": ["fast"],
+    "mood": ["happy", "rock"],
+    "has_vocal": True,
+    "vocal": ["female"],
+    "lyrics": ["Hello morning", "goodbye night"],
+}
+
+
+def answer(**changes) -> str:
+    return json.dumps({name: value for name, value in (GOOD | changes).items() if value is not ...}, ensure_ascii=False)
+
+
+def parse(text: str, tags=True, lyrics=True) -> Caption:
+    return parse_caption(text, tags=tags, lyrics=lyrics)
+
+
+# --- Schema ---
+
+
+def test_every_string_and_list_of_the_schema_is_bounded():
+    schema = caption_schema(tags=True, lyrics=True)
+    assert schema["required"] == [*("genre", "subgenre", "instrument", "tempo", "mood", "has_vocal", "vocal", "lyrics")]
+    assert schema["additionalProperties"] is False
+    for name, field in schema["properties"].items():
+        if name == "has_vocal":
+            assert field == {"type": "boolean"}
+            continue
+        assert field["type"] == "array"
+        assert field["maxItems"] <= 120
+        assert field["items"]["pattern"].startswith("^")
+        assert field["items"]["pattern"].endswith("}$")  # a repetition with an upper limit
+
+
+def test_the_question_asks_for_what_the_schema_holds():
+    for tags, lyrics in ((True, False), (False, True), (True, True)):
+        asked = caption_question(tags=tags, lyrics=lyrics)
+        names = caption_schema(tags=tags, lyrics=lyrics)["properties"]
+        assert [name for name in GOOD if f"\n{name}: " in asked] == list(names)
+    assert "'zh'" in caption_question(tags=False, lyrics=True, language="zh")
+
+
+# --- Answers that can be used ---
+
+
+def test_tags_are_lower_case_unique_and_sorted():
+    caption = parse(answer())
+    assert caption.tags == ("drums", "fast", "female vocal", "guitar", "happy", "indie rock", "pop", "rock")
+    assert caption.has_vocal is True
+    assert caption.lyrics == ("Hello morning", "goodbye night")
+
+
+def test_tags_hold_nothing_that_cannot_be_written_or_is_no_word():
+    caption = parse(
+        answer(genre=["ro\x00ck", "\ud83d pop"], mood=["happy 😀", "🎵", "dr\u200beamy"], instrument=["instrument"])
+    )
+    assert caption.tags == ("dreamy", "fast", "female vocal", "happy", "indie rock", "pop", "rock")
+
+
+def test_without_a_voice_there_is_neither_vocal_tag_nor_lyrics():
+    caption = parse(answer(has_vocal=False))
+    assert caption.has_vocal is False
+    assert "female vocal" not in caption.tags
+    assert caption.lyrics == ()
+
+
+def test_texts_stand_for_lists_and_vocal_may_be_missing_without_a_voice():
+    caption = parse(answer(genre="Rock, Pop", tempo="slow", vocal=..., has_vocal=False))
+    assert caption.tags == ("drums", "guitar", "happy", "indie rock", "pop", "rock", "slow")
+
+
+def test_only_lyrics():
+    text = json.dumps({"has_vocal": True, "lyrics": ["one line", "", "another"]})
+    assert parse(text, tags=False) == Caption((), True, ("one line", "", "another"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{answer()}\n```",
+        f"Here it is:\n```\n{answer()}\n```\nI hope this helps.",
+        str(GOOD),  # single quotes, True
+        answer()[:-1] + ",}",
+        "\ufeff" + answer(),
+        f'<think>I hear {{guitars}}: {{"genre": ["pop"], "has_vocal": false}}?</think>\n{answer()}',
+        f"The object {{genre, …}} is:\n```json\n{answer()}\n```\nI hope {{this}} helps.",
+    ],
+    ids=["fence", "prose around", "python quotes", "trailing comma", "bom", "thinking aloud", "braces around"],
+)
+def test_replies_of_unconstrained_servers_are_mended(text):
+    assert parse(text) == parse(answer())
+
+
+@pytest.mark.parametrize(
+    ("tempo", "tags"),
+    [("fast (around 140)", ["fast"]), ("fast 140", ["fast"]), ("about 120-130", []), ("mid-tempo", ["mid-tempo"])],
+)
+def test_numbers_beside_the_tempo_are_left_out(tempo, tags):
+    assert set(parse(answer(tempo=[tempo])).tags) ^ set(parse(answer(tempo=[])).tags) == set(tags)
+
+
+def test_times_that_a_model_makes_up_are_left_out():
+    assert parse(answer(lyrics=["[00:12.50] [Verse 1]", "[00:14] one line", "[00:16]another"])).lyrics == (
+        "[verse]",
+        "one line",
+        "another",
+    )
+
+
+# --- Answers that cannot ---
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("   \n", "empty"),
+        ("This is a rock song.", "no JSON"),
+        (answer()[:-3], "cut short"),
+        (answer()[:40], "cut short"),
+        (json.dumps([GOOD]), "not a JSON object"),
+        ("null", "not a JSON object"),
+        ("{}", "lacks genre"),
+        (answer(mood=...), "lacks mood"),
+        (answer(has_vocal="yes"), "has_vocal"),
+        (answer(has_vocal=None), "has_vocal"),
+        (answer(genre={"a": 1}), "genre"),
+        (answer(genre=[1, 2]), "genre"),
+        (answer(genre=["rock"], subgenre=[], instrument=[], tempo=[], mood=["Rock"], vocal=[]), "one tag"),
+        (answer(genre=[], subgenre=[], instrument=["none"], tempo=["N/A"], mood=[], vocal=[]), "no tag"),
+        (answer(genre=["rock " * 30]), "repeats"),
+        (answer(genre=["lalalalalalalalala"]), "repeats"),
+        (answer(genre=["ro\ufffdck"]), "broken"),
+        (answer(lyrics=[]), "lyrics are empty"),
+        (answer(lyrics=["[verse]", "", "..."]), "lyrics are empty"),
+        (answer(lyrics=["(Instrumental)"]), "lyrics are empty"),
+        (answer(lyrics=["N/A"]), "lyrics are empty"),
+        (answer(lyrics=["Lyrics not available.", "纯音乐，请欣赏"]), "lyrics are empty"),
+        (answer(lyrics="la la la\n" * 11), "repeat"),
+        (answer(lyrics=["a b", "c d", "e f"] * 9), "repeat"),
+        (answer(lyrics=["yeah " * 13]), "repeats"),
+        (answer(lyrics=["啊" * 30]), "repeats"),
+        (answer(lyrics=["br\ufffdken"]), "broken"),
+        ("[" * 100_000, "JSON"),
+    ],
+)
+def test_unusable(text, reason):
+    with pytest.raises(UnusableAnswer, match=reason):
+        parse(text)
+
+
+def test_a_chorus_may_repeat_itself():
+    check_lyrics(["la la la la"] * 10)
+    check_lyrics(["one", "two", "three", "four"] * 8)
+    check_lyrics(["na " * 12])
+
+
+# --- Tags ---
+
+
+@pytest.mark.parametrize(
+    ("words", "tags"),
+    [
+        (["fast 120 BPM"], ["fast"]),
+        (["120bpm", "~ 98.5 BPM", "128 beats per minute", "tempo: around 90-95 bpm"], []),
+        (["140 b.p.m.", "140 beats/min", "120 beats per min", "beats per minute: 90", "１２０ＢＰＭ"], []),
+        (
+            ["tempo 120", "tempo: 98.5", "Tempo of around 98", "mid-tempo (around 110)", "downtempo 90s"],
+            ["downtempo 90s", "mid-tempo"],
+        ),
+        (["slow (around 70 BPM)"], ["slow"]),
+        (["BPM: 120", "bpm 90", "BPM"], []),
+        (["120"], []),
+        (["80s", "808 bass", "k-pop", "r&b", "drum'n'bass"], ["808 bass", "80s", "drum'n'bass", "k-pop", "r&b"]),
+        (["Rock,pop", "pop、folk", " jazz.  ", "ROCK"], ["folk", "jazz", "pop", "rock"]),
+        (["None", "unknown", "n/a", "-", "*"], []),
+        (["a very long sentence that describes the whole song"], []),
+        (["two\nlines", "tab\tstop"], ["lines", "tab stop", "two"]),
+    ],
+)
+def test_clean_tags(words, tags):
+    assert clean_tags(words) == tags
+
+
+@pytest.mark.parametrize(
+    ("word", "tag"),
+    [
+        ("female", "female vocal"),
+        ("Male ", "male vocal"),
+        ("female vocals", "female vocal"),
+        ("female vocal", "female vocal"),
+        ("vocal harmonies", "vocal harmonies"),
+        ("female, breathy", "female vocal, breathy vocal"),
+        ("none", "none"),
+        ("", ""),
+    ],
+)
+def test_vocal_tag(word, tag):
+    assert vocal_tag(word) == tag
+
+
+def test_tempo_numbers_of_the_model_never_become_tags():
+    caption = parse(answer(tempo=["120 bpm"], mood=["calm at 90 BPM"]))
+    assert not any("bpm" in tag or "120" in tag or "90" in tag for tag in caption.tags)
+    assert "calm" in caption.tags
+
+
+# --- Lyrics ---
+
+
+def test_clean_lines():
+    assert clean_lines("\n\n  a\u3000b \r\n\r\n\r\nc\x00\u200b\td\rlast\n \n") == ["a b", "", "c d", "last"]
+
+
+def test_repeated_lines_are_the_chorus():
+    lyrics = "First we walk\nthen we run\nHey, oh!\nwe are free\nOn the hill\nthe sun\nhey oh\nWe are free"
+    assert mark_structure(lyrics) == (
+        "[verse]\nFirst we walk\nthen we run\n\n"
+        "[chorus]\nHey, oh!\nwe are free\n\n"
+        "[verse]\nOn the hill\nthe sun\n\n"
+        "[chorus]\nhey oh\nWe are free"
+    )
+
+
+def test_stanzas_stay_apart():
+    assert mark_structure("a b\nc d\n\n\ne f\ng h") == "[verse]\na b\nc d\n\n[verse]\ne f\ng h"
+
+
+def test_double_spacing_is_no_stanza():
+    assert mark_structure("a b\n\nc d\n\ne f\n\na b") == "[chorus]\na b\n\n[verse]\nc d\ne f\n\n[chorus]\na b"
+
+
+@pytest.mark.parametrize(
+    "lyrics",
+    ["[Verse 1]\na\nb\na", "a\n[chorus] b\na", "Chorus:\na\na", "【副歌】\na\na", "(Verse 2)\na", "[instrumental]", ""],
+)
+def test_text_with_structure_is_left_alone(lyrics):
+    assert mark_structure(lyrics) == lyrics
+
+
+def test_chinese_repetitions():
+    assert mark_structure("月亮代表我的心\n轻轻的一个吻\n月亮代表我的心") == (
+        "[chorus]\n月亮代表我的心\n\n[verse]\n轻轻的一个吻\n\n[chorus]\n月亮代表我的心"
+    )
+
+
+@pytest.mark.parametrize(
+    "lyrics",
+    [
+        ("Hello darkness my old friend", "I've come to talk with you again"),
+        ("你问我爱你有多深", "我爱你有几分"),
+        ("Auf der Straße nach Berlin", "fährt ein kleiner roter Zug"),
+        ("Hello darkness my old friend", "la la la la la"),  # which the tokenizer takes for Welsh
+        ("la la la la la", "la la la"),
+        (),
+        ("[verse]",),
+    ],
+)
+def test_known_languages(lyrics):
+    check_language(lyrics)
+
+
+@pytest.mark.parametrize(
+    ("lyrics", "name"),
+    [
+        (("Em ơi Hà Nội phố, ta còn em mùi hoàng lan", "ta còn em mùi hoa sữa"), "Vietnamese"),
+        (("[verse]", "ฉันรักเธอมากกว่าใคร", "และจะรักตลอดไป"), "Thai"),
+        (("Jag vill ha dig här hos mig i natt", "och aldrig mer vara ensam"), "Swedish"),
+    ],
+)
+def test_unknown_languages(lyrics, name):
+    with pytest.raises(UnusableAnswer, match=name):
+        check_language(lyrics)
+
+
+# --- Parts and attempts ---
+
+
+def test_parts_are_equal_and_never_longer_than_allowed():
+    assert part_bounds(300, 300) == [(0, 300)]
+    assert part_bounds(301, 300) == [(0, 150), (150, 301)]
+    assert part_bounds(900, 300) == [(0, 300), (300, 600), (600, 900)]
+    for length in (1, 299, 301, 601, 1234):
+        bounds = part_bounds(length, 300)
+        assert bounds[0][0] == 0
+        assert bounds[-1][1] == length
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(bounds))
+        assert all(0 < end - start <= 300 for start, end in bounds)
+
+
+def test_merging():
+    merged = merge_captions(
+        [Caption(("pop", "rock"), False), Caption(("drums", "rock"), True, ("a", "b")), Caption((), True, ("c",))]
+    )
+    assert merged == Caption(("drums", "pop", "rock"), True, ("a", "b", "c"))
+    assert merge_captions([Caption(("a", "b"), False)] * 2).has_vocal is False
+    assert merge_captions([Caption(("a", "b"))]).has_vocal is None
+
+
+def test_asking_again():
+    attempts, said = [], []
+
+    def ask(attempt: int) -> Caption:
+        attempts.append(attempt)
+        if attempt < 2:
+            raise UnusableAnswer(f"reason {attempt}")
+        return Caption(("a", "b"))
+
+    assert ask_until_usable(ask, said.append) == Caption(("a", "b"))
+    assert attempts == [0, 1, 2]
+    assert ["reason 0" in said[0], "reason 1" in said[1]] == [True, True]
+
+
+def test_giving_up():
+    said = []
+
+    def ask(attempt: int) -> Caption:
+        raise UnusableAnswer(f"reason {attempt}")
+
+    with pytest.raises(SongFailed, match=f"in {ATTEMPTS} attempts; the last one: reason {ATTEMPTS - 1}"):
+        ask_until_usable(ask, said.append)
+    assert len(said) == ATTEMPTS - 1
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        ("[Verse 1]", "[verse]"),
+        ("[CHORUS]", "[chorus]"),
+        ("[Chorus - loud]", "[chorus]"),
+        ("[Pre-Chorus]", "[pre-chorus]"),
+        ("[Interlude]", "[inst]"),
+        ("[Verse 2: Anna]", "[verse]"),
+        ("[Drop]", "[Drop]"),
+        ("[Verse] sung", "[Verse] sung"),
+        ("Chorus", "Chorus"),
+    ],
+)
+def test_structure_tags_of_models_become_those_of_the_vocabulary(line, known):
+    assert known_structure(line) == known
+    if line == "[Verse 1]":
+        assert parse(answer(lyrics=[line, "Hello"])).lyrics == (known, "Hello")

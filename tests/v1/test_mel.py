@@ -1,0 +1,60 @@
+"""The log-mel spectrogram against the golden data."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ace_lora.v1 import mel
+from ace_lora.v1.mel import denormalise, log_mel, mel_filter_bank, normalise
+from tests.golden_audio import assert_close, assert_digest, audio, golden_json, golden_tensors
+
+
+def test_log_mel_equals_the_golden():
+    case, stored = golden_json("mel"), golden_tensors("mel")
+    result = log_mel(torch.from_numpy(audio(case["input"])))
+    assert list(result.shape) == case["log_mel_shape"] and result.dtype == torch.float32
+    assert_close(result, stored["log_mel"], 1e-5)
+    assert_digest(result, case["log_mel_digest"], "log_mel", 1e-5)
+
+
+def test_log_mel_of_digital_silence_equals_the_golden():
+    result = log_mel(torch.zeros(1, 4096))
+    assert_close(result, golden_tensors("mel")["log_mel_zero_audio"], 1e-5)
+
+
+def test_filter_bank_equals_the_golden():
+    case, stored = golden_json("mel"), golden_tensors("mel")
+    bank = mel_filter_bank()
+    assert list(bank.shape) == case["fb_shape"]
+    assert_digest(bank, case["fb_digest"], "fb", 1e-5)
+    assert [int(np.flatnonzero(column)[0]) for column in bank.T] == case["fb_first_nonzero_row"]
+    assert [int(np.count_nonzero(column)) for column in bank.T] == case["fb_nonzero_count"]
+    # The golden bank was computed in float32, on values of at most 0.03.
+    np.testing.assert_allclose(bank.sum(axis=0), stored["fb_col_sum"], atol=1e-6)
+    np.testing.assert_allclose(bank.sum(axis=1), stored["fb_row_sum"], atol=1e-6)
+    np.testing.assert_allclose(bank.max(axis=0), stored["fb_col_max"], atol=3e-7)
+    np.testing.assert_allclose(bank[100:104], stored["fb_rows_100_103"], atol=3e-7)
+
+
+def test_spectrum_of_first_and_last_frame_equals_the_golden(monkeypatch):
+    """With the filter bank replaced by the identity the magnitudes themselves come out."""
+    case, stored = golden_json("mel"), golden_tensors("mel")
+    monkeypatch.setattr(mel, "mel_filter_bank", lambda: np.eye(1025))
+    monkeypatch.setattr(mel, "N_MELS", 1025)
+    magnitude = log_mel(torch.from_numpy(audio(case["input"]))).exp()
+    assert_close(magnitude[:, :, 0], stored["linear_frame0"], 1e-5)
+    assert_close(magnitude[:, :, -1], stored["linear_last"], 1e-5)
+
+
+def test_blocks_equal_the_whole(monkeypatch):
+    wave = torch.from_numpy(audio(golden_json("mel")["input"]))
+    whole = log_mel(wave)
+    monkeypatch.setattr(mel, "_FRAMES_PER_BLOCK", 5)
+    torch.testing.assert_close(log_mel(wave), whole, rtol=0, atol=1e-6)
+
+
+def test_normalisation_has_its_inverse_and_the_stated_ends():
+    values = torch.tensor([-11.0, -4.0, 3.0])
+    assert normalise(values).tolist() == [-1, 0, 1]
+    assert denormalise(normalise(values)).tolist() == values.tolist()
