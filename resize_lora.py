@@ -15,9 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,18 +137,11 @@ def main(args: argparse.Namespace) -> None:
         with replace_atomically(output) as temporary:
             save_file(content, temporary, metadata=metadata)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = output.with_name(f".tmp-{output.name}-{uuid.uuid4().hex[:8]}")
-        folder.mkdir()
-        try:
+        with replace_atomically(output, own=(WEIGHTS_NAME, CONFIG_NAME)) as folder:
             with replace_atomically(folder / WEIGHTS_NAME) as temporary:
                 save_file(content, temporary, metadata=metadata)
             if new_config:
                 write_json(folder / CONFIG_NAME, new_config)
-            os.replace(folder, output)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
     sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in (lora.tensors, content)]
     print(
         f"done: {len(ranks)} layers, {sizes[0]:,} to {sizes[1]:,} values, kept {100 * min(energies):.2f} % at the "
