@@ -446,9 +446,7 @@ def write_texts(song: Song, texts: Texts, *, overwrite: bool, say: Callable[[str
         if texts.timed_lyrics is not None and (overwrite or not song.timed_lyrics.exists()):
             written[song.timed_lyrics] = texts.timed_lyrics
         written[song.lyrics] = texts.lyrics
-    replaced = [path for path in dict.fromkeys((*written, *replaced)) if path.exists()]
-    if replaced:
-        folder = set_aside(replaced, "overwritten")
+    if folder := set_aside(dict.fromkeys((*written, *replaced)), "overwritten"):
         say(f"its old texts are kept in '{folder}'")
     for path, text in written.items():
         write_text(path, text)
