@@ -222,7 +222,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
             problems.extend(error.problems)
             return None
 
-    from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.base_weights.find import find_base_weights
     from ace_lora.lora.file import adapter_shapes, lora_mismatches, read_lora_config, read_lora_file, target_layers
     from ace_lora.records.fingerprints import weights_identity
     from ace_lora.training.batches import scan_dataset
