@@ -109,7 +109,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.base_weights.find import find_base_weights
     from ace_lora.device import choose_device
 
     all_songs, (shard, shards) = check(args)
@@ -270,7 +271,7 @@ class Run:
 
 def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]:
     """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
-    from ace_lora.base_weights.find import check_base_weights
+    from ace_lora.base_weights.download import check_base_weights
     from ace_lora.device import parse_device_name
     from ace_lora.lyrics.tokenize import check_language
 
@@ -694,7 +695,7 @@ class Inputs:
     def __init__(self, device: torch.device):
         import torch
 
-        from ace_lora.training.memory_plan import free_main_memory
+        from ace_lora.device import free_main_memory
 
         self.device = device
         on_card = device.type == "cuda"

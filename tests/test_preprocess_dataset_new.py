@@ -30,7 +30,7 @@ from ace_lora.commands import run_script
 from ace_lora.preprocessing.dataset import DatasetSong
 from ace_lora.records.fingerprints import audio_fingerprint
 from ace_lora.records.record import RecordError, list_records, read_metadata, read_record, restore_rows, write_tensors
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.v1 import dcae, ssl_features
 from tests.golden_audio import assert_digest, audio, golden_json, weights
 

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     lyrics, lora = check(args)
 
     from ace_lora.audio.decode import AudioError
-    from ace_lora.base_weights.find import ensure_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device
     from ace_lora.lyrics.vocabulary import MissingLyricSupport
 
@@ -293,7 +293,7 @@ def decode(latents: torch.Tensor, weights: dict[str, Path], on: dict[str, Any]) 
     from ace_lora.audio.decode import SAMPLE_RATE, resample
     from ace_lora.device import free_device_memory
     from ace_lora.v1.dcae import decode_log_mel, load_latent_decoder
-    from ace_lora.v1.mel import MEL_RATE
+    from ace_lora.v1.mel_filters import MEL_RATE
     from ace_lora.v1.vocoder import load_vocoder
 
     free_device_memory(on["device"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ace_lora.v1.dcae import SAMPLES_PER_LATENT_FRAME
-from ace_lora.v1.mel import MEL_RATE
+from ace_lora.v1.mel_filters import MEL_RATE
 
 if TYPE_CHECKING:
     from ace_lora.v1.transformer import ACEStepTransformer
