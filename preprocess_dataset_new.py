@@ -1,7 +1,7 @@
 """Step 5: turn the songs of a dataset into training records, one file per song.
 
 Reads   INPUT_NAME/, the dataset of convert2hf_dataset_new.py, the audio that it points to, <song>_lyrics.lrc beside it
-Writes  OUTPUT_DIR/<song>.safetensors (see ace_lora/records/record.py), at most 0.2 MB per second of audio
+Writes  OUTPUT_DIR/<song>.safetensors (see ace_lora/records/format.py), at most 0.2 MB per second of audio
 
     python preprocess_dataset_new.py --input_name Taudio/xxx_filenames --output_dir Taudio/xxx_prep
 
@@ -226,9 +226,7 @@ def tokenize_texts(
 # --- Making records ---
 
 
-def make_records(
-    works: list[SongWork], run: PreprocessingRun, weights: dict[str, Path], device: Device | None
-) -> None:
+def make_records(works: list[SongWork], run: PreprocessingRun, weights: dict[str, Path], device: Device | None) -> None:
     run.output.mkdir(parents=True, exist_ok=True)
     in_the_way = [work.in_the_way for work in works if work.in_the_way]
     folder = set_aside(in_the_way, "files in the place of records")

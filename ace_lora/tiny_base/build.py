@@ -263,10 +263,12 @@ def _weight(part: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """
     import numpy as np
 
+    from ace_lora.v1.mel_filters import mel_filter_bank
+
     if name == "mel_transform.spectrogram.window":
         return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(shape[0]) / shape[0])).astype(np.float32)
     if name == "mel_transform.mel_scale.fb":
-        return _mel_filter_bank(*shape)
+        return mel_filter_bank().astype(np.float32)
     channels, rows = TRANSFORMER_CONFIG["in_channels"], TRANSFORMER_CONFIG["patch_size"][0]
     if name == "proj_in.early_conv_layers.2.weight":
         # Many random directions, read and written back: near the identity, times hidden channels per number.
@@ -298,21 +300,6 @@ def _weight(part: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.startswith("transformer_blocks.") and name.endswith((".to_out.0.weight", ".point_conv.conv.weight")):
         scale *= 0.5
     return np.float32(scale) * values
-
-
-def _mel_filter_bank(bins: int, mels: int) -> np.ndarray:
-    """[bins, mels] float32: Slaney's scale and area norm, 40 Hz to 16 kHz at 44.1 kHz."""
-    import numpy as np
-
-    def hz_to_mel(hz: float) -> float:
-        return hz * 3 / 200 if hz < 1000 else 15 + math.log(hz / 1000) * 27 / math.log(6.4)
-
-    mel = np.linspace(hz_to_mel(40), hz_to_mel(16000), mels + 2)
-    hz = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * math.log(6.4) / 27))
-    low, centre, high = hz[:-2], hz[1:-1], hz[2:]
-    at = np.linspace(0, 22050, bins)[:, None]
-    triangle = np.maximum(0, np.minimum((at - low) / (centre - low), (high - at) / (high - centre)))
-    return (triangle * 2 / (high - low)).astype(np.float32)
 
 
 # --- Names and shapes of the tensors ----------------------------------------------------------------------------------

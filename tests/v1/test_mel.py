@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from ace_lora.v1 import mel
-from ace_lora.v1.mel import denormalise, log_mel, mel_filter_bank, normalise
+from ace_lora.v1.mel import denormalise, log_mel, normalise
+from ace_lora.v1.mel_filters import mel_filter_bank
 from tests.golden_audio import assert_close, assert_digest, audio, golden_json, golden_tensors
 
 
