@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import WrongInput, run_script
-from ace_lora.files import TEMPORARY, read_text, remove_own, replace_atomically
+from ace_lora.files import TEMPORARY, UnusableFile, read_text, remove_own, replace_atomically
 from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, SongFiles, scan_songs, songs_with_equal_stem, split_tags
 
 COLUMNS = ("keys", "filename", "tags", "speaker_emb_path", "norm_lyrics", "recaption")
@@ -116,6 +116,9 @@ def read_song_text(path: Path) -> str:
             f"'{path}' is not UTF-8 text ({error.reason} at byte {error.start}). Prompts and lyrics are read as UTF-8. "
             "Open it in an editor and save it with the encoding UTF-8."
         ) from error
+    except UnusableFile as error:
+        what = str(error).removeprefix(f"'{path}' ")
+        raise WrongInput(f"'{path}' cannot be read: it {what} Move it away, or put the text there.") from error
     except OSError as error:
         raise WrongInput(
             f"'{path}' cannot be read: {error.strerror}. Expected a text file. "

@@ -121,7 +121,7 @@ def find_audio(recorded: Path, dataset: Path) -> Path:
 def _text_beside(path: Path) -> str | None:
     try:
         return read_text(path) if path.exists() else None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # no UTF-8, or no file that could be a text
         return None
 
 

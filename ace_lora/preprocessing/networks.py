@@ -18,10 +18,9 @@ import torch
 
 from ace_lora.audio.decode import SAMPLE_RATE, AudioError, WaveformInfo, prepare_waveform, read_audio
 from ace_lora.commands import WrongInput
-from ace_lora.device import Device, free_device_memory
+from ace_lora.device import Device, free_device_memory, free_main_memory
 from ace_lora.preprocessing.work import STAGES, SongWork
 from ace_lora.records.fingerprints import is_same_audio
-from ace_lora.training.memory_plan import free_main_memory
 from ace_lora.v1 import dcae, ssl_features
 
 # Songs decoded while the network works. A GPU needs more than one decoder to stay busy; a song takes up to 0.5 GB of
