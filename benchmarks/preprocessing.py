@@ -181,7 +181,8 @@ def file_ways(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, C
     import torch
 
     from ace_lora.audio.decode import prepare_waveform, read_audio
-    from ace_lora.records.record import SECONDS_PER_LATENT_FRAME, Record, write_record
+    from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, Record
+    from ace_lora.records.record import write_record
 
     if stage == "decode":
         write_song(folder / "song.mp3", args.seconds)
@@ -201,18 +202,18 @@ def file_ways(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, C
 def network_ways(stage: str, args: argparse.Namespace, device: Any, base: Path) -> dict[str, Callable[[], Any]]:
     import torch
 
-    import preprocess_dataset_new as preprocess
+    from ace_lora.preprocessing import networks
 
-    network = preprocess.load_network(stage, base / NETWORKS[stage], device.torch_device, device.dtype)
+    network = networks.load_network(stage, base / NETWORKS[stage], device.torch_device, device.dtype)
     wave = torch.rand(2, int(48000 * args.seconds), generator=torch.Generator().manual_seed(0)) - 0.5
     wave = wave.to(device.torch_device) if device.torch_device.type == "cuda" else wave
 
     def front() -> tuple[Any, ...]:
         with torch.inference_mode():
-            return preprocess.network_input(stage, wave)
+            return networks.network_input(stage, wave)
 
     return {
-        "ours": lambda: preprocess.begin_network(stage, network, front())(),
+        "ours": lambda: networks.begin_network(stage, network, front())(),
         "front": front,
         "reference": lambda: reference_result(stage, network, front()),
     }
@@ -263,14 +264,15 @@ def measure_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run step 5 in this process, on songs that have no records yet, and look at it from outside."""
     import preprocess_dataset_new as preprocess
     from ace_lora.device import choose_device
+    from ace_lora.preprocessing import networks
 
     arguments = ["--input_name", str(folder / "filenames"), "--output_dir", str(folder / "prep")]
     arguments += ["--checkpoint_dir", str(folder / "base"), "--device", args.device]
     device = choose_device(args.device)
     clock = Clock()
-    clock.watch(preprocess, "load_network", "loading")
+    clock.watch(networks, "load_network", "loading")
     clock.watch(preprocess, "run_networks", "after_checks")
-    clock.watch(preprocess, "begin_network", "networks")
+    clock.watch(networks, "begin_network", "networks")
     started = time.perf_counter()
     with working_time(device) as busy:
         preprocess.main(preprocess.parse_args(arguments))
@@ -278,9 +280,9 @@ def measure_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     loading = clock.seconds["loading"] + (clock.first["after_checks"] - started)
     # The networks' files are also loaded once on the meta device, for checking, before `after_checks`.
     loading -= sum(seconds for start, seconds in clock.calls["loading"] if start < clock.first["after_checks"])
-    networks = busy["seconds"] if device.torch_device.type == "cuda" else clock.seconds["networks"]
+    working = busy["seconds"] if device.torch_device.type == "cuda" else clock.seconds["networks"]
     peak = peak_gb(device)
-    return {"wall": wall, "loading": loading, "networks": networks, "peak_gb": peak, "device": device.reason}
+    return {"wall": wall, "loading": loading, "networks": working, "peak_gb": peak, "device": device.reason}
 
 
 class Clock:
@@ -355,9 +357,9 @@ def measure_reference(args: argparse.Namespace, folder: Path, transformer: str) 
     """Peak of memory with every network loaded, on one song."""
     import torch
 
-    import preprocess_dataset_new as preprocess
     from ace_lora.audio.decode import prepare_waveform, read_audio
     from ace_lora.device import choose_device
+    from ace_lora.preprocessing import networks
 
     device = choose_device(args.device)
     base = folder / "base"
@@ -367,7 +369,7 @@ def measure_reference(args: argparse.Namespace, folder: Path, transformer: str) 
         for name, make in idle.items()
     }
     for stage, part in NETWORKS.items():
-        loaded[stage] = preprocess.load_network(stage, base / part, device.torch_device, device.dtype)
+        loaded[stage] = networks.load_network(stage, base / part, device.torch_device, device.dtype)
         for parameter in loaded[stage].parameters():
             parameter.data = parameter.data.clone()  # in memory, not the pages of a file that any process may drop
     write_song(folder / "song.mp3", args.seconds)
@@ -375,7 +377,7 @@ def measure_reference(args: argparse.Namespace, folder: Path, transformer: str) 
     wave = wave.to(device.torch_device) if device.torch_device.type == "cuda" else wave
     for stage in NETWORKS:
         with torch.inference_mode():
-            values = preprocess.network_input(stage, wave)
+            values = networks.network_input(stage, wave)
         reference_result(stage, loaded[stage], values)
     weights = {
         name: sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) / 1e9

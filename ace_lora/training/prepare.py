@@ -385,7 +385,7 @@ def crops_lyrics(args: argparse.Namespace, songs: list[TrainingSong]) -> bool:
 
 def max_frames(args: argparse.Namespace) -> int | None:
     """Latent frames of --max_seconds."""
-    from ace_lora.records.record import SECONDS_PER_LATENT_FRAME
+    from ace_lora.records.format import SECONDS_PER_LATENT_FRAME
 
     return max(1, round(args.max_seconds / SECONDS_PER_LATENT_FRAME)) if args.max_seconds > 0 else None
 
