@@ -56,8 +56,8 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
         for node in ast.walk(top):
             if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-                first = node.args[1] if name == "Finding" and len(node.args) > 1 else node.args[0]
-                if name in ("t", "Finding") and isinstance(first, ast.Constant):
+                first = node.args[1] if name in ("Finding", "outcome") and len(node.args) > 1 else node.args[0]
+                if name in ("t", "Finding", "outcome", "Question") and isinstance(first, ast.Constant):
                     used.add(first.value)
             if isinstance(node, ast.Constant):
                 mentioned.add(node.value)
