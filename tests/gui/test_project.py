@@ -646,6 +646,19 @@ def test_settings_and_projects_with_values_of_a_wrong_kind_still_open(tmp_path: 
     assert (project.receipts, project.probes, project.unknown, project.values) == ({}, {}, {}, {})
 
 
+def test_what_was_found_in_a_song_is_kept_and_what_is_no_finding_is_not(tmp_path: Path):
+    write_wav(tmp_path / "a.wav")
+    write_wav(tmp_path / "b.wav")
+    good = {"a.wav": [*ace_gui.identity(tmp_path / "a.wav"), 2.5, ""], "b.wav": [1, 2, None, "unreadable|broken"]}
+    bad = {"text": "abcd", "short": [1, 2, 3.0], "long": [1, 2, 3.0, "", 5], "no problem": [1, 2, 3.0, None]}
+    project = Project(tmp_path, probes={**good, **bad})
+    project.save()
+    again = Project.load(tmp_path)
+    assert again.probes == good
+    song = scan_library(again)[0]
+    assert (song.probed, song.seconds, song.problem) == (True, 2.5, "")
+
+
 def test_a_wav_above_four_gigabytes_may_be_added(tmp_path: Path):
     path = tmp_path / "long.wav"
     path.write_bytes(b"RF64" + b"\xff" * 4 + b"WAVEds64" + bytes(60))

@@ -22,7 +22,7 @@ import pytest
 
 import ace_gui
 from ace_gui import STEPS, Settings
-from tests.gui.window import gone, ROOT, Window, project_with_songs, write_stand_ins, write_wav
+from tests.gui.window import ROOT, Window, gone, project_with_songs, write_stand_ins, write_wav
 
 
 def test_opens_empty_in_chinese_and_says_what_to_do(make_window):
@@ -96,7 +96,9 @@ def test_only_one_run_at_a_time(make_window):
     for name in ("run.all", "reset"):
         assert str(window.app.window.rail.tools[name].cget("state")) == "disabled"
     assert "Training" in window.root.title() and "%" in window.root.title()
-    assert "loss" in window.app.window.run_bar.figures.cget("text") and "0.31 it/s" in window.app.window.run_bar.figures.cget("text")
+    assert "loss" in window.app.window.run_bar.figures.cget(
+        "text"
+    ) and "0.31 it/s" in window.app.window.run_bar.figures.cget("text")
 
 
 def test_closing_asks_then_stops(make_window):
@@ -149,13 +151,13 @@ def test_a_window_that_was_killed_opens_again_where_it_was(display: None, tmp_pa
     (program / "ace_lora").mkdir()
     for name in ("__init__.py", "commands.py"):
         shutil.copy(ROOT / "ace_lora" / name, program / "ace_lora")
-    # As the real trainer does: it prints on, and a second step's end comes before what was learned is saved.
     (program / "trainer_new.py").write_text(HELD_TRAINER, encoding="utf-8")
     driver = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport ace_gui; from pathlib import Path\n"
         f"root = ace_gui.open_root(); program = Path({str(program)!r})\n"
         f"app = ace_gui.App(root, program, ace_gui.Settings.load(program / 'settings.json'), Path({str(home)!r}))\n"
-        "app.window.show_page('train')\nroot.after(300, lambda: app.session.tell(app.runs.start('train')))\nroot.mainloop()\n"
+        "app.window.show_page('train')\nroot.after(300, lambda: app.session.tell(app.runs.start('train')))\n"
+        "root.mainloop()\n"
     )
     window = subprocess.Popen([sys.executable, "-c", driver])
     pid_file = program / "pid"
@@ -259,11 +261,8 @@ def test_no_text_is_cut_at_1280x720(make_window, language: str):
             window.pump(6)
             assert cut_texts(window.root) == [], f"{key}, advanced"
             page._toggle()
-    app.session.tell(ace_gui.Outcome(
-        "bad",
-        "\n".join(app.window.ui.t(name, name="torch") for name, _ in ace_gui.KNOWN_ERRORS[:2]),
-        (app.window.ui.t("menu.logs"), lambda: None),
-    )
+    sentences = "\n".join(app.session.t(name, name="torch") for name, _ in ace_gui.KNOWN_ERRORS[:2])
+    app.session.tell(ace_gui.Outcome("bad", sentences, "menu.logs"))
     window.pump(6)
     assert cut_texts(window.root) == [], "banner"
     app.session.state, app.runs.run.step = "stopping", "strength"
@@ -287,15 +286,21 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
         (checkpoint / name).write_text("{}")
     app.questions.choose_files = lambda title: [str(songs[0])]
     app.session.space.settings.checkpoint_dir = ""
-    openers: list[Callable[[], Any]] = [
-        app.questions.show_keys, app.questions.show_about, app.window.commands["reset"], app.window.commands["texts.add_tag"], app.window.commands["texts.remove_tag"], app.window.commands["texts.replace"],
-        app.window.commands["texts.instrumental_all"], app.window.page("train").ask_save_preset,
-        lambda: app.session.tell(ace_gui.ask_rename(app.session, app.session.songs[0])), lambda: app.session.tell(ace_gui.ask_remove(app.session, app.session.songs)),
-        lambda: app.session.tell(ace_gui.ask_checkpoints(app.session, lambda _: None, app.runs.give_up)), lambda: app.session.tell(ace_gui.ask_stale(app.session, STEPS[3], lambda: None, lambda: None)),
-        lambda: app.session.tell(ace_gui.ask_disk(app.session, lambda: None, app.runs.give_up)), lambda: app.session.tell(ace_gui.ask_occupied(app.session, home, lambda _: None)),
-        lambda: app.session.tell(ace_gui.ask_home(app.session, "x", home.parent, lambda _: None)), lambda: app.session.tell(ace_gui.change_home(app.session, "y", "Taudio/y")),
-        app.questions.ask_files,
+    session, commands = app.session, app.window.commands
+    questions: list[Callable[[], ace_gui.Reply]] = [
+        lambda: ace_gui.ask_rename(session, session.songs[0]), lambda: ace_gui.ask_remove(session, session.songs),
+        lambda: ace_gui.ask_checkpoints(session, lambda _: None, app.runs.give_up),
+        lambda: ace_gui.ask_stale(session, STEPS[3], lambda: None, lambda: None),
+        lambda: ace_gui.ask_disk(session, lambda: None, app.runs.give_up),
+        lambda: ace_gui.ask_occupied(session, home, lambda _: None),
+        lambda: ace_gui.ask_home(session, "x", home.parent, lambda _: None),
+        lambda: ace_gui.change_home(session, "y", "Taudio/y"), lambda: ace_gui.ask_save_preset(session),
     ]  # fmt: skip
+    openers: list[Callable[[], Any]] = [
+        *(commands[key] for key in ("menu.keys", "menu.about", "reset", "songs.add_files")),
+        *(commands[f"texts.{kind}"] for kind in (*ace_gui.TEXT_CHANGES, "instrumental_all")),
+        *(lambda question=question: session.tell(question()) for question in questions),
+    ]
     for number, opener in enumerate(openers):
         opener()
         window.until(lambda: window.dialog.window.winfo_viewable())
@@ -326,7 +331,9 @@ def test_the_language_changes_at_a_click_and_nothing_is_lost(make_window):
     window.type(page.editors["prompt"].text, "unsaved words")
     app.window.log.write(["a line of the log"])
     window.click(app.window.language_button)
-    assert app.session.settings.language == "en" and app.window.rail.tools["run.all"].cget("text") == "Run all remaining"
+    assert (
+        app.session.settings.language == "en" and app.window.rail.tools["run.all"].cget("text") == "Run all remaining"
+    )
     assert app.window.page_key == "prompts" and app.window.page("prompts").editors["prompt"].get() == "unsaved words"
     assert "a line of the log" in app.window.log.content()
     assert Settings.load(app.session.settings.path).language == "en"
@@ -481,7 +488,12 @@ def test_keys_typed_behind_a_dialog_do_nothing(make_window):
     app.root.event_generate("<Control-q>")
     app.root.event_generate("<F5>")
     window.pump()
-    assert app.questions.dialog is first and not first.closed and app.session.state == "idle" and app.window.page_key == "songs"
+    assert (
+        app.questions.dialog is first
+        and not first.closed
+        and app.session.state == "idle"
+        and app.window.page_key == "songs"
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
@@ -513,7 +525,7 @@ def test_closing_right_after_a_message_leaves_nothing_behind(display: None, tmp_
     code = (
         "import sys; from pathlib import Path; import ace_gui; program = Path(sys.argv[1])\n"
         "app = ace_gui.App(ace_gui.open_root(), program, ace_gui.Settings(program / 's.json'))\n"
-        "app.root.update(); app.session.tell(ace_gui.Outcome('good', 'done'); app.close()"
+        "app.root.update(); app.session.tell(ace_gui.Outcome('good', 'done')); app.close()"
     )
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "APPDATA": str(tmp_path)}
     result = subprocess.run(
@@ -550,7 +562,10 @@ def test_a_folder_that_another_window_shows_is_not_cleared(make_window, songs: l
     second = make_window()
     second.app.session.tell(ace_gui.ask_occupied(second.app.session, home, lambda _home: None))
     second.press("clear")
-    assert "is open in another window" in second.banner() and [song.stem for song in first.app.session.songs] == ["a", "b"]
+    assert "is open in another window" in second.banner() and [song.stem for song in first.app.session.songs] == [
+        "a",
+        "b",
+    ]
 
 
 def test_the_view_menu_marks_the_language_and_size_of_the_window(make_window):
