@@ -68,6 +68,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -498,11 +499,10 @@ class Project:
     titles: dict[str, str] = field(default_factory=dict)  # audio file name -> the title that the user's file had
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)  # step -> what its last good run read
     probes: dict[str, list[Any]] = field(default_factory=dict)  # audio file name -> [size, mtime_ns, seconds, problem]
-    backend_run: dict[str, Any] = field(default_factory=dict)  # the process that is running, for a reopened window
     unknown: dict[str, Any] = field(default_factory=dict)
     damaged: Path | None = None
 
-    _KEYS = ("values", "titles", "receipts", "probes", "backend_run")
+    _KEYS = ("values", "titles", "receipts", "probes")
 
     @classmethod
     def load(cls, home: Path) -> Project:
@@ -511,14 +511,12 @@ class Project:
         for key, value in stored.items():
             if key in cls._KEYS and isinstance(value, dict):
                 setattr(project, key, value)
-            elif key not in (*cls._KEYS, "version"):
+            elif key not in (*cls._KEYS, "version", "backend_run"):  # the last one was an earlier version's
                 project.unknown[key] = value
         project.values = text_tables(project.values)
         project.titles = {name: str(title) for name, title in project.titles.items()}
         project.receipts = {step: value for step, value in project.receipts.items() if isinstance(value, dict)}
         project.probes = {name: value for name, value in project.probes.items() if _is_probe(value)}
-        if not isinstance(project.backend_run.get("pid", 0), int):
-            project.backend_run = {}
         return project
 
     def save(self) -> None:
@@ -741,52 +739,6 @@ def newest(paths: Iterable[Path]) -> float:
     return max(times)
 
 
-def read_header(path: Path) -> tuple[float | None, str]:
-    """Seconds and problem of a .wav or .flac from its header; (None, '') where the header does not say it.
-
-    Other formats are left to the scripts' Python, which has the libraries (see `probe_songs`).
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-            if not head:
-                return None, "empty"
-            if head[:4] == b"fLaC" and len(head) >= 26:
-                packed = int.from_bytes(head[18:26], "big")
-                rate, samples = packed >> 44, packed & ((1 << 36) - 1)
-                return (samples / rate, "") if rate and samples else (None, "")
-            if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-                return _read_wav(file)
-            if head[:4] == b"RF64" and head[8:12] == b"WAVE":  # above 4 GB
-                return None, ""
-    except OSError as error:
-        return None, f"unreadable|{error.strerror or error}"
-    return (None, "unreadable|no RIFF/WAVE header") if path.suffix.lower() == ".wav" else (None, "")
-
-
-def _read_wav(file: io.BufferedReader) -> tuple[float | None, str]:
-    size = os.fstat(file.fileno()).st_size
-    file.seek(12)
-    bytes_per_second = 0
-    while len(header := file.read(8)) == 8:
-        chunk, length = header[:4], int.from_bytes(header[4:], "little")
-        if chunk == b"fmt ":
-            bytes_per_second = int.from_bytes(file.read(length)[8:12], "little")
-        elif chunk == b"data":
-            length = min(length, size - file.tell())  # recorders that crashed leave 0xFFFFFFFF here
-            if not bytes_per_second or length <= 0:
-                return None, "unreadable|no samples"
-            seconds, left = length / bytes_per_second, min(length, 64 << 20)
-            while left > 0 and (block := file.read(min(left, 1 << 20))):
-                if block.strip(b"\0"):
-                    return seconds, ""
-                left -= len(block)
-            return seconds, "silent" if length <= 64 << 20 else ""
-        else:
-            file.seek(length + length % 2, io.SEEK_CUR)
-    return None, "unreadable|no samples"
-
-
 # Run by the scripts' Python with `-c`; reads file names as JSON lines, answers one JSON line each. It uses this
 # repository's reader where it stands beside the window, and soundfile in a fork's folder.
 PROBE_CODE = """
@@ -822,37 +774,25 @@ for line in sys.stdin:
 
 
 def probe_songs(
-    paths: list[Path],
-    python: Path | None,
-    program: Path,
-    environment: dict[str, str],
+    paths: list[Path], python: Path | None, program: Path, environment: dict[str, str],
     tell: Callable[[Path, list], None],
-) -> None:
+) -> None:  # fmt: skip
     """Find length and faults of audio files; `tell(path, probe)` for each. Runs in a worker thread."""
     left = []
     for path in paths:
-        try:
-            seconds, problem = read_header(path)
-            known = seconds is not None or problem
-            if known:
-                tell(path, [*identity(path), seconds, with_length(seconds, problem)])
-        except OSError:
-            continue  # removed meanwhile
-        # A .flac header says the length, not whether the music can be decoded or is silent.
-        if not known or (path.suffix.lower() != ".wav" and not problem):
-            left.append(path)
+        with contextlib.suppress(OSError):  # removed meanwhile
+            stat = identity(path)
+            if stat[0]:
+                left.append(path)
+            else:
+                tell(path, [*stat, None, "empty"])
     if not left or python is None:
         return
     try:
         process = subprocess.Popen(
-            [str(python), "-c", PROBE_CODE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=program,
-            env=environment,
-            **quiet_process(),
-        )
+            [str(python), "-c", PROBE_CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            cwd=program, env=environment, **quiet_process(),
+        )  # fmt: skip
     except OSError:
         return
     with process:
@@ -863,9 +803,9 @@ def probe_songs(
         for line in process.stdout:
             with contextlib.suppress(ValueError, KeyError, OSError):
                 answer = json.loads(line)
-                path = Path(answer["path"])
-                if answer["seconds"] is not None or answer["problem"]:
-                    tell(path, [*identity(path), answer["seconds"], with_length(answer["seconds"], answer["problem"])])
+                path, seconds = Path(answer["path"]), answer["seconds"]
+                if seconds is not None or answer["problem"]:
+                    tell(path, [*identity(path), seconds, with_length(seconds, answer["problem"])])
 
 
 def with_length(seconds: float | None, problem: str) -> str:
@@ -969,8 +909,7 @@ def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], diges
         size = source.stat().st_size
         if size == 0:
             return "import.empty"
-        problem = read_header(source)[1]
-        if problem.startswith("unreadable"):
+        if source.suffix.lower() == ".wav" and not _is_wave(source):
             return "import.unreadable"
         for other in sizes.get(size, []):
             if file_digest(other, digests) == file_digest(source, digests):
@@ -978,6 +917,12 @@ def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], diges
     except OSError as error:
         return f"import.failed|{error.strerror or error}"
     return ""
+
+
+def _is_wave(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
 
 
 def _copy_song(source: Path, target: Path) -> None:
@@ -2660,14 +2605,9 @@ class Runner:
         self._lock = threading.Lock()
 
     def start(
-        self,
-        argv: list[str],
-        cwd: Path,
-        environment: dict[str, str],
-        log_path: Path | None,
-        stop_file: Path | None = None,
-        heirs: tuple[int, ...] = (),
-    ) -> int:
+        self, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None,
+        stop_file: Path | None = None, heirs: tuple[int, ...] = (),
+    ) -> int:  # fmt: skip
         """`heirs`: see `FolderLock.heirs`."""
         if self.active:
             raise RuntimeError("a run is active already")
@@ -2676,30 +2616,34 @@ class Runner:
         self.started_at = time.monotonic()
         self.text = LogText()
         self._process, self._stop_file = None, stop_file
-        arguments = (self.run, argv, cwd, environment, log_path, self.text, heirs)
+        stdin = subprocess.DEVNULL
+        if ends_with_input(argv, cwd):
+            stdin, environment = subprocess.PIPE, {**environment, "ACE_LORA_ENDS_WITH_INPUT": "1"}
+        launch = partial(start_process, argv, cwd, environment, stdin, heirs)
+        begin = partial(self._begin_log, log_path, self.text, subprocess.list2cmdline(argv))
+        arguments = (self.run, self.text, launch, begin)
         threading.Thread(target=self._work, args=arguments, daemon=True, name=f"run-{self.run}").start()
         return self.run
 
-    def _work(
-        self,
-        run: int,
-        argv: list[str],
-        cwd: Path,
-        environment: dict[str, str],
-        log_path: Path | None,
-        text: LogText,
-        heirs: tuple[int, ...],
-    ) -> None:
-        log: io.BufferedWriter | None = None
+    @staticmethod
+    def _begin_log(path: Path | None, text: LogText, command: str) -> io.BufferedWriter | None:
         try:
-            if log_path is not None:
-                log_path.parent.mkdir(parents=True, exist_ok=True)
-                log = log_path.open("wb")
-                log.write(f"{stamp()}  {subprocess.list2cmdline(argv)}\n".encode())
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                log = path.open("wb")
+                log.write(f"{stamp()}  {command}\n".encode())
+                return log
         except OSError as error:  # a read-only folder: the run goes on, and the pane shows it
             text.feed(f"[log file: {error}]\n".encode())
+        return None
+
+    def _work(
+        self, run: int, text: LogText, launch: Callable[[], subprocess.Popen[bytes]],
+        begin_log: Callable[[], io.BufferedWriter | None],
+    ) -> None:  # fmt: skip
+        log = begin_log()
         try:
-            process = start_process(argv, cwd, environment, heirs=heirs)
+            process = launch()
         except OSError as error:
             if log:
                 log.write(str(error).encode())
@@ -2720,6 +2664,8 @@ class Runner:
         # Whatever the child left running (DataLoader workers, a grandchild that holds the pipe) ends with it.
         kill_tree(process, self._job)
         reader.join(SETTLE_S)
+        if process.stdin is not None:
+            process.stdin.close()
         text.feed(b"", final=True)
         self.events.put(Event(run, "ended", code))
 
@@ -2787,27 +2733,30 @@ class Runner:
                 yield event
 
 
+def ends_with_input(argv: list[str], cwd: Path) -> bool:
+    """Whether what is started is this repository's, which saves and ends when its input does (`ace_lora/commands.py`).
+
+    The window holds the other end, so a window that was killed takes it along. A fork's script would wait for ever
+    for an answer to what it asks.
+    """
+    if argv[1:2] == ["-m"]:
+        return argv[2].startswith("ace_lora.")
+    try:
+        return b"from ace_lora.commands import" in (cwd / argv[1]).read_bytes()
+    except (OSError, IndexError):
+        return False
+
+
 def start_process(
-    argv: list[str],
-    cwd: Path,
-    environment: dict[str, str],
-    stdin: int = subprocess.DEVNULL,
+    argv: list[str], cwd: Path, environment: dict[str, str], stdin: int = subprocess.DEVNULL,
     heirs: tuple[int, ...] = (),
-) -> subprocess.Popen[bytes]:
-    """A child in a process group of its own, with one pipe for all its output and no input to wait for."""
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """A child in a process group of its own, with one pipe for all its output and nothing to wait for in its input."""
     group: dict[str, Any] = {"start_new_session": True, "pass_fds": heirs}
     if WINDOWS:
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    return subprocess.Popen(
-        argv,
-        cwd=cwd,
-        env=environment,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        shell=False,
-        **group,
-    )
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, cwd=cwd, env=environment, stdin=stdin, stdout=pipe, stderr=subprocess.STDOUT, **group)
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:
@@ -2854,26 +2803,6 @@ def _own_job(process: subprocess.Popen[bytes]) -> Any:
     kernel.SetInformationJobObject(job, 9, limits, 144)
     kernel.AssignProcessToJobObject(job, ctypes.c_void_p(int(process._handle)))  # type: ignore[attr-defined]
     return job
-
-
-def process_runs(pid: int, script: str) -> bool:
-    """Whether process `pid` still exists and is the one that ran `script` (numbers are used again)."""
-    if pid <= 0 or WINDOWS:  # on Windows a child cannot outlive its window (see `_own_job`)
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return False
-    except OSError:
-        return False
-    command = Path(f"/proc/{pid}/cmdline")
-    if command.exists():
-        try:
-            return script.encode() in command.read_bytes()
-        except OSError:
-            return False
-    result = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, check=False)
-    return script.encode() in result.stdout
 
 
 # TensorBoard as `python -m tensorboard.main` runs it, which ends when its input does: the window holds the other end,
@@ -3010,8 +2939,8 @@ OK = (("ok", "ok"), CANCEL)
 class Session:
     """The open project with its songs and the states of its steps, the settings, and what goes on at present.
 
-    `state` is one of: idle; importing; running; stopping (a run was asked to end); left over (a run of an earlier,
-    killed window goes on); closing (the window waits for the end of what goes on); leaving (that has ended); closed.
+    `state` is one of: idle; importing; running; stopping (a run was asked to end); closing (the window waits for the
+    end of what goes on); leaving (that has ended); closed.
     """
 
     def __init__(self, program: Path, settings: Settings):
@@ -4088,10 +4017,6 @@ class StepRuns:
         for event in self.runner.poll():
             if event.kind == "ended":
                 self._ended = event
-            elif session.project.home and self.runner.pid:
-                script = STEP[self.run.step].script if self.run.step in STEP else ""
-                session.project.backend_run = {"pid": self.runner.pid, "script": script}
-                session.save_soon()
         # The last lines come first: the explanation belongs below them.
         if self._ended is not None and not self.runner.text.waiting:
             event, self._ended = self._ended, None
@@ -4154,7 +4079,6 @@ class StepRuns:
             session.log([event.error])
         session.ended()
         self._folder.release()
-        session.project.backend_run = {}
         if code == 0 and run.receipt:
             session.project.receipts[run.step] = {**run.receipt, "finished": time.time()}
         self.training.poll()
@@ -4190,57 +4114,6 @@ class StepRuns:
         if not run.trial:
             self.results[run.step] = "failed"
         return self.failure.outcome(session)
-
-
-class LeftOver:
-    """A run that an earlier, killed window left behind; nothing can be started while it goes on."""
-
-    def __init__(self, session: Session):
-        self.session = session
-        self._next_look = 0.0
-        session.on_open.append(self._find)
-
-    def _named(self) -> tuple[int, str]:
-        run = self.session.project.backend_run
-        return int(run.get("pid") or 0), str(run.get("script") or "?")
-
-    def _find(self) -> None:
-        if process_runs(*self._named()):
-            self.session.state = "left over"
-
-    def watch(self) -> None:
-        """Notice its end."""
-        if self.session.state != "left over" or time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + DISK_MS / 1000
-        if not process_runs(*self._named()):
-            self.session.state, self.session.project.backend_run = "idle", {}
-            self.session.look(force=True)
-
-    def question(self) -> Question:
-        pid, script = self._named()
-        return Question(
-            "orphan.title", self.session.t("orphan.message", script=script, pid=pid),
-            (("stop", "orphan.stop"), ("cancel", "orphan.leave")),
-            lambda key: self.end() if key == "stop" else None, icon="stale", danger="stop",
-        )  # fmt: skip
-
-    def end(self) -> None:
-        """SIGTERM lets our trainer save; whatever is left after a while is killed."""
-        pid, script = self._named()
-
-        def work() -> None:
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 60
-            while process_runs(pid, script) and time.monotonic() < deadline:
-                time.sleep(0.2)
-            if process_runs(pid, script):
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGKILL)
-            self.session.inbox.put(lambda: self.session.tell(self.session.outcome("good", "orphan.ended")))
-
-        threading.Thread(target=work, daemon=True).start()
 
 
 # --- 12. Other programs -----------------------------------------------------------------------------------------------
@@ -6479,7 +6352,7 @@ class MainWindow:
         if run.step:
             key = "run.running" if state == "running" else "run.stopping_short"
             return self.ui.t(key, title=run.name(self.session))
-        keys = {"importing": "run.importing", "closing": "run.importing", "left over": "run.orphan"}
+        keys = {"importing": "run.importing", "closing": "run.importing"}
         return self.ui.t(keys.get(state, "run.idle"))
 
     def _show_title(self) -> None:
@@ -6546,7 +6419,6 @@ class App:
         self.root = root
         self.session = session = Session(program, settings)
         self.runs = StepRuns(session)
-        self.left_over = LeftOver(session)
         self.importer = Importer(session)
         self.environment = Environment(session, self.runs)
         self.tensorboard = TensorBoard()
@@ -6559,7 +6431,6 @@ class App:
             root, session, self.runs, self.importer, self.environment, self.questions, self._commands()
         )
         self.window.bind_keys()
-        session.on_open.append(self._ask_left_over)
         if home is None and settings.last_project and is_folder(Path(settings.last_project)):
             home = Path(settings.last_project)
         session.open(home)
@@ -6597,10 +6468,6 @@ class App:
         elif self.window.page_key in STEP:
             self.session.tell(self.runs.start(self.window.page_key))
 
-    def _ask_left_over(self) -> None:
-        if self.session.state == "left over":
-            self.session.tell(self.left_over.question())
-
     def _ask_reset(self) -> Reply:
         session = self.session
 
@@ -6619,8 +6486,6 @@ class App:
         """End what goes on: at first gently, then at once."""
         if self.session.state == "importing":
             self.importer.cancel()
-        elif self.session.state == "left over":
-            self.left_over.end()
         elif self.session.busy:
             self.runs.stop()
 
@@ -6632,7 +6497,6 @@ class App:
             session.tick()
             self.importer.tick()
             self.runs.tick()
-            self.left_over.watch()
             self.window.show_progress()
             if self.runs.run.step == "train" and self.runs.training.follow(self.runs.run.begun):
                 self.window.show_curve()
@@ -6659,7 +6523,7 @@ class App:
         session = self.session
         if self.questions.dialog is not None and self.questions.asking:
             self.questions.dialog.window.lift()
-        elif session.state in ("idle", "left over"):
+        elif session.state == "idle":
             self.finish()
         else:
             session.ask(Question(
@@ -6970,7 +6834,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run.idle": ("空闲", "Ready"),
     "run.running": ("正在运行：{title}", "Running: {title}"),
     "run.importing": ("正在复制歌曲", "Copying songs"),
-    "run.orphan": ("上次的任务仍在运行", "An earlier run is still going"),
     "run.stopping_short": ("正在停止：{title}", "Stopping: {title}"),
     "run.stopping": ("已请求停止：正在完成当前一步并保存。再按一次强制结束。", "Asked to stop: it ends the present step and saves. Press again to end it at once."),
     "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
@@ -7029,12 +6892,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "comfy.copy": ("复制到 ComfyUI", "Copy to ComfyUI"),
     "comfy.choose": ("选择 ComfyUI 文件夹", "Choose the ComfyUI folder"),
     "comfy.copied": ("已复制到 {file}", "Copied to {file}"),
-    "orphan.title": ("上次的任务仍在运行", "An earlier run is still going"),
-    "orphan.message": ("上次窗口启动的 {script}（进程 {pid}）还在运行。结束它，还是让它继续？在它结束之前不能开始别的步骤。",
-                       "{script} (process {pid}), started by an earlier window, is still running. End it, or let it go on? No other step can start before it has ended."),
-    "orphan.stop": ("结束它", "End it"),
-    "orphan.leave": ("让它继续", "Let it go on"),
-    "orphan.ended": ("上次的任务已结束。", "The earlier run has ended."),
     "close.title": ("还在运行", "Something is running"),
     "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
     "close.stop": ("停止并退出", "Stop and close"),

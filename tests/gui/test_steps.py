@@ -568,6 +568,10 @@ def test_a_chosen_python_may_be_an_environments_folder_and_a_missing_one_is_said
     found = ace_gui.python_candidates(place.space.settings, place.space.program)[0]
     findings = ace_gui.judge_environment(place.space, place.songs, found, None)
     assert "env.python_setting" in [finding.key for finding in findings]
+    place.space.settings.python = settings.python
+    found = ace_gui.python_candidates(place.space.settings, place.space.program)[0]
+    findings = ace_gui.judge_environment(place.space, place.songs, found, None)
+    assert found == ("setting", python) and "env.python_setting" not in [finding.key for finding in findings]
 
 
 def report(**more) -> dict:
