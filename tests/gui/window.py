@@ -93,7 +93,7 @@ for step in range(first + 1, steps + 1):
         (folder / "pytorch_lora_weights.safetensors").write_text("x")
         (folder / "training_state.json").write_text("{}")
         break
-    time.sleep(0.05)
+    time.sleep(0.1)
 if stopped:
     (out / "STOP").unlink()
     print(f"stopped at step {step}")
