@@ -4228,7 +4228,8 @@ def copy_to_comfyui(session: Session, folder: Path) -> None:
             outcome = session.outcome("good", "comfy.copied", file=target)
         except OSError as error:
             outcome = session.failed(error)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong is to be told, not what the cleaning up met
+                temporary.unlink(missing_ok=True)
         session.inbox.put(lambda: session.tell(outcome))
 
     threading.Thread(target=work, daemon=True, name="comfyui").start()
