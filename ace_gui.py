@@ -848,12 +848,9 @@ def file_digest(path: Path, cache: dict[Path, str]) -> str:
 
 
 def import_songs(
-    sources: Iterable[Path],
-    home: Path,
-    progress: Callable[[int, int, str], None],
-    added: Callable[[str, str], None],
+    sources: Iterable[Path], home: Path, progress: Callable[[int, int, str], None], added: Callable[[str, str], None],
     cancelled: Callable[[], bool],
-) -> ImportReport:
+) -> ImportReport:  # fmt: skip
     """Copy songs with the texts beside them into `home` under readable unique names.
 
     `progress(done, all, name)`; `added(file name, title)` after each song, so that its title can be stored at once.
@@ -867,29 +864,23 @@ def import_songs(
     for path in here:
         sizes.setdefault(path.stat().st_size, []).append(path)
     digests: dict[Path, str] = {}
-    files = find_sources(sources)
+    files, full = find_sources(sources), False
     for number, source in enumerate(files):
-        if cancelled():
-            report.refused += [(path.name, "import.cancelled") for path in files[number:]]
-            break
+        if full or cancelled():
+            report.refused.append((source.name, "import.cancelled"))
+            continue
         progress(number, len(files), source.name)
         reason = _refuse_source(source, home, sizes, digests)
-        if reason.startswith("import.duplicate|"):
-            reason = _use_texts_of_duplicate(source, home / reason.partition("|")[2])
         if reason:
             report.refused.append((source.name, reason))
             continue
-        stem = unique_name(readable_name(source.stem), stems)
-        target = home / (stem + source.suffix.lower())
         try:
-            _copy_song(source, target)
+            target = _copy_song(source, home, stems)
         except OSError as error:
             report.refused.append((source.name, f"import.failed|{error.strerror or error}"))
-            if error.errno in (28, 112):  # no space: the next ones will not fit either
-                report.refused += [(path.name, "import.cancelled") for path in files[number + 1 :]]
-                break
+            full = error.errno in (28, 112)  # no space: the next ones will not fit either
             continue
-        stems.append(stem)
+        stems.append(target.stem)
         sizes.setdefault(target.stat().st_size, []).append(target)
         report.added.append((target.name, source.stem))
         added(target.name, source.stem)
@@ -913,7 +904,7 @@ def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], diges
             return "import.unreadable"
         for other in sizes.get(size, []):
             if file_digest(other, digests) == file_digest(source, digests):
-                return f"import.duplicate|{other.name}"
+                return _use_texts_of_duplicate(source, other)
     except OSError as error:
         return f"import.failed|{error.strerror or error}"
     return ""
@@ -925,12 +916,14 @@ def _is_wave(path: Path) -> bool:
     return head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
 
 
-def _copy_song(source: Path, target: Path) -> None:
-    """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to the target's stem."""
+def _copy_song(source: Path, home: Path, stems: Iterable[str]) -> Path:
+    """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to a stem that is not in `stems`."""
+    target = home / (unique_name(readable_name(source.stem), stems) + source.suffix.lower())
     for old, new in _text_pairs(source, target):
         if not new.exists():
             _copy_file(old, new)
     _copy_file(source, target)  # last: a song that is there is there with everything
+    return target
 
 
 def _text_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -1983,14 +1976,9 @@ def query_python(python: Path, environment: dict[str, str], program: Path) -> di
     """Ask the scripts' Python what it has; {"error": …} when it cannot answer. Takes seconds: worker thread only."""
     try:
         result = subprocess.run(
-            [str(python), "-c", ENVIRONMENT_CODE, *PACKAGES],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=180,
-            env=environment,
-            cwd=program,
-            **quiet_process(),
-        )
+            [str(python), "-c", ENVIRONMENT_CODE, *PACKAGES], stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=180, env=environment, cwd=program, **quiet_process(),
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": str(error)}
     for line in result.stdout.decode("utf-8", errors="replace").splitlines():
@@ -2843,16 +2831,8 @@ class TensorBoard:
         with contextlib.suppress(OSError):  # a read-only place: TensorBoard itself says that it finds nothing
             folder.mkdir(parents=True, exist_ok=True)
         argv = [
-            str(python),
-            "-c",
-            TENSORBOARD_CODE,
-            "--logdir",
-            str(folder),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+            str(python), "-c", TENSORBOARD_CODE, "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port),
+        ]  # fmt: skip
         arguments = (argv, port, program, environment, self._wanted)
         threading.Thread(target=self._wait, args=arguments, daemon=True).start()
 
@@ -4333,6 +4313,13 @@ class Ui:
         style.configure("SmallBad.TLabel", foreground=c["bad"], font=self.fonts["small"])
         style.configure("SmallWarn.TLabel", foreground=c["warn"], font=self.fonts["small"])
         self._set_button_styles(style)
+        self._set_field_styles(style)
+        self._set_table_styles(style)
+        self._set_bar_styles(style)
+        self._set_options()
+
+    def _set_field_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         field_colours = {"fieldbackground": c["surface"], "padding": (px(6), px(4)), "lightcolor": c["surface"]}
         for name in ("TEntry", "TCombobox", "TSpinbox"):
             style.configure(name, **field_colours)
@@ -4353,6 +4340,9 @@ class Ui:
         style.map("TCheckbutton", background=[("active", c["surface"])],
                   indicatorbackground=[("selected", c["accent"]), ("active", c["accent_soft"])],
                   indicatorforeground=[("selected", "#ffffff")])  # fmt: skip
+
+    def _set_table_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         style.configure("Treeview", rowheight=px(27), fieldbackground=c["surface"], background=c["surface"],
                         bordercolor=c["line"])  # fmt: skip
         style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
@@ -4361,6 +4351,9 @@ class Ui:
             "Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"]
         )
         style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
+
+    def _set_bar_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
                         lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
         style.configure("TPanedwindow", background=c["line"])
@@ -4376,6 +4369,9 @@ class Ui:
                         lightcolor=c["log_line"], darkcolor=c["log_line"])  # fmt: skip
         style.map("Log.Vertical.TScrollbar", background=[("disabled", c["log"]), ("active", c["log_muted"])],
                   bordercolor=[("", c["log"])], lightcolor=[("disabled", c["log"])], darkcolor=[("disabled", c["log"])])  # fmt: skip
+
+    def _set_options(self) -> None:
+        c, px = COLOURS, self.px
         self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
         self.root.option_add("*TCombobox*Listbox.background", c["surface"])
         self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
@@ -4428,54 +4424,49 @@ class Ui:
         return self._icons[key]
 
 
+# kind: colour, whether the disc is filled (else a ring), the sign's strokes in units of the radius, half their width
+ICONS: dict[str, tuple[str, bool, tuple[tuple[float, float, float, float], ...], float]] = {
+    "done": ("good", True, ((-0.45, 0.02, -0.12, 0.36), (-0.12, 0.36, 0.46, -0.32)), 0.11),
+    "ready": ("accent", False, (), 0.0),
+    "running": ("accent", True, ((-0.22, -0.38, -0.22, 0.38), (-0.22, -0.38, 0.4, 0.0), (-0.22, 0.38, 0.4, 0.0),
+                                 (-0.1, 0.0, 0.2, 0.0), (-0.12, -0.15, -0.12, 0.15)), 0.12),
+    "stale": ("warn", True, ((0.0, -0.48, 0.0, 0.12), (0.0, 0.46, 0.0, 0.47)), 0.12),
+    "failed": ("bad", True, ((-0.34, -0.34, 0.34, 0.34), (-0.34, 0.34, 0.34, -0.34)), 0.11),
+    "locked": ("disabled", False, ((-0.26, 0.08, 0.26, 0.08), (-0.26, 0.32, 0.26, 0.32), (-0.26, 0.2, 0.26, 0.2),
+                                   (-0.18, 0.06, -0.18, -0.24), (0.18, 0.06, 0.18, -0.24), (-0.18, -0.24, -0.08, -0.36),
+                                   (0.18, -0.24, 0.08, -0.36), (-0.08, -0.36, 0.08, -0.36)), 0.07),
+    "info": ("accent", True, ((0.0, -0.46, 0.0, -0.45), (0.0, -0.1, 0.0, 0.48)), 0.12),
+    "app": ("accent", True, ((-0.55, -0.12, -0.55, 0.12), (-0.28, -0.4, -0.28, 0.4), (0.0, -0.22, 0.0, 0.22),
+                             (0.28, -0.55, 0.28, 0.55), (0.55, -0.18, 0.55, 0.18)), 0.09),
+}  # fmt: skip
+
+
 def draw_icon(kind: str, size: int) -> bytes:
     """A round state mark as PNG with smooth edges, for any size: bitmap files would be blurred at 200 %."""
-    c = COLOURS
-    # kind: disc colour, or None for a ring; then strokes of the sign in units of the radius
-    signs: dict[str, tuple[str, bool, list[tuple[float, float, float, float]], float]] = {
-        "done": (c["good"], True, [(-0.45, 0.02, -0.12, 0.36), (-0.12, 0.36, 0.46, -0.32)], 0.11),
-        "ready": (c["accent"], False, [], 0.0),
-        "running": (c["accent"], True, [(-0.22, -0.38, -0.22, 0.38), (-0.22, -0.38, 0.4, 0.0), (-0.22, 0.38, 0.4, 0.0),
-                                        (-0.1, 0.0, 0.2, 0.0), (-0.12, -0.15, -0.12, 0.15)], 0.12),
-        "stale": (c["warn"], True, [(0.0, -0.48, 0.0, 0.12), (0.0, 0.46, 0.0, 0.47)], 0.12),
-        "failed": (c["bad"], True, [(-0.34, -0.34, 0.34, 0.34), (-0.34, 0.34, 0.34, -0.34)], 0.11),
-        "locked": (c["disabled"], False, [(-0.26, 0.08, 0.26, 0.08), (-0.26, 0.32, 0.26, 0.32), (-0.26, 0.2, 0.26, 0.2),
-                                          (-0.18, 0.06, -0.18, -0.24), (0.18, 0.06, 0.18, -0.24), (-0.18, -0.24, -0.08, -0.36),
-                                          (0.18, -0.24, 0.08, -0.36), (-0.08, -0.36, 0.08, -0.36)], 0.07),
-        "info": (c["accent"], True, [(0.0, -0.46, 0.0, -0.45), (0.0, -0.1, 0.0, 0.48)], 0.12),
-        "app": (c["accent"], True, [(-0.55, -0.12, -0.55, 0.12), (-0.28, -0.4, -0.28, 0.4), (0.0, -0.22, 0.0, 0.22),
-                                    (0.28, -0.55, 0.28, 0.55), (0.55, -0.18, 0.55, 0.18)], 0.09),
-    }  # fmt: skip
-    colour, filled, strokes, half = signs[kind]
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    name, filled, strokes, half = ICONS[kind]
+    colour = [int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)]
     radius = size / 2 - 0.5
+
+    def cover(distance: float) -> float:
+        """How much of a pixel lies inside an edge that is `distance` radii away."""
+        return min(1.0, max(0.0, distance * radius + 0.5))
+
     rows = bytearray()
     for y in range(size):
         rows.append(0)
         for x in range(size):
             dx, dy = (x + 0.5 - size / 2) / radius, (y + 0.5 - size / 2) / radius
             distance = (dx * dx + dy * dy) ** 0.5
-            disc = min(1.0, max(0.0, (1 - distance) * radius + 0.5))
-            if not filled:
-                disc = min(disc, min(1.0, max(0.0, (distance - 0.86) * radius + 0.5)))
-            sign = 0.0
-            for x1, y1, x2, y2 in strokes:
-                sign = max(sign, min(1.0, max(0.0, (half - _distance(dx, dy, x1, y1, x2, y2)) * radius + 0.5)))
+            disc = cover(1 - distance)
+            sign = max((cover(half - _distance(dx, dy, *stroke)) for stroke in strokes), default=0.0)
             if filled:
-                mix = [round(part + (255 - part) * sign) for part in (red, green, blue)]
-                rows += bytes((*mix, round(255 * disc)))
+                rows += bytes((*(round(part + (255 - part) * sign) for part in colour), round(255 * disc)))
             else:
-                rows += bytes((red, green, blue, round(255 * max(disc, sign))))
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(rows), 1))
-        + chunk(b"IEND", b"")
+                rows += bytes((*colour, round(255 * max(min(disc, cover(distance - 0.86)), sign))))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)),
+              (b"IDAT", zlib.compress(bytes(rows), 1)), (b"IEND", b""))  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
 
 
