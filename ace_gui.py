@@ -49,6 +49,7 @@ import ctypes
 import hashlib
 import io
 import json
+import math
 import os
 import queue
 import re
@@ -970,10 +971,7 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     entries: dict[str, str] = {}
     names: list[str] = []
     for path in existing:
-        try:
-            original = path.relative_to(home).as_posix()
-        except ValueError:
-            original = os.path.relpath(path, home)
+        original = Path(os.path.relpath(path, home)).as_posix()
         name, number = path.name, 2
         while name in entries:
             name, number = f"{path.stem}_{number}{path.suffix}", number + 1
@@ -1007,22 +1005,15 @@ def bin_entries(home: Path | None) -> list[tuple[Path, str, list[str]]]:
 def restore_from_bin(home: Path, folder: Path) -> tuple[list[str], list[str]]:
     """Put everything of one bin folder back; what stands there now goes into the bin. Returns (restored, replaced)."""
     stored, _ = read_json(folder / BIN_MANIFEST)
-    restored, occupied = [], []
-    for name, original in stored.get("files", {}).items():
-        if not (folder / name).exists():
-            continue
-        target = Path(os.path.normpath(home / original))
-        if target.exists():
-            occupied.append(target)
+    files = {name: original for name, original in stored.get("files", {}).items() if (folder / name).exists()}
+    targets = {name: Path(os.path.normpath(home / original)) for name, original in files.items()}
+    occupied = [target for target in targets.values() if target.exists()]
     remove_to_bin(home, occupied, "restore")
-    for name, original in stored.get("files", {}).items():
-        if (folder / name).exists():
-            target = Path(os.path.normpath(home / original))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(str(folder / name), str(target))
-            restored.append(original)
+    for name, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(str(folder / name), str(target))
     shutil.rmtree(folder, ignore_errors=True)
-    return restored, [path.name for path in occupied]
+    return list(files.values()), [path.name for path in occupied]
 
 
 def clear_library(project: Project) -> Path | None:
@@ -1162,7 +1153,7 @@ class Field:
                 number = int(text) if self.kind == "int" else float(text)
             except ValueError:
                 return f"wrong.{self.kind}", {"value": text}
-            if number != number or number in (float("inf"), float("-inf")):
+            if not math.isfinite(number):
                 return f"wrong.{self.kind}", {"value": text}
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
                 return self._range_problem(text)
@@ -1538,12 +1529,16 @@ class Workspace:
     program: Path
     flags: dict[str, dict[str, Flag] | None] = field(default_factory=dict)  # script -> its flags
 
+    def known(self, step: str) -> dict[str, Flag] | None:
+        """The flags of a step's script; None when it cannot be read."""
+        return self.flags.get(STEP[step].script)
+
     def knows(self, step: str, flag: str) -> bool:
-        flags = self.flags.get(STEP[step].script)
+        flags = self.known(step)
         return flags is None or flag in flags
 
     def fields(self, step: str) -> list[Field]:
-        fields = form_fields(STEP[step], self.flags.get(STEP[step].script))
+        fields = form_fields(STEP[step], self.known(step))
         own_script = is_file(self.program / LLAMACPP_SCRIPT)
         if step in ("prompts", "lyrics") and own_script and not self.knows(step, "backend"):
             # The fork has its llama.cpp captioner as a script of its own.
@@ -1560,6 +1555,10 @@ class Workspace:
 
     def value(self, step: str, row: Field) -> str:
         return self.project.value(STEP[step].values, row.flag, self.default(row))
+
+    def value_of(self, step: str, flag: str, otherwise: str = "") -> str:
+        """The value of a setting by its flag; `otherwise` when the script has no such flag."""
+        return next((self.value(step, row) for row in self.fields(step) if row.flag == flag), otherwise)
 
     def default(self, row: Field) -> str:
         """A field's default with `{name}`, `{lora}` and `{step}` filled in."""
@@ -1585,8 +1584,7 @@ class Workspace:
         """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
         if lora and (lora / "adapter_config.json").is_file():
             return shown_path(lora / "adapter_config.json", self.program)
-        row = next((row for row in self.fields("train") if row.flag == "lora_config_path"), None)
-        return Path(self.value("train", row) if row else "config/lora_config_transformer_only.json").as_posix()
+        return Path(self.value_of("train", "lora_config_path", "config/lora_config_transformer_only.json")).as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
         """Every wrong value of a step's form, by flag."""
@@ -1598,19 +1596,16 @@ class Workspace:
         return found
 
     def script(self, step: str) -> Path:
-        name = STEP[step].script
-        if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
-            backend = next((row for row in self.fields(step) if row.flag == "backend"), None)
-            if backend and "llamacpp" in backend.choices and self.value(step, backend) == "llamacpp":
-                name = LLAMACPP_SCRIPT
-        return self.program / name
+        """Its script; the fork has its llama.cpp captioner as a script of its own."""
+        own = not self.knows(step, "backend") and self.value_of(step, "backend") == "llamacpp"
+        return self.program / (LLAMACPP_SCRIPT if own else STEP[step].script)
 
     def arguments(self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False) -> list[str]:
         """The command line of a step, after the script's name."""
         filled = self._filled_flags(step)
         script_is_other = self.script(step).name != STEP[step].script
         for row in self.fields(step):
-            known = None if script_is_other else (self.flags.get(STEP[step].script) or {}).get(row.flag)
+            known = None if script_is_other else (self.known(step) or {}).get(row.flag)
             if row.flag in ("backend", "model", "quantization") and (script_is_other or not self.knows(step, row.flag)):
                 continue
             if resume and row.flag == "last_lora_path":  # the resumed training brings its own weights
@@ -1623,10 +1618,8 @@ class Workspace:
                     filled.append(f"--no-{row.flag}")
             elif row.basic or "{" in row.default or (text and not self._same(text, row)):
                 filled += [f"--{row.flag}", text]
-        if self.settings.checkpoint_dir and self.knows(step, "checkpoint_dir") and step not in ("songs", "strength"):
-            flags = self.flags.get(STEP[step].script)
-            if flags is not None and "checkpoint_dir" in flags:
-                filled += ["--checkpoint_dir", self.settings.checkpoint_dir]
+        if self.settings.checkpoint_dir and step != "strength" and "checkpoint_dir" in (self.known(step) or {}):
+            filled += ["--checkpoint_dir", self.settings.checkpoint_dir]
         if only and self.knows(step, "only"):
             filled += ["--only", *only]
         if resume:
@@ -1658,8 +1651,7 @@ class Workspace:
         return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
 
     def checkpoints(self) -> Path:
-        row = next((row for row in self.fields("train") if row.flag == "output_dir"), None)
-        return self.program / (self.value("train", row) if row else "checkpoints")
+        return self.program / self.value_of("train", "output_dir", "checkpoints")
 
     def loras(self) -> list[Path]:
         return list_loras(self.checkpoints())
@@ -1674,8 +1666,9 @@ class Workspace:
         write_json(self.checkpoints() / OWNER_FILE, {"home": str(self.project.home)})
 
     def can_resume(self) -> bool:
-        flags = self.flags.get("trainer_new.py") or {}
-        return "resume" in flags and any((lora / "training_state.json").is_file() for lora in self.loras())
+        return "resume" in (self.known("train") or {}) and any(
+            (lora / "training_state.json").is_file() for lora in self.loras()
+        )
 
     def move_checkpoints(self) -> Path:
         folder = self.checkpoints()
@@ -1685,20 +1678,15 @@ class Workspace:
 
     def log_folder(self) -> Path:
         """Where the trainer writes its figures: what TensorBoard and the loss curve read."""
-        row = next((row for row in self.fields("train") if row.flag == "log_dir"), None)
-        if row is not None and self.knows("train", "log_dir"):
-            return self.program / self.value("train", row)
-        return self.program / LOGS_FOLDER
+        return self.program / self.value_of("train", "log_dir", LOGS_FOLDER)
 
     def lora_output(self) -> Path | None:
-        row = next((row for row in self.fields("strength") if row.flag == "output_name"), None)
-        text = self.value("strength", row).strip() if row else ""
+        text = self.value_of("strength", "output_name").strip()
         return self.program / text if text else None
 
     def stop_file(self, step: str) -> Path | None:
         """What asks the trainer to save and end; the fork's trainer knows no such file."""
-        flags = self.flags.get("trainer_new.py") or {}
-        return self.checkpoints() / "STOP" if step == "train" and "resume" in flags else None
+        return self.checkpoints() / "STOP" if step == "train" and "resume" in (self.known(step) or {}) else None
 
 
 @dataclass(frozen=True)
@@ -2033,8 +2021,7 @@ def find_weights(settings: Settings, program: Path) -> dict[str, tuple[Path | No
 def disk_estimate(space: Workspace, songs: list[Song]) -> float:
     """Bytes that preprocessing and training of this library will still take, at most."""
     seconds = sum(song.seconds if song.seconds else 240.0 for song in songs if song.record != "ok")
-    last = next((row for row in space.fields("train") if row.flag == "save_last"), None)
-    kept = _as_number(space.value("train", last)) if last else 5
+    kept = _as_number(space.value_of("train", "save_last", "5"))
     return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
 
 
