@@ -3895,7 +3895,8 @@ class StepRuns:
         earlier = STEPS[: STEP[key].number - 1]
         stale = next((step for step in earlier if session.states[step.key].status == "stale"), None)
         if stale and "stale" not in answers and not self.chain and key not in ("prompts", "lyrics"):
-            return ask_stale(session, stale, lambda: self._begin_chain(stale.key, key), lambda: again(stale="anyway"))
+            keys = [step.key for step in STEPS[stale.number - 1 : STEP[key].number]]
+            return ask_stale(session, stale, lambda: self._begin_chain(keys), lambda: again(stale="anyway"))
         if key == "train" and session.space.loras() and not trial and "checkpoints" not in answers:
             return ask_checkpoints(session, lambda choice: again(checkpoints=choice), self.give_up)
         if key in ("prep", "train") and "disk" not in answers and _disk_is_short(session):
@@ -3954,21 +3955,16 @@ class StepRuns:
         session.look(force=True)
         if session.busy or not session.songs:
             return None
-        self.chain, self._chain_answers = remaining_steps(session.states), {}
-        if not self.chain:
+        keys = remaining_steps(session.states)
+        if not keys:
             return session.outcome("good", "run.nothing")
-        if "train" in self.chain and session.space.loras():
+        if "train" in keys and session.space.loras():
             # Asked now: nobody sits there hours later, when its turn comes.
-            return ask_checkpoints(session, self._go_on_with, self.give_up)
-        return self._next_in_chain()
+            return ask_checkpoints(session, lambda choice: self._begin_chain(keys, checkpoints=choice), self.give_up)
+        return self._begin_chain(keys)
 
-    def _go_on_with(self, checkpoints: str) -> Reply:
-        self._chain_answers = {"checkpoints": checkpoints}
-        return self._next_in_chain()
-
-    def _begin_chain(self, first: str, last: str) -> Reply:
-        keys = [step.key for step in STEPS]
-        self.chain = keys[keys.index(first) : keys.index(last) + 1]
+    def _begin_chain(self, keys: list[str], **answers: str) -> Reply:
+        self.chain, self._chain_answers = keys, answers
         return self._next_in_chain()
 
     def _next_in_chain(self) -> Reply:
@@ -3978,12 +3974,6 @@ class StepRuns:
         if self.session.state != "running" and not isinstance(reply, Question):
             self.give_up()
         return reply
-
-    def _advance_chain(self, key: str, succeeded: bool) -> Reply:
-        if not succeeded or self.chain[:1] != [key]:
-            self.give_up()
-        self.chain = self.chain[1:]
-        return self._next_in_chain() if self.chain else None
 
     # Following
 
@@ -4071,8 +4061,9 @@ class StepRuns:
         self.mark = f"{sign} {title} – "
         self.announce()
         run.after()
+        self.chain = self.chain[1:] if outcome.level == "good" and self.chain[:1] == [run.step] else []
         if self.chain:
-            session.tell(self._advance_chain(run.step, outcome.level == "good"))
+            session.tell(self._next_in_chain())
         session.repaint()
 
     def _outcome(self, run: Run, code: int | None, stopped: bool, spent: str) -> Outcome:
@@ -4496,6 +4487,12 @@ def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
     return bar
 
 
+def enable(widget: tk.Widget | None, usable: object) -> None:
+    """Let a widget be used or not; None is a button that this page does not have."""
+    if widget is not None:
+        widget.configure(state="normal" if usable else "disabled")
+
+
 TableRows = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # item -> values, tags
 
 
@@ -4711,62 +4708,68 @@ class LossChart:
 
     def _draw(self) -> None:
         self._pending = None
-        canvas, px, c = self.canvas, self._ui.px, COLOURS
+        canvas, ui, c, curve = self.canvas, self._ui, COLOURS, self._curve
         canvas.delete("all")
         width, height = canvas.winfo_width(), canvas.winfo_height()
         canvas.create_text(
-            px(12), px(9), text=self._ui.t("chart.title"), anchor="nw", font=self._ui.fonts["bold"], fill=c["text"]
+            ui.px(12), ui.px(9), text=ui.t("chart.title"), anchor="nw", font=ui.fonts["bold"], fill=c["text"]
         )
-        curve = self._curve
         if curve is None or not curve.steps:
-            canvas.create_text(width / 2, height / 2, text=self._ui.t("chart.empty"), fill=c["muted"], justify="center",
-                               width=max(80, width - px(40)), font=self._ui.fonts["small"])  # fmt: skip
+            canvas.create_text(width / 2, height / 2, text=ui.t("chart.empty"), fill=c["muted"], justify="center",
+                               width=max(80, width - ui.px(40)), font=ui.fonts["small"])  # fmt: skip
             return
-        left, right, top, bottom = px(54), width - px(14), px(54), height - px(30)
-        if right - left < px(40) or bottom - top < px(30):
+        # Left, top, right, bottom of the field in which the lines are drawn.
+        self._field = ui.px(54), ui.px(54), width - ui.px(14), height - ui.px(30)
+        if self._field[2] - self._field[0] < ui.px(40) or self._field[3] - self._field[1] < ui.px(30):
             return
+        self._steps = curve.steps[0], max(curve.steps[-1], curve.steps[0] + 1)
+        low, high = self._range(curve)
+        self._draw_ticks(low, high)
+        columns = max(50, int(self._field[2] - self._field[0]))
+        rates = [rate for rate in curve.rate if rate == rate]
+        if rates and max(rates) > 0:
+            points = thin_out(curve.steps, curve.rate, columns)
+            self._draw_line(points, 0.0, max(rates) * 1.02, fill=c["disabled"], dash=(3, 3))
+        self._draw_line(thin_out(curve.steps, curve.loss, columns), low, high, fill=c["curve_soft"])
+        smooth = thin_out(curve.steps, curve.smooth, columns)
+        self._draw_line(smooth, low, high, fill=c["accent"], width=ui.px(2))
+        if curve.validation:
+            validation = [(float(x), y) for x, y in curve.validation]
+            self._draw_line(validation, low, high, fill=c["good"], width=ui.px(2))
+        self._legend(curve, rates)
+
+    @staticmethod
+    def _range(curve: Curve) -> tuple[float, float]:
+        """The lowest and highest loss that is shown."""
         shown = sorted(value for value in curve.loss if value == value)
         # One spike at the start would press everything else to the ground.
         high = shown[min(len(shown) - 1, int(len(shown) * 0.995))] if len(shown) > 50 else shown[-1]
-        low = shown[0]
         values = [value for _, value in curve.validation]
-        high, low = max([high, *values]), min([low, *values])
-        high = high if high > low else low + max(abs(low) * 0.1, 1e-6)
-        first, last = curve.steps[0], max(curve.steps[-1], curve.steps[0] + 1)
+        high, low = max([high, *values]), min([shown[0], *values])
+        return low, high if high > low else low + max(abs(low) * 0.1, 1e-6)
 
-        def place(points: Iterable[tuple[float, float]], bottom_value: float, top_value: float) -> list[float]:
-            flat: list[float] = []
-            for x, y in points:
-                part = (min(max(y, bottom_value), top_value) - bottom_value) / ((top_value - bottom_value) or 1.0)
-                flat += [left + (x - first) / (last - first) * (right - left), bottom - part * (bottom - top)]
-            return flat if len(flat) > 2 else [*flat, flat[0] + 1, flat[1]] if flat else []
-
+    def _draw_ticks(self, low: float, high: float) -> None:
+        left, top, right, bottom = self._field
+        first, last = self._steps
+        look: dict[str, Any] = {"font": self._ui.fonts["small"], "fill": COLOURS["muted"]}
         for tick in nice_ticks(low, high):
             y = bottom - (tick - low) / (high - low) * (bottom - top)
-            canvas.create_line(left, y, right, y, fill=c["rail"])
-            canvas.create_text(
-                left - px(6), y, text=f"{tick:.4g}", anchor="e", font=self._ui.fonts["small"], fill=c["muted"]
-            )
+            self.canvas.create_line(left, y, right, y, fill=COLOURS["rail"])
+            self.canvas.create_text(left - self._ui.px(6), y, text=f"{tick:.4g}", anchor="e", **look)
         for tick in nice_ticks(first, last):
             if tick == int(tick):
                 x = left + (tick - first) / (last - first) * (right - left)
-                canvas.create_text(
-                    x, bottom + px(6), text=f"{int(tick)}", anchor="n", font=self._ui.fonts["small"], fill=c["muted"]
-                )
-        columns = max(50, int(right - left))
-        rates = [rate for rate in curve.rate if rate == rate]
-        if rates and max(rates) > 0:
-            line = place(thin_out(curve.steps, curve.rate, columns), 0.0, max(rates) * 1.02)
-            canvas.create_line(*line, fill=c["disabled"], dash=(3, 3))
-        canvas.create_line(*place(thin_out(curve.steps, curve.loss, columns), low, high), fill=c["curve_soft"])
-        canvas.create_line(
-            *place(thin_out(curve.steps, curve.smooth, columns), low, high), fill=c["accent"], width=px(2)
-        )
-        if curve.validation:
-            canvas.create_line(
-                *place(((float(x), y) for x, y in curve.validation), low, high), fill=c["good"], width=px(2)
-            )
-        self._legend(curve, rates)
+                self.canvas.create_text(x, bottom + self._ui.px(6), text=f"{int(tick)}", anchor="n", **look)
+
+    def _draw_line(self, points: list[tuple[float, float]], low: float, high: float, **look: Any) -> None:
+        left, top, right, bottom = self._field
+        first, last = self._steps
+        flat: list[float] = []
+        for x, y in points:
+            part = (min(max(y, low), high) - low) / ((high - low) or 1.0)
+            flat += [left + (x - first) / (last - first) * (right - left), bottom - part * (bottom - top)]
+        # A line needs two points.
+        self.canvas.create_line(*(flat if len(flat) > 2 else [*flat, flat[0] + 1, flat[1]]), **look)
 
     def _legend(self, curve: Curve, rates: list[float]) -> None:
         ui, x, y = self._ui, self._ui.px(12), self._ui.px(38)
@@ -4783,6 +4786,24 @@ class LossChart:
             item = self.canvas.create_text(x + ui.px(18), y, text=f"{ui.t(key)} {value}", anchor="w",
                                            font=ui.fonts["small"], fill=COLOURS["muted"])  # fmt: skip
             x = self.canvas.bbox(item)[2] + ui.px(10)
+
+
+class Header:
+    """The line at the top: the program, the project, and the button for the other language."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, change_look: Callable[..., None]):
+        head = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(8), ui.px(14), ui.px(6)))
+        head.grid(row=0, column=0, columnspan=2, sticky="ew")
+        head.columnconfigure(2, weight=1)
+        ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel").grid(row=0, column=0, padx=(0, ui.px(8)))
+        ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
+        self.project = ttk.Label(head, style="Rail.TLabel")
+        self.project.grid(row=0, column=2, sticky="ew")
+        other = next(code for code in LANGUAGES if code != ui.language)
+        self.language = ttk.Button(
+            head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: change_look(language=other)
+        )
+        self.language.grid(row=0, column=3)
 
 
 class Rail:
@@ -4821,7 +4842,7 @@ class Rail:
                 style="RailOn.TButton" if page == step.key else "Step.Rail.TButton",
             )
         for key, can_be_pressed in usable.items():
-            self.tools[key].configure(state="normal" if can_be_pressed else "disabled")
+            enable(self.tools[key], can_be_pressed)
         environment = "ToolOn.RailOn.TButton" if page == "environment" else "Tool.Rail.TButton"
         self.tools["title.environment"].configure(style=environment)
 
@@ -4883,7 +4904,8 @@ class RunBar:
 
     def show(self, title: str, stop_key: str, stoppable: bool) -> None:
         self._title.configure(text=title)
-        self.stop.configure(text=self._ui.t(stop_key), state="normal" if stoppable else "disabled")
+        self.stop.configure(text=self._ui.t(stop_key))
+        enable(self.stop, stoppable)
 
     def show_progress(self, part: float, figures: str) -> bool:
         """Show 0.0 to 1.0 and the figures; called at every tick. Whether something changed."""
@@ -5172,6 +5194,8 @@ class StepPage:
         self.body.grid(row=2, column=0, sticky="nsew")
         self.start_button: ttk.Button | None = None
         self.forms: list[FieldForm] = []
+        self._advanced_flags: set[str] = set()
+        self._swapped: list[tk.Widget] = []  # the advanced settings, and what gives its place to them
         self._built_for: Any = None
         self.build()
 
@@ -5204,9 +5228,7 @@ class StepPage:
             label.configure(style=f"{style}.TLabel")
         self.strip_icon.configure(image=self.ui.icon(status, 18))
         self.strip_text.configure(text=sentence)
-        if self.start_button is not None:
-            startable = self.runs.can_start(self.key)
-            self.start_button.configure(state="normal" if startable else "disabled")
+        enable(self.start_button, self.runs.can_start(self.key))
         if self.forms:
             problems = self.session.space.problems(self.key)
             if status == "locked":  # what earlier steps will fill in is not the user's mistake
@@ -5224,17 +5246,30 @@ class StepPage:
         return form
 
     def split_fields(self) -> tuple[list[Field], list[Field]]:
+        """(basic, advanced); the advanced ones are hidden at first."""
         fields = self.session.space.fields(self.key)
+        self._advanced_flags = {row.flag for row in fields if not row.basic}
         return [row for row in fields if row.basic], [row for row in fields if not row.basic]
+
+    def hide_advanced(self, button: ttk.Button, advanced: tk.Widget, *instead: tk.Widget) -> None:
+        """`button` swaps the advanced settings, which are hidden now, with `instead`."""
+        self._advanced_button, self._swapped = button, [advanced, *instead]
+        button.configure(text=self.ui.t("advanced.open"), command=self._toggle)
+        advanced.grid_remove()
+
+    def _toggle(self) -> None:
+        for widget in self._swapped:
+            (widget.grid_remove if widget.winfo_manager() else widget.grid)()
+        if self._swapped:
+            hidden = not self._swapped[0].winfo_manager()
+            self._advanced_button.configure(text=self.ui.t("advanced.open" if hidden else "advanced.close"))
 
     def show_wrong(self, flags: Iterable[str]) -> None:
         """Lead the eye to the first wrong value."""
-        self.open_advanced(flags)
+        if self._advanced_flags & set(flags) and self._swapped and not self._swapped[0].winfo_manager():
+            self._toggle()
         for form in self.forms:
             form.focus_first(flags)
-
-    def open_advanced(self, flags: Iterable[str]) -> None:
-        """Pages that hide settings show them when one of `flags` is among them."""
 
 
 class FormPage(StepPage):
@@ -5271,10 +5306,8 @@ class FormPage(StepPage):
             if isinstance(row.widget, ttk.Combobox) and row.row.kind == "combo":
                 fresh = next((f for f in self.session.space.fields(self.key) if f.flag == row.row.flag), row.row)
                 row.widget.configure(values=fresh.choices)
-        exists = self._result() is not None
-        self.open_button.configure(state="normal" if exists else "disabled")
-        if self.comfy_button is not None:
-            self.comfy_button.configure(state="normal" if exists else "disabled")
+        for button in (self.open_button, self.comfy_button):
+            enable(button, self._result())
 
     def _result(self) -> Path | None:
         project = self.session.project
@@ -5393,7 +5426,7 @@ class SongsPage(StepPage):
     def _show_apply(self) -> None:
         home, typed = self.session.project.home, self.folder.get().strip()
         same = bool(home) and typed == self.session.shown(home) and self.name.get() == home.name
-        self.apply_button.configure(state="disabled" if same or not typed or self.session.busy else "normal")
+        enable(self.apply_button, typed and not same and not self.session.busy)
 
     def fill_place(self) -> None:
         home = self.session.project.home
@@ -5422,7 +5455,7 @@ class SongsPage(StepPage):
         self.total.configure(
             text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--")
         )
-        self.add_button.configure(state="disabled" if self.session.busy else "normal")
+        enable(self.add_button, not self.session.busy)
         self._show_apply()
         self._selected()
 
@@ -5442,13 +5475,10 @@ class SongsPage(StepPage):
         chosen = self.selection()
         if len(chosen) == 1:
             self.session.current_song = chosen[0].audio.name
-        for button in self.tools:
-            button.configure(state="normal" if chosen else "disabled")
-        if len(chosen) != 1:
-            self.tools[1].configure(state="disabled")
-        if self.session.busy:
-            self.tools[1].configure(state="disabled")
-            self.tools[2].configure(state="disabled")
+        play, rename, remove = self.tools
+        enable(play, chosen)
+        enable(rename, len(chosen) == 1 and not self.session.busy)
+        enable(remove, chosen and not self.session.busy)
 
     def _play(self) -> None:
         for song in self.selection()[:1]:
@@ -5469,20 +5499,20 @@ class TextsPage(StepPage):
     def build(self) -> None:
         ui = self.ui
         self.add_start()
-        self.advanced_button = ttk.Button(self.actions, text=ui.t("advanced.open"), command=self._toggle)
-        self.advanced_button.pack(side="right", padx=(0, ui.px(8)))
         self.body.columnconfigure(0, weight=1)
         self.body.rowconfigure(1, weight=1)
         basic, advanced = self.split_fields()
         self.make_form(self.body, basic).frame.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
-        self.advanced = ScrollFrame(ui, self.body)
-        self.advanced.inner.columnconfigure(0, weight=1)
-        self.make_form(self.advanced.inner, advanced).frame.grid(row=0, column=0, sticky="ew")
-        self._advanced_flags = {row.flag for row in advanced}
-        if not advanced:
-            self.advanced_button.pack_forget()
+        scroll = ScrollFrame(ui, self.body)
+        scroll.frame.grid(row=1, column=0, sticky="nsew")
+        scroll.inner.columnconfigure(0, weight=1)
+        self.make_form(scroll.inner, advanced).frame.grid(row=0, column=0, sticky="ew")
         self.texts = ttk.Frame(self.body)
         self.texts.grid(row=1, column=0, sticky="nsew")
+        button = ttk.Button(self.actions)
+        if advanced:
+            button.pack(side="right", padx=(0, ui.px(8)))
+        self.hide_advanced(button, scroll.frame, self.texts)
         self.texts.columnconfigure(1, weight=1)
         self.texts.rowconfigure(1, weight=1)
         self._open_song: OpenSong | None = None
@@ -5550,20 +5580,6 @@ class TextsPage(StepPage):
             editor.frame.grid(row=1, column=column, sticky="nsew", padx=pad)
             editor.text.bind("<Control-s>", lambda _event: (self.save(), "break")[1])
             self.editors[kind] = editor
-
-    def _toggle(self) -> None:
-        if self.texts.winfo_manager():
-            self.texts.grid_remove()
-            self.advanced.frame.grid(row=1, column=0, sticky="nsew")
-            self.advanced_button.configure(text=self.ui.t("advanced.close"))
-        else:
-            self.advanced.frame.grid_remove()
-            self.texts.grid()
-            self.advanced_button.configure(text=self.ui.t("advanced.open"))
-
-    def open_advanced(self, flags: Iterable[str]) -> None:
-        if self._advanced_flags & set(flags) and self.texts.winfo_manager():
-            self._toggle()
 
     def shown(self) -> None:
         self.refresh()
@@ -5675,10 +5691,8 @@ class TextsPage(StepPage):
         rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in session.songs}
         fill_table(self.list, self._shown_rows, {name: (values, ()) for name, values in rows.items()})
         for tool in self.tools:
-            tool.configure(state="normal" if session.songs else "disabled")
-        if self.again_button is not None:
-            usable = session.songs and self.runs.can_start(self.key)
-            self.again_button.configure(state="normal" if usable else "disabled")
+            enable(tool, session.songs)
+        enable(self.again_button, session.songs and self.runs.can_start(self.key))
         if self.open_song is not None and not self.open_song.audio.exists():
             self.save()  # its texts may still be wanted when the audio comes back
             self._open_song = None
@@ -5715,12 +5729,11 @@ class TrainPage(StepPage):
         self.make_form(inner, basic).frame.grid(row=1, column=0, sticky="ew")
         self.hints = wrapped(ttk.Label(inner, style="SmallWarn.TLabel"))
         self.hints.grid(row=2, column=0, sticky="ew")
-        self.advanced_button = ttk.Button(
-            inner, text=ui.t("advanced.open"), style="Small.TButton", command=self._toggle
-        )
-        self.advanced_button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
-        self._advanced_flags = {row.flag for row in advanced}
-        self.advanced = self.make_form(inner, advanced)
+        button = ttk.Button(inner, style="Small.TButton")
+        button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
+        form = self.make_form(inner, advanced).frame
+        form.grid(row=4, column=0, sticky="ew")
+        self.hide_advanced(button, form)
         self.chart = LossChart(ui, self.body)
         self.chart.canvas.grid(row=0, column=1, sticky="nsew")
         self.chart.show(self.runs.training.curve)
@@ -5755,18 +5768,6 @@ class TrainPage(StepPage):
             self.preset.set("")
             self.refresh()
 
-    def _toggle(self) -> None:
-        if self.advanced.frame.winfo_manager():
-            self.advanced.frame.grid_remove()
-            self.advanced_button.configure(text=self.ui.t("advanced.open"))
-        else:
-            self.advanced.frame.grid(row=4, column=0, sticky="ew")
-            self.advanced_button.configure(text=self.ui.t("advanced.close"))
-
-    def open_advanced(self, flags: Iterable[str]) -> None:
-        if self._advanced_flags & set(flags) and not self.advanced.frame.winfo_manager():
-            self._toggle()
-
     def refresh(self) -> None:
         super().refresh()
         space = self.session.space
@@ -5779,9 +5780,8 @@ class TrainPage(StepPage):
             self.hints.grid_remove()
         own = self.session.settings.presets
         self.preset.configure(values=[*PRESETS, *own])
-        self.delete_button.configure(state="normal" if self.preset.get() in own else "disabled")
-        if self.trial_button is not None:
-            self.trial_button.configure(state="normal" if self.runs.can_start("train") else "disabled")
+        enable(self.delete_button, self.preset.get() in own)
+        enable(self.trial_button, self.runs.can_start("train"))
 
 
 class EnvironmentPage:
@@ -6126,6 +6126,18 @@ class Menus:
         ])  # fmt: skip
 
 
+def fitting_geometry(stored: str, screen: tuple[int, int], px: Callable[[float], int]) -> str:
+    """Where the window stood the last time, when that is on the screen; else the middle of the screen."""
+    match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", stored)
+    if match:
+        width, height, x, y = map(int, match.groups())
+        if width <= screen[0] and height <= screen[1] and x < screen[0] - px(200) and y < screen[1] - px(200):
+            return stored
+    # Title bar, menu and the desktop's task bar take about 110 lines besides.
+    width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(110))
+    return f"{width}x{height}+{(screen[0] - width) // 2}+{max(0, (screen[1] - height) // 3)}"
+
+
 class MainWindow:
     """The widgets. Painted from the state of session and runs by `refresh` alone."""
 
@@ -6161,7 +6173,7 @@ class MainWindow:
         self.frame.pack(fill="both", expand=True)
         self.frame.columnconfigure(1, weight=1)
         self.frame.rowconfigure(1, weight=1)
-        self._build_header()
+        self.header = Header(ui, self.frame, self.change_look)
         tools = {key: self.commands[key] for key in ("run.all", "tensorboard", "title.environment", "reset")}
         self.rail = Rail(ui, self.frame, self.show_page, tools)
         self.rail.frame.grid(row=1, column=0, sticky="ns")
@@ -6195,35 +6207,11 @@ class MainWindow:
         """What a page with texts does, where one is shown."""
         return lambda: self.page_key in ("prompts", "lyrics") and getattr(self.page(self.page_key), name)(*arguments)
 
-    def _build_header(self) -> None:
-        ui = self.ui
-        head = ttk.Frame(self.frame, style="Rail.TFrame", padding=(ui.px(14), ui.px(8), ui.px(14), ui.px(6)))
-        head.grid(row=0, column=0, columnspan=2, sticky="ew")
-        head.columnconfigure(2, weight=1)
-        ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel").grid(row=0, column=0, padx=(0, ui.px(8)))
-        ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
-        self.project_label = ttk.Label(head, style="Rail.TLabel")
-        self.project_label.grid(row=0, column=2, sticky="ew")
-        other = next(code for code in LANGUAGES if code != ui.language)
-        self.language_button = ttk.Button(
-            head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other)
-        )
-        self.language_button.grid(row=0, column=3)
-
     def place_window(self) -> None:
-        root, px = self.root, self.ui.px
-        screen = root.winfo_screenwidth(), root.winfo_screenheight()
-        # Title bar, menu and the desktop's task bar take about 110 lines besides.
-        width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(110))
-        root.minsize(min(px(1000), screen[0]), min(px(560), screen[1] - px(110)))
-        geometry = f"{width}x{height}+{(screen[0] - width) // 2}+{max(0, (screen[1] - height) // 3)}"
-        match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", self.session.settings.geometry)
-        if match:
-            w, h, x, y = map(int, match.groups())
-            if w <= screen[0] and h <= screen[1] and x < screen[0] - px(200) and y < screen[1] - px(200):
-                geometry = self.session.settings.geometry
-        root.geometry(geometry)
-        root.update_idletasks()
+        screen, px = (self.root.winfo_screenwidth(), self.root.winfo_screenheight()), self.ui.px
+        self.root.minsize(min(px(1000), screen[0]), min(px(560), screen[1] - px(110)))
+        self.root.geometry(fitting_geometry(self.session.settings.geometry, screen, px))
+        self.root.update_idletasks()
         self.place_sash()
 
     def place_sash(self) -> None:
@@ -6328,9 +6316,8 @@ class MainWindow:
         usable = {"run.all": not session.busy and bool(session.songs), "reset": not session.busy}
         self.rail.show({step.key: runs.describe(step.key)[0] for step in STEPS}, self.page_key, usable)
         home = session.project.home
-        self.project_label.configure(
-            text=f"{home.name}   ·   {session.shown(home)}" if home else self.ui.t("project.none")
-        )
+        where = f"{home.name}   ·   {session.shown(home)}" if home else self.ui.t("project.none")
+        self.header.project.configure(text=where)
         stop = "run.force" if runs.run.step and session.state != "running" else "run.stop"
         self.run_bar.show(self._run_text(), stop, session.busy)
         self.show_progress()

@@ -59,6 +59,9 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
                 first = node.args[1] if name in ("Finding", "outcome") and len(node.args) > 1 else node.args[0]
                 if name in ("t", "Finding", "outcome", "Question") and isinstance(first, ast.Constant):
                     used.add(first.value)
+                if name == "Question" and isinstance(node.args[2], ast.Tuple):  # the labels of its buttons
+                    choices = [choice.elts[1] for choice in node.args[2].elts if isinstance(choice, ast.Tuple)]
+                    used |= {label.value for label in choices if isinstance(label, ast.Constant)}
             if isinstance(node, ast.Constant):
                 mentioned.add(node.value)
             if isinstance(node, ast.JoinedStr):

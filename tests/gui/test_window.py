@@ -330,14 +330,14 @@ def test_the_language_changes_at_a_click_and_nothing_is_lost(make_window):
     page = window.show("prompts")
     window.type(page.editors["prompt"].text, "unsaved words")
     app.window.log.write(["a line of the log"])
-    window.click(app.window.language_button)
+    window.click(app.window.header.language)
     assert (
         app.session.settings.language == "en" and app.window.rail.tools["run.all"].cget("text") == "Run all remaining"
     )
     assert app.window.page_key == "prompts" and app.window.page("prompts").editors["prompt"].get() == "unsaved words"
     assert "a line of the log" in app.window.log.content()
     assert Settings.load(app.session.settings.path).language == "en"
-    window.click(app.window.language_button)
+    window.click(app.window.header.language)
     assert app.window.rail.tools["run.all"].cget("text") == "运行剩余步骤"
 
 
@@ -379,7 +379,7 @@ def test_everything_can_be_reached_by_tab_and_the_focus_shows(make_window):
             if str(widget) in seen:
                 break
             seen.append(str(widget))
-        wanted = [app.window.rail.tools["reset"], app.window.language_button, app.window.log.text]
+        wanted = [app.window.rail.tools["reset"], app.window.header.language, app.window.log.text]
         page = app.window.page(key)
         if key in ("prompts",):
             wanted += [page.start_button, page.editors["prompt"].text, page.editors["lyrics"].text, page.list]
