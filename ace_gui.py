@@ -745,20 +745,19 @@ def newest(paths: Iterable[Path]) -> float:
 PROBE_CODE = """
 import json, sys
 try:
-    from ace_lora.audio import read_audio
+    from ace_lora.audio.decode import read_audio
 except ImportError:
     read_audio = None
 def look(path):
     if read_audio is not None:
         wave = read_audio(path)
-        samples, rate = wave.samples, wave.rate
+        samples, seconds = wave.samples, wave.original_seconds
     else:
         import soundfile
         data, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        samples = data.T
+        samples, seconds = data.T, len(data) / rate
     length = int(samples.shape[-1])
-    quiet = float((abs(samples) == 0).all(0).sum()) / max(1, length) if length else 1.0
-    return length / rate, quiet > 0.95
+    return seconds, not length or float((abs(samples) == 0).all(0).sum()) / length > 0.95
 for line in sys.stdin:
     path = json.loads(line)
     try:
@@ -2158,8 +2157,12 @@ def _judge_weights(space: Workspace) -> list[Finding]:
     fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
     if space.settings.offline:
         return [Finding("bad", "env.weights_offline", fields, "source")]
-    can_download = (space.program / "ace_lora" / "base_weights.py").is_file()
-    return [Finding("warn", "env.weights_missing", fields, "weights" if can_download else "source")]
+    mend = "weights" if can_download(space.program) else "source"
+    return [Finding("warn", "env.weights_missing", fields, mend)]
+
+
+def can_download(program: Path) -> bool:
+    return is_file(program / "ace_lora" / "base_weights" / "__main__.py")
 
 
 def report_text(findings: list[Finding], language: str) -> str:
@@ -4132,7 +4135,7 @@ class Environment:
             for group, what in read_groups(start).items():
                 text = text_or(session.settings.language, f"group.{group}", what)
                 found.append((session.t("install.group", name=group, what=text), [str(start), "install", group]))
-        if (session.program / "ace_lora" / "base_weights.py").is_file():
+        if can_download(session.program):
             place = session.settings.checkpoint_dir
             options = ["--checkpoint_dir", place] if place else []
             found.append((session.t("install.weights"), ["-m", "ace_lora.base_weights", *options]))
