@@ -49,6 +49,7 @@ import ctypes
 import hashlib
 import io
 import json
+import math
 import os
 import queue
 import re
@@ -744,20 +745,19 @@ def newest(paths: Iterable[Path]) -> float:
 PROBE_CODE = """
 import json, sys
 try:
-    from ace_lora.audio import read_audio
+    from ace_lora.audio.decode import read_audio
 except ImportError:
     read_audio = None
 def look(path):
     if read_audio is not None:
         wave = read_audio(path)
-        samples, rate = wave.samples, wave.rate
+        samples, seconds = wave.samples, wave.original_seconds
     else:
         import soundfile
         data, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        samples = data.T
+        samples, seconds = data.T, len(data) / rate
     length = int(samples.shape[-1])
-    quiet = float((abs(samples) == 0).all(0).sum()) / max(1, length) if length else 1.0
-    return length / rate, quiet > 0.95
+    return seconds, not length or float((abs(samples) == 0).all(0).sum()) / length > 0.95
 for line in sys.stdin:
     path = json.loads(line)
     try:
@@ -848,12 +848,9 @@ def file_digest(path: Path, cache: dict[Path, str]) -> str:
 
 
 def import_songs(
-    sources: Iterable[Path],
-    home: Path,
-    progress: Callable[[int, int, str], None],
-    added: Callable[[str, str], None],
+    sources: Iterable[Path], home: Path, progress: Callable[[int, int, str], None], added: Callable[[str, str], None],
     cancelled: Callable[[], bool],
-) -> ImportReport:
+) -> ImportReport:  # fmt: skip
     """Copy songs with the texts beside them into `home` under readable unique names.
 
     `progress(done, all, name)`; `added(file name, title)` after each song, so that its title can be stored at once.
@@ -867,29 +864,23 @@ def import_songs(
     for path in here:
         sizes.setdefault(path.stat().st_size, []).append(path)
     digests: dict[Path, str] = {}
-    files = find_sources(sources)
+    files, full = find_sources(sources), False
     for number, source in enumerate(files):
-        if cancelled():
-            report.refused += [(path.name, "import.cancelled") for path in files[number:]]
-            break
+        if full or cancelled():
+            report.refused.append((source.name, "import.cancelled"))
+            continue
         progress(number, len(files), source.name)
         reason = _refuse_source(source, home, sizes, digests)
-        if reason.startswith("import.duplicate|"):
-            reason = _use_texts_of_duplicate(source, home / reason.partition("|")[2])
         if reason:
             report.refused.append((source.name, reason))
             continue
-        stem = unique_name(readable_name(source.stem), stems)
-        target = home / (stem + source.suffix.lower())
         try:
-            _copy_song(source, target)
+            target = _copy_song(source, home, stems)
         except OSError as error:
             report.refused.append((source.name, f"import.failed|{error.strerror or error}"))
-            if error.errno in (28, 112):  # no space: the next ones will not fit either
-                report.refused += [(path.name, "import.cancelled") for path in files[number + 1 :]]
-                break
+            full = error.errno in (28, 112)  # no space: the next ones will not fit either
             continue
-        stems.append(stem)
+        stems.append(target.stem)
         sizes.setdefault(target.stat().st_size, []).append(target)
         report.added.append((target.name, source.stem))
         added(target.name, source.stem)
@@ -913,7 +904,7 @@ def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], diges
             return "import.unreadable"
         for other in sizes.get(size, []):
             if file_digest(other, digests) == file_digest(source, digests):
-                return f"import.duplicate|{other.name}"
+                return _use_texts_of_duplicate(source, other)
     except OSError as error:
         return f"import.failed|{error.strerror or error}"
     return ""
@@ -925,12 +916,14 @@ def _is_wave(path: Path) -> bool:
     return head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
 
 
-def _copy_song(source: Path, target: Path) -> None:
-    """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to the target's stem."""
+def _copy_song(source: Path, home: Path, stems: Iterable[str]) -> Path:
+    """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to a stem that is not in `stems`."""
+    target = home / (unique_name(readable_name(source.stem), stems) + source.suffix.lower())
     for old, new in _text_pairs(source, target):
         if not new.exists():
             _copy_file(old, new)
     _copy_file(source, target)  # last: a song that is there is there with everything
+    return target
 
 
 def _text_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -977,10 +970,7 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     entries: dict[str, str] = {}
     names: list[str] = []
     for path in existing:
-        try:
-            original = path.relative_to(home).as_posix()
-        except ValueError:
-            original = os.path.relpath(path, home)
+        original = Path(os.path.relpath(path, home)).as_posix()
         name, number = path.name, 2
         while name in entries:
             name, number = f"{path.stem}_{number}{path.suffix}", number + 1
@@ -1014,22 +1004,15 @@ def bin_entries(home: Path | None) -> list[tuple[Path, str, list[str]]]:
 def restore_from_bin(home: Path, folder: Path) -> tuple[list[str], list[str]]:
     """Put everything of one bin folder back; what stands there now goes into the bin. Returns (restored, replaced)."""
     stored, _ = read_json(folder / BIN_MANIFEST)
-    restored, occupied = [], []
-    for name, original in stored.get("files", {}).items():
-        if not (folder / name).exists():
-            continue
-        target = Path(os.path.normpath(home / original))
-        if target.exists():
-            occupied.append(target)
+    files = {name: original for name, original in stored.get("files", {}).items() if (folder / name).exists()}
+    targets = {name: Path(os.path.normpath(home / original)) for name, original in files.items()}
+    occupied = [target for target in targets.values() if target.exists()]
     remove_to_bin(home, occupied, "restore")
-    for name, original in stored.get("files", {}).items():
-        if (folder / name).exists():
-            target = Path(os.path.normpath(home / original))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(str(folder / name), str(target))
-            restored.append(original)
+    for name, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(str(folder / name), str(target))
     shutil.rmtree(folder, ignore_errors=True)
-    return restored, [path.name for path in occupied]
+    return list(files.values()), [path.name for path in occupied]
 
 
 def clear_library(project: Project) -> Path | None:
@@ -1169,7 +1152,7 @@ class Field:
                 number = int(text) if self.kind == "int" else float(text)
             except ValueError:
                 return f"wrong.{self.kind}", {"value": text}
-            if number != number or number in (float("inf"), float("-inf")):
+            if not math.isfinite(number):
                 return f"wrong.{self.kind}", {"value": text}
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
                 return self._range_problem(text)
@@ -1545,12 +1528,16 @@ class Workspace:
     program: Path
     flags: dict[str, dict[str, Flag] | None] = field(default_factory=dict)  # script -> its flags
 
+    def known(self, step: str) -> dict[str, Flag] | None:
+        """The flags of a step's script; None when it cannot be read."""
+        return self.flags.get(STEP[step].script)
+
     def knows(self, step: str, flag: str) -> bool:
-        flags = self.flags.get(STEP[step].script)
+        flags = self.known(step)
         return flags is None or flag in flags
 
     def fields(self, step: str) -> list[Field]:
-        fields = form_fields(STEP[step], self.flags.get(STEP[step].script))
+        fields = form_fields(STEP[step], self.known(step))
         own_script = is_file(self.program / LLAMACPP_SCRIPT)
         if step in ("prompts", "lyrics") and own_script and not self.knows(step, "backend"):
             # The fork has its llama.cpp captioner as a script of its own.
@@ -1567,6 +1554,10 @@ class Workspace:
 
     def value(self, step: str, row: Field) -> str:
         return self.project.value(STEP[step].values, row.flag, self.default(row))
+
+    def value_of(self, step: str, flag: str, otherwise: str = "") -> str:
+        """The value of a setting by its flag; `otherwise` when the script has no such flag."""
+        return next((self.value(step, row) for row in self.fields(step) if row.flag == flag), otherwise)
 
     def default(self, row: Field) -> str:
         """A field's default with `{name}`, `{lora}` and `{step}` filled in."""
@@ -1592,8 +1583,7 @@ class Workspace:
         """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
         if lora and (lora / "adapter_config.json").is_file():
             return shown_path(lora / "adapter_config.json", self.program)
-        row = next((row for row in self.fields("train") if row.flag == "lora_config_path"), None)
-        return Path(self.value("train", row) if row else "config/lora_config_transformer_only.json").as_posix()
+        return Path(self.value_of("train", "lora_config_path", "config/lora_config_transformer_only.json")).as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
         """Every wrong value of a step's form, by flag."""
@@ -1605,19 +1595,16 @@ class Workspace:
         return found
 
     def script(self, step: str) -> Path:
-        name = STEP[step].script
-        if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
-            backend = next((row for row in self.fields(step) if row.flag == "backend"), None)
-            if backend and "llamacpp" in backend.choices and self.value(step, backend) == "llamacpp":
-                name = LLAMACPP_SCRIPT
-        return self.program / name
+        """Its script; the fork has its llama.cpp captioner as a script of its own."""
+        own = not self.knows(step, "backend") and self.value_of(step, "backend") == "llamacpp"
+        return self.program / (LLAMACPP_SCRIPT if own else STEP[step].script)
 
     def arguments(self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False) -> list[str]:
         """The command line of a step, after the script's name."""
         filled = self._filled_flags(step)
         script_is_other = self.script(step).name != STEP[step].script
         for row in self.fields(step):
-            known = None if script_is_other else (self.flags.get(STEP[step].script) or {}).get(row.flag)
+            known = None if script_is_other else (self.known(step) or {}).get(row.flag)
             if row.flag in ("backend", "model", "quantization") and (script_is_other or not self.knows(step, row.flag)):
                 continue
             if resume and row.flag == "last_lora_path":  # the resumed training brings its own weights
@@ -1630,10 +1617,8 @@ class Workspace:
                     filled.append(f"--no-{row.flag}")
             elif row.basic or "{" in row.default or (text and not self._same(text, row)):
                 filled += [f"--{row.flag}", text]
-        if self.settings.checkpoint_dir and self.knows(step, "checkpoint_dir") and step not in ("songs", "strength"):
-            flags = self.flags.get(STEP[step].script)
-            if flags is not None and "checkpoint_dir" in flags:
-                filled += ["--checkpoint_dir", self.settings.checkpoint_dir]
+        if self.settings.checkpoint_dir and step != "strength" and "checkpoint_dir" in (self.known(step) or {}):
+            filled += ["--checkpoint_dir", self.settings.checkpoint_dir]
         if only and self.knows(step, "only"):
             filled += ["--only", *only]
         if resume:
@@ -1665,8 +1650,7 @@ class Workspace:
         return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
 
     def checkpoints(self) -> Path:
-        row = next((row for row in self.fields("train") if row.flag == "output_dir"), None)
-        return self.program / (self.value("train", row) if row else "checkpoints")
+        return self.program / self.value_of("train", "output_dir", "checkpoints")
 
     def loras(self) -> list[Path]:
         return list_loras(self.checkpoints())
@@ -1681,8 +1665,9 @@ class Workspace:
         write_json(self.checkpoints() / OWNER_FILE, {"home": str(self.project.home)})
 
     def can_resume(self) -> bool:
-        flags = self.flags.get("trainer_new.py") or {}
-        return "resume" in flags and any((lora / "training_state.json").is_file() for lora in self.loras())
+        return "resume" in (self.known("train") or {}) and any(
+            (lora / "training_state.json").is_file() for lora in self.loras()
+        )
 
     def move_checkpoints(self) -> Path:
         folder = self.checkpoints()
@@ -1692,20 +1677,15 @@ class Workspace:
 
     def log_folder(self) -> Path:
         """Where the trainer writes its figures: what TensorBoard and the loss curve read."""
-        row = next((row for row in self.fields("train") if row.flag == "log_dir"), None)
-        if row is not None and self.knows("train", "log_dir"):
-            return self.program / self.value("train", row)
-        return self.program / LOGS_FOLDER
+        return self.program / self.value_of("train", "log_dir", LOGS_FOLDER)
 
     def lora_output(self) -> Path | None:
-        row = next((row for row in self.fields("strength") if row.flag == "output_name"), None)
-        text = self.value("strength", row).strip() if row else ""
+        text = self.value_of("strength", "output_name").strip()
         return self.program / text if text else None
 
     def stop_file(self, step: str) -> Path | None:
         """What asks the trainer to save and end; the fork's trainer knows no such file."""
-        flags = self.flags.get("trainer_new.py") or {}
-        return self.checkpoints() / "STOP" if step == "train" and "resume" in flags else None
+        return self.checkpoints() / "STOP" if step == "train" and "resume" in (self.known(step) or {}) else None
 
 
 @dataclass(frozen=True)
@@ -1983,14 +1963,9 @@ def query_python(python: Path, environment: dict[str, str], program: Path) -> di
     """Ask the scripts' Python what it has; {"error": …} when it cannot answer. Takes seconds: worker thread only."""
     try:
         result = subprocess.run(
-            [str(python), "-c", ENVIRONMENT_CODE, *PACKAGES],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=180,
-            env=environment,
-            cwd=program,
-            **quiet_process(),
-        )
+            [str(python), "-c", ENVIRONMENT_CODE, *PACKAGES], stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=180, env=environment, cwd=program, **quiet_process(),
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": str(error)}
     for line in result.stdout.decode("utf-8", errors="replace").splitlines():
@@ -2045,8 +2020,7 @@ def find_weights(settings: Settings, program: Path) -> dict[str, tuple[Path | No
 def disk_estimate(space: Workspace, songs: list[Song]) -> float:
     """Bytes that preprocessing and training of this library will still take, at most."""
     seconds = sum(song.seconds if song.seconds else 240.0 for song in songs if song.record != "ok")
-    last = next((row for row in space.fields("train") if row.flag == "save_last"), None)
-    kept = _as_number(space.value("train", last)) if last else 5
+    kept = _as_number(space.value_of("train", "save_last", "5"))
     return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
 
 
@@ -2183,8 +2157,12 @@ def _judge_weights(space: Workspace) -> list[Finding]:
     fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
     if space.settings.offline:
         return [Finding("bad", "env.weights_offline", fields, "source")]
-    can_download = (space.program / "ace_lora" / "base_weights.py").is_file()
-    return [Finding("warn", "env.weights_missing", fields, "weights" if can_download else "source")]
+    mend = "weights" if can_download(space.program) else "source"
+    return [Finding("warn", "env.weights_missing", fields, mend)]
+
+
+def can_download(program: Path) -> bool:
+    return is_file(program / "ace_lora" / "base_weights" / "__main__.py")
 
 
 def report_text(findings: list[Finding], language: str) -> str:
@@ -2843,16 +2821,8 @@ class TensorBoard:
         with contextlib.suppress(OSError):  # a read-only place: TensorBoard itself says that it finds nothing
             folder.mkdir(parents=True, exist_ok=True)
         argv = [
-            str(python),
-            "-c",
-            TENSORBOARD_CODE,
-            "--logdir",
-            str(folder),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+            str(python), "-c", TENSORBOARD_CODE, "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port),
+        ]  # fmt: skip
         arguments = (argv, port, program, environment, self._wanted)
         threading.Thread(target=self._wait, args=arguments, daemon=True).start()
 
@@ -4165,7 +4135,7 @@ class Environment:
             for group, what in read_groups(start).items():
                 text = text_or(session.settings.language, f"group.{group}", what)
                 found.append((session.t("install.group", name=group, what=text), [str(start), "install", group]))
-        if (session.program / "ace_lora" / "base_weights.py").is_file():
+        if can_download(session.program):
             place = session.settings.checkpoint_dir
             options = ["--checkpoint_dir", place] if place else []
             found.append((session.t("install.weights"), ["-m", "ace_lora.base_weights", *options]))
@@ -4325,6 +4295,13 @@ class Ui:
         style.configure("SmallBad.TLabel", foreground=c["bad"], font=self.fonts["small"])
         style.configure("SmallWarn.TLabel", foreground=c["warn"], font=self.fonts["small"])
         self._set_button_styles(style)
+        self._set_field_styles(style)
+        self._set_table_styles(style)
+        self._set_bar_styles(style)
+        self._set_options()
+
+    def _set_field_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         field_colours = {"fieldbackground": c["surface"], "padding": (px(6), px(4)), "lightcolor": c["surface"]}
         for name in ("TEntry", "TCombobox", "TSpinbox"):
             style.configure(name, **field_colours)
@@ -4345,6 +4322,9 @@ class Ui:
         style.map("TCheckbutton", background=[("active", c["surface"])],
                   indicatorbackground=[("selected", c["accent"]), ("active", c["accent_soft"])],
                   indicatorforeground=[("selected", "#ffffff")])  # fmt: skip
+
+    def _set_table_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         style.configure("Treeview", rowheight=px(27), fieldbackground=c["surface"], background=c["surface"],
                         bordercolor=c["line"])  # fmt: skip
         style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
@@ -4353,6 +4333,9 @@ class Ui:
             "Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"]
         )
         style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
+
+    def _set_bar_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
                         lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
         style.configure("TPanedwindow", background=c["line"])
@@ -4368,6 +4351,9 @@ class Ui:
                         lightcolor=c["log_line"], darkcolor=c["log_line"])  # fmt: skip
         style.map("Log.Vertical.TScrollbar", background=[("disabled", c["log"]), ("active", c["log_muted"])],
                   bordercolor=[("", c["log"])], lightcolor=[("disabled", c["log"])], darkcolor=[("disabled", c["log"])])  # fmt: skip
+
+    def _set_options(self) -> None:
+        c, px = COLOURS, self.px
         self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
         self.root.option_add("*TCombobox*Listbox.background", c["surface"])
         self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
@@ -4420,54 +4406,49 @@ class Ui:
         return self._icons[key]
 
 
+# kind: colour, whether the disc is filled (else a ring), the sign's strokes in units of the radius, half their width
+ICONS: dict[str, tuple[str, bool, tuple[tuple[float, float, float, float], ...], float]] = {
+    "done": ("good", True, ((-0.45, 0.02, -0.12, 0.36), (-0.12, 0.36, 0.46, -0.32)), 0.11),
+    "ready": ("accent", False, (), 0.0),
+    "running": ("accent", True, ((-0.22, -0.38, -0.22, 0.38), (-0.22, -0.38, 0.4, 0.0), (-0.22, 0.38, 0.4, 0.0),
+                                 (-0.1, 0.0, 0.2, 0.0), (-0.12, -0.15, -0.12, 0.15)), 0.12),
+    "stale": ("warn", True, ((0.0, -0.48, 0.0, 0.12), (0.0, 0.46, 0.0, 0.47)), 0.12),
+    "failed": ("bad", True, ((-0.34, -0.34, 0.34, 0.34), (-0.34, 0.34, 0.34, -0.34)), 0.11),
+    "locked": ("disabled", False, ((-0.26, 0.08, 0.26, 0.08), (-0.26, 0.32, 0.26, 0.32), (-0.26, 0.2, 0.26, 0.2),
+                                   (-0.18, 0.06, -0.18, -0.24), (0.18, 0.06, 0.18, -0.24), (-0.18, -0.24, -0.08, -0.36),
+                                   (0.18, -0.24, 0.08, -0.36), (-0.08, -0.36, 0.08, -0.36)), 0.07),
+    "info": ("accent", True, ((0.0, -0.46, 0.0, -0.45), (0.0, -0.1, 0.0, 0.48)), 0.12),
+    "app": ("accent", True, ((-0.55, -0.12, -0.55, 0.12), (-0.28, -0.4, -0.28, 0.4), (0.0, -0.22, 0.0, 0.22),
+                             (0.28, -0.55, 0.28, 0.55), (0.55, -0.18, 0.55, 0.18)), 0.09),
+}  # fmt: skip
+
+
 def draw_icon(kind: str, size: int) -> bytes:
     """A round state mark as PNG with smooth edges, for any size: bitmap files would be blurred at 200 %."""
-    c = COLOURS
-    # kind: disc colour, or None for a ring; then strokes of the sign in units of the radius
-    signs: dict[str, tuple[str, bool, list[tuple[float, float, float, float]], float]] = {
-        "done": (c["good"], True, [(-0.45, 0.02, -0.12, 0.36), (-0.12, 0.36, 0.46, -0.32)], 0.11),
-        "ready": (c["accent"], False, [], 0.0),
-        "running": (c["accent"], True, [(-0.22, -0.38, -0.22, 0.38), (-0.22, -0.38, 0.4, 0.0), (-0.22, 0.38, 0.4, 0.0),
-                                        (-0.1, 0.0, 0.2, 0.0), (-0.12, -0.15, -0.12, 0.15)], 0.12),
-        "stale": (c["warn"], True, [(0.0, -0.48, 0.0, 0.12), (0.0, 0.46, 0.0, 0.47)], 0.12),
-        "failed": (c["bad"], True, [(-0.34, -0.34, 0.34, 0.34), (-0.34, 0.34, 0.34, -0.34)], 0.11),
-        "locked": (c["disabled"], False, [(-0.26, 0.08, 0.26, 0.08), (-0.26, 0.32, 0.26, 0.32), (-0.26, 0.2, 0.26, 0.2),
-                                          (-0.18, 0.06, -0.18, -0.24), (0.18, 0.06, 0.18, -0.24), (-0.18, -0.24, -0.08, -0.36),
-                                          (0.18, -0.24, 0.08, -0.36), (-0.08, -0.36, 0.08, -0.36)], 0.07),
-        "info": (c["accent"], True, [(0.0, -0.46, 0.0, -0.45), (0.0, -0.1, 0.0, 0.48)], 0.12),
-        "app": (c["accent"], True, [(-0.55, -0.12, -0.55, 0.12), (-0.28, -0.4, -0.28, 0.4), (0.0, -0.22, 0.0, 0.22),
-                                    (0.28, -0.55, 0.28, 0.55), (0.55, -0.18, 0.55, 0.18)], 0.09),
-    }  # fmt: skip
-    colour, filled, strokes, half = signs[kind]
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    name, filled, strokes, half = ICONS[kind]
+    colour = [int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)]
     radius = size / 2 - 0.5
+
+    def cover(distance: float) -> float:
+        """How much of a pixel lies inside an edge that is `distance` radii away."""
+        return min(1.0, max(0.0, distance * radius + 0.5))
+
     rows = bytearray()
     for y in range(size):
         rows.append(0)
         for x in range(size):
             dx, dy = (x + 0.5 - size / 2) / radius, (y + 0.5 - size / 2) / radius
             distance = (dx * dx + dy * dy) ** 0.5
-            disc = min(1.0, max(0.0, (1 - distance) * radius + 0.5))
-            if not filled:
-                disc = min(disc, min(1.0, max(0.0, (distance - 0.86) * radius + 0.5)))
-            sign = 0.0
-            for x1, y1, x2, y2 in strokes:
-                sign = max(sign, min(1.0, max(0.0, (half - _distance(dx, dy, x1, y1, x2, y2)) * radius + 0.5)))
+            disc = cover(1 - distance)
+            sign = max((cover(half - _distance(dx, dy, *stroke)) for stroke in strokes), default=0.0)
             if filled:
-                mix = [round(part + (255 - part) * sign) for part in (red, green, blue)]
-                rows += bytes((*mix, round(255 * disc)))
+                rows += bytes((*(round(part + (255 - part) * sign) for part in colour), round(255 * disc)))
             else:
-                rows += bytes((red, green, blue, round(255 * max(disc, sign))))
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(rows), 1))
-        + chunk(b"IEND", b"")
+                rows += bytes((*colour, round(255 * max(min(disc, cover(distance - 0.86)), sign))))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)),
+              (b"IDAT", zlib.compress(bytes(rows), 1)), (b"IEND", b""))  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
 
 

@@ -469,7 +469,7 @@ def test_probing_finds_length_silence_and_damage(tmp_path: Path):
     soundfile.write(tmp_path / "silent.flac", tone * 0, 8000)
     soundfile.write(tmp_path / "ok.ogg", tone, 8000)
     (tmp_path / "broken.mp3").write_bytes(b"\x00" * 5000)
-    write_wav(tmp_path / "long.wav", 361, rate=100)
+    write_wav(tmp_path / "long.wav", 361)
     write_wav(tmp_path / "a.wav", 2.5)
     write_wav(tmp_path / "s.wav", level=0)
     cut = write_wav(tmp_path / "cut.wav", 4.0)
