@@ -4491,6 +4491,19 @@ def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
     return bar
 
 
+def stretch(frame: tk.Misc, column: int, row: int) -> None:
+    """Let one column and one row of a grid take the room that is there."""
+    frame.columnconfigure(column, weight=1)
+    frame.rowconfigure(row, weight=1)
+
+
+def tool_button(ui: Ui, parent: tk.Misc, key: str, command: Callable[[], Any]) -> ttk.Button:
+    """A small button in a row of them."""
+    button = ttk.Button(parent, text=ui.t(key), style="Small.TButton", command=command)
+    button.pack(side="left", padx=(0, ui.px(6)))
+    return button
+
+
 def enable(widget: tk.Widget | None, usable: object) -> None:
     """Let a widget be used or not; None is a button that this page does not have."""
     if widget is not None:
@@ -4555,8 +4568,7 @@ class ScrollFrame:
 
     def __init__(self, ui: Ui, parent: tk.Widget):
         self.frame = ttk.Frame(parent)
-        self.frame.columnconfigure(0, weight=1)
-        self.frame.rowconfigure(0, weight=1)
+        stretch(self.frame, 0, 0)
         self._canvas = tk.Canvas(self.frame, background=COLOURS["surface"], highlightthickness=0, borderwidth=0,
                                  width=ui.px(200), height=ui.px(80), yscrollincrement=ui.px(20))  # fmt: skip
         self.inner = ttk.Frame(self._canvas)
@@ -5014,8 +5026,7 @@ class Editor:
         self._edited = edited
         self._filling = False
         self.frame = ttk.Frame(parent)
-        self.frame.columnconfigure(0, weight=1)
-        self.frame.rowconfigure(0, weight=1)
+        stretch(self.frame, 0, 0)
         self.text = tk.Text(
             self.frame, height=height, width=30, wrap="word", undo=True, maxundo=-1, font="TkTextFont", relief="flat",
             padx=ui.px(8), pady=ui.px(6), highlightthickness=max(1, ui.px(1)), highlightbackground=COLOURS["line"],
@@ -5178,8 +5189,7 @@ class StepPage:
     def __init__(self, ui: Ui, parent: tk.Widget, session: Session, runs: StepRuns, questions: Questions, key: str):
         self.ui, self.session, self.runs, self.questions, self.key = ui, session, runs, questions, key
         self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
-        self.frame.columnconfigure(0, weight=1)
-        self.frame.rowconfigure(2, weight=1)
+        stretch(self.frame, 0, 2)
         head = ttk.Frame(self.frame)
         head.grid(row=0, column=0, sticky="ew")
         head.columnconfigure(0, weight=1)
@@ -5282,8 +5292,7 @@ class FormPage(StepPage):
     def build(self) -> None:
         ui = self.ui
         self.add_start()
-        self.body.columnconfigure(0, weight=1)
-        self.body.rowconfigure(0, weight=1)
+        stretch(self.body, 0, 0)
         scroll = ScrollFrame(ui, self.body)
         scroll.frame.grid(row=0, column=0, sticky="nsew")
         inner = scroll.inner
@@ -5344,8 +5353,7 @@ class SongsPage(StepPage):
     def build(self) -> None:
         ui, questions = self.ui, self.questions
         self.session.keep_home = self.fill_place
-        self.body.columnconfigure(0, weight=1)
-        self.body.rowconfigure(2, weight=1)
+        stretch(self.body, 0, 2)
         ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=questions.ask_folder).pack(side="right")
         self.add_button = ttk.Button(
             self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=questions.ask_files
@@ -5354,14 +5362,9 @@ class SongsPage(StepPage):
         self._build_place()
         tools = ttk.Frame(self.body)
         tools.grid(row=1, column=0, sticky="ew", pady=(0, ui.px(6)))
-        self.tools: list[ttk.Button] = []
-        for key, command in (("play", self._play), ("rename", self._rename), ("remove", self._remove)):
-            button = ttk.Button(tools, text=ui.t(f"songs.{key}"), style="Small.TButton", command=command)
-            button.pack(side="left", padx=(0, ui.px(6)))
-            self.tools.append(button)
-        ttk.Button(tools, text=ui.t("open.folder"), style="Small.TButton", command=questions.open_home).pack(
-            side="left"
-        )
+        commands = {"songs.play": self._play, "songs.rename": self._rename, "songs.remove": self._remove}
+        self.tools = [tool_button(ui, tools, key, command) for key, command in commands.items()]
+        tool_button(ui, tools, "open.folder", questions.open_home)
         self.total = ttk.Label(tools, style="Small.TLabel")
         self.total.pack(side="right")
         self._build_table()
@@ -5391,8 +5394,7 @@ class SongsPage(StepPage):
         ui = self.ui
         box = ttk.Frame(self.body)
         box.grid(row=2, column=0, sticky="nsew")
-        box.columnconfigure(0, weight=1)
-        box.rowconfigure(0, weight=1)
+        stretch(box, 0, 0)
         self.table = ttk.Treeview(
             box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended"
         )
@@ -5503,8 +5505,7 @@ class TextsPage(StepPage):
     def build(self) -> None:
         ui = self.ui
         self.add_start()
-        self.body.columnconfigure(0, weight=1)
-        self.body.rowconfigure(1, weight=1)
+        stretch(self.body, 0, 1)
         basic, advanced = self.split_fields()
         self.make_form(self.body, basic).frame.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
         scroll = ScrollFrame(ui, self.body)
@@ -5517,8 +5518,7 @@ class TextsPage(StepPage):
         if advanced:
             button.pack(side="right", padx=(0, ui.px(8)))
         self.hide_advanced(button, scroll.frame, self.texts)
-        self.texts.columnconfigure(1, weight=1)
-        self.texts.rowconfigure(1, weight=1)
+        stretch(self.texts, 1, 1)
         self._open_song: OpenSong | None = None
         self._save_timer: str | None = None
         self._build_list()
@@ -5545,16 +5545,14 @@ class TextsPage(StepPage):
         ui = self.ui
         tools = ttk.Frame(self.texts)
         tools.grid(row=0, column=1, sticky="ew", pady=(0, ui.px(6)))
-        self.tools: list[ttk.Widget] = []
-        for key, command in (("previous", lambda: self.step_song(-1)), ("next", lambda: self.step_song(1)),
-                             ("save", self.save), ("play", self._play), ("instrumental", self._instrumental)):  # fmt: skip
-            button = ttk.Button(tools, text=ui.t(f"texts.{key}"), style="Small.TButton", command=command)
-            button.pack(side="left", padx=(0, ui.px(6)))
-            self.tools.append(button)
+        commands: dict[str, Callable[[], Any]] = {
+            "texts.previous": lambda: self.step_song(-1), "texts.next": lambda: self.step_song(1),
+            "texts.save": self.save, "texts.play": self._play, "texts.instrumental": self._instrumental,
+        }  # fmt: skip
+        self.tools: list[ttk.Widget] = [tool_button(ui, tools, key, command) for key, command in commands.items()]
         self.again_button = None
         if self.session.space.knows(self.key, "only") and self.session.space.flags.get(STEP[self.key].script):
-            self.again_button = ttk.Button(tools, text=ui.t("texts.again"), style="Small.TButton", command=self._again)
-            self.again_button.pack(side="left", padx=(0, ui.px(6)))
+            self.again_button = tool_button(ui, tools, "texts.again", self._again)
         all_songs = ttk.Menubutton(tools, text=ui.t("texts.all"), style="TMenubutton")
         menu = tk.Menu(all_songs, tearoff=False)
         for kind in (*TEXT_CHANGES, "instrumental_all"):
@@ -5748,17 +5746,10 @@ class TrainPage(StepPage):
         row.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
         ttk.Label(row, text=ui.t("preset.label")).pack(side="left", padx=(0, ui.px(8)))
         self.preset = ttk.Combobox(row, state="readonly", width=14)
-        self.preset.pack(side="left")
+        self.preset.pack(side="left", padx=(0, ui.px(6)))
         self.preset.bind("<<ComboboxSelected>>", lambda _event: self.apply_preset(self.preset.get()))
-        save = ttk.Button(row, text=ui.t("preset.save"), style="Small.TButton", command=self.ask_save_preset)
-        save.pack(side="left", padx=(ui.px(6), 0))
-        self.delete_button = ttk.Button(
-            row,
-            text=ui.t("preset.delete"),
-            style="Small.TButton",
-            command=lambda: self.delete_preset(self.preset.get()),
-        )
-        self.delete_button.pack(side="left", padx=(ui.px(6), 0))
+        tool_button(ui, row, "preset.save", self.ask_save_preset)
+        self.delete_button = tool_button(ui, row, "preset.delete", lambda: self.delete_preset(self.preset.get()))
 
     def apply_preset(self, name: str) -> None:
         self.session.tell(apply_preset(self.session, name))
@@ -6175,8 +6166,7 @@ class MainWindow:
         self.menus = Menus(ui, self.session, self.commands, self.change_look)
         self.frame = ttk.Frame(root, style="Rail.TFrame")
         self.frame.pack(fill="both", expand=True)
-        self.frame.columnconfigure(1, weight=1)
-        self.frame.rowconfigure(1, weight=1)
+        stretch(self.frame, 1, 1)
         self.header = Header(ui, self.frame, self.change_look)
         tools = {key: self.commands[key] for key in ("run.all", "tensorboard", "title.environment", "reset")}
         self.rail = Rail(ui, self.frame, self.show_page, tools)
@@ -6184,8 +6174,7 @@ class MainWindow:
         self.panes = ttk.PanedWindow(self.frame, orient="vertical")
         self.panes.grid(row=1, column=1, sticky="nsew")
         self.place = ttk.Frame(self.panes)
-        self.place.columnconfigure(0, weight=1)
-        self.place.rowconfigure(0, weight=1)
+        stretch(self.place, 0, 0)
         bottom = ttk.Frame(self.panes, style="Rail.TFrame")
         self.banner = Banner(ui, bottom, self.session.hush)
         self.run_bar = RunBar(ui, bottom, self.commands["run.stop"])
