@@ -1,6 +1,8 @@
-"""Small tokenizers of the published kind: of the text encoder and of the lyrics. Standard library only."""
+"""Small tokenizers of the published kind: of the text encoder and of the lyrics."""
 
 from __future__ import annotations
+
+from ace_lora.lyrics.text import STRUCTURE_TAGS
 
 # As published: padding 0, end 1, unknown 2, and the comma, at which the trainer splits the tags, 275.
 COMMA_ID = 275
@@ -64,7 +66,6 @@ def umt5_tokenizer_file() -> dict:
 
 
 _LANGUAGE_TAGS = "[fr] [ru] [es] [it] [pt] [cs] [pl] [tr] [nl] [ar] [zh-cn] [ja] [hu] [ko] [hi]"
-_STRUCTURE_TAGS = "[start] [intro] [verse] [chorus] [bridge] [outro] [end] [inst] [solo] [hook] [pre-chorus] [break]"
 _LYRIC_CHARACTERS = (
     "!'(),-./:;?0123456789abcdefghijklmnopqrstuvwxyz"
     "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßąćčďęěğıłńňőœřśşšťůűźżž"
@@ -89,7 +90,7 @@ def lyric_vocabulary_file() -> dict:
     languages = ["[en]", "[de]", "[START]", *_LANGUAGE_TAGS.split()]
     vocabulary = {token: index for index, token in enumerate(tokens + languages)}
     # As published, the structure tags are no entries of the model, only added tokens behind them.
-    structure = {tag: len(vocabulary) + index for index, tag in enumerate(_STRUCTURE_TAGS.split())}
+    structure = {tag: len(vocabulary) + index for index, tag in enumerate(STRUCTURE_TAGS)}
     added = {**{token: vocabulary[token] for token in special + languages}, **structure}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
