@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from ace_lora.base_weights.parts import (
     format_bytes,
 )
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.files import replace_atomically, write_text
+from ace_lora.files import free_bytes, replace_atomically, write_text
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -123,12 +122,11 @@ def ensure_base_weights(checkpoint_dir: Path | None, parts: Iterable[str]) -> di
 
 
 def _disk_problems(folder: Path, needed: int) -> list[str]:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if needed + SPARE_BYTES <= free:
         return []
     return [
-        f"The disk of '{existing}' has {format_bytes(free)} free, and the missing base weights take "
+        f"The disk of '{folder}' has {format_bytes(free)} free, and the missing base weights take "
         f"{format_bytes(needed)}. Expected {format_bytes(needed + SPARE_BYTES)}. "
         "Free some, or name a folder on another disk with --checkpoint_dir."
     ]

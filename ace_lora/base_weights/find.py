@@ -8,7 +8,6 @@ Without it, the cache that ACE-Step itself uses. MERT and mHuBERT are also looke
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from ace_lora.base_weights.parts import (
     check_names,
     format_bytes,
 )
+from ace_lora.files import UnusableFile, parse_json, read_json, read_text
 
 DEFAULT_CHECKPOINT_DIR = Path("~/.cache/ace-step/checkpoints").expanduser()
 # Copied into an ACE-Step folder, the scripts find that folder's own file.
@@ -139,7 +139,10 @@ def _snapshots(cache_folder: Path) -> list[Path]:
     if not snapshots.is_dir():
         return []
     main = cache_folder / "refs" / "main"
-    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    try:
+        commit = read_text(main, 100)
+    except (OSError, ValueError):
+        commit = ""
     found = [path for path in snapshots.iterdir() if path.is_dir()]
     return sorted(found, key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
 
@@ -192,7 +195,7 @@ def _safetensors_size(path: Path) -> int | None:
         if len(start) < 8 or header_bytes > 100_000_000:
             return None
         try:
-            header = json.loads(file.read(header_bytes))
+            header = parse_json(file.read(header_bytes), f"the header of '{path}'")
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return None
@@ -207,8 +210,8 @@ def _is_cut_short_zip(path: Path) -> bool:
 
 def _is_json_object(path: Path) -> bool:
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except ValueError:
+        return isinstance(read_json(path), dict)
+    except UnusableFile:
         return False
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed, run_script
-from ace_lora.files import write_json
+from ace_lora.files import free_bytes, write_json
 from ace_lora.set_up.pip import LOG, explain_pip_failure, pip_install
 from ace_lora.set_up.torch_build import CUDA_12_DRIVER, CUDA_13_DRIVER, choose_torch, read_nvidia_driver
 
@@ -276,7 +276,7 @@ def _fill(
         if whole and "torch" in stamp and stamp["torch"] == wanted.get("torch", stamp["torch"])
         else torch.disk_gb
     )
-    problem = check_disk(shutil.disk_usage(HOME).free, needed_gb)
+    problem = check_disk(free_bytes(HOME), needed_gb)
     if problem:
         raise StepFailed(problem)
     if driver is not None and driver < CUDA_12_DRIVER and torch.name.startswith("CUDA"):

@@ -1,4 +1,4 @@
-"""Small tokenizers of the published kind: of the text encoder and of the lyrics.."""
+"""Small tokenizers of the published kind: of the text encoder and of the lyrics."""
 
 from __future__ import annotations
 
