@@ -83,7 +83,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.base_weights.find import find_base_weights
 
     all_songs, (shard, shards) = check(args)
     songs = all_songs[shard - 1 :: shards]
@@ -137,7 +138,7 @@ class PreprocessingRun:
 
 def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]:
     """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
-    from ace_lora.base_weights.find import check_base_weights
+    from ace_lora.base_weights.download import check_base_weights
     from ace_lora.lyrics.tokenize import check_language
 
     problems, shard, songs = [], (1, 1), []

@@ -36,7 +36,7 @@ from typing import Any
 NETWORKS = {"latents": "music_dcae_f8c8", "mert": "MERT-v1-330M", "mhubert": "mHuBERT-147"}
 STAGES = ("decode", *NETWORKS, "write")
 
-# What differs from the configurations of ace_lora.tiny_base.build: `full` are the published sizes.
+# What differs from the configurations of ace_lora.tiny_base.configs: `full` are the published sizes.
 HUBERT_BASE = {
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
@@ -392,8 +392,8 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
     from diffusers import AutoencoderDC
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from ace_lora.base_weights.find import PARTS
-    from ace_lora.tiny_base import build as tiny_base
+    from ace_lora.base_weights.parts import PARTS
+    from ace_lora.tiny_base.configs import TRANSFORMER_CONFIG, UMT5_CONFIG
     from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
     from ace_lora.v1.vocoder import Vocoder, VocoderConfig
 
@@ -421,7 +421,7 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
 
     known = {key: value for key, value in dcae_config(config).items() if not key.startswith("_")}
     full = config == "full"
-    umt5 = UMT5_BASE if full else {key: tiny_base.UMT5_CONFIG[key] for key in UMT5_BASE if key != "vocab_size"}
+    umt5 = UMT5_BASE if full else {key: UMT5_CONFIG[key] for key in UMT5_BASE if key != "vocab_size"}
     autoencoder: Any = AutoencoderDC  # its type does not name its two halves
     networks: dict[str, Callable[[], Any]] = {
         "decoder": filled(lambda: autoencoder(**known).decoder),
@@ -430,7 +430,7 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
     if full:
         networks["vocoder"] = filled(lambda: Vocoder(VocoderConfig()))
     if transformer:
-        tiny = TransformerConfig.from_dict(tiny_base.TRANSFORMER_CONFIG)
+        tiny = TransformerConfig.from_dict(TRANSFORMER_CONFIG)
         networks["transformer"] = filled(published_transformer if full else lambda: ACEStepTransformer(tiny))
     return networks
 
@@ -461,7 +461,7 @@ def write_song(path: Path, seconds: float, seed: int = 0) -> None:
 
 
 def dcae_config(config: str) -> dict[str, Any]:
-    from ace_lora.tiny_base.build import DCAE_CONFIG
+    from ace_lora.tiny_base.configs import DCAE_CONFIG
 
     return {**DCAE_CONFIG, **SIZES[config].get("latents", {})}
 
@@ -474,7 +474,8 @@ def make_base(folder: Path, config: str) -> None:
     from transformers import HubertConfig, HubertModel
 
     from ace_lora.files import write_json
-    from ace_lora.tiny_base.build import MERT_CONFIG, MHUBERT_CONFIG, make_tiny_base
+    from ace_lora.tiny_base.configs import MERT_CONFIG, MHUBERT_CONFIG
+    from ace_lora.tiny_base.make import make_tiny_base
 
     make_tiny_base(folder)
     torch.manual_seed(0)

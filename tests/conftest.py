@@ -23,7 +23,7 @@ if "ACE_LYRIC_VOCAB" not in os.environ:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """The tiny base model; not to be changed."""
-    from ace_lora.tiny_base.build import make_tiny_base
+    from ace_lora.tiny_base.make import make_tiny_base
 
     folder = tmp_path_factory.mktemp("base") / "tiny"
     make_tiny_base(folder)

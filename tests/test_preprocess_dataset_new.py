@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from ace_lora.audio.decode import prepare_waveform, read_audio
 from ace_lora.records.format import list_records
 from ace_lora.records.record import read_record, restore_rows
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.v1 import ssl_features
 from tests.golden_audio import assert_digest, audio, golden_json, weights
 from tests.prep_project import GOLDEN, ROOT, TENSORS, lines_of, same, write_song

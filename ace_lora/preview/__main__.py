@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     lyrics, lora = check(args)
 
     from ace_lora.audio.decode import AudioError
-    from ace_lora.base_weights.find import ensure_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device
     from ace_lora.lyrics.vocabulary import MissingLyricSupport
 

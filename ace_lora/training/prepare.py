@@ -222,7 +222,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
             problems.extend(error.problems)
             return None
 
-    from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.base_weights.find import find_base_weights
     from ace_lora.lora.config import read_lora_config
     from ace_lora.lora.file import lora_mismatches, read_lora_file
     from ace_lora.lora.layers import adapter_shapes, target_layers

@@ -12,7 +12,7 @@ from ace_lora.preprocessing.dataset import DatasetSong
 from ace_lora.preprocessing.networks import InputMaker, compute_all, load_network, network_input
 from ace_lora.preprocessing.work import SongWork
 from ace_lora.records.fingerprints import audio_fingerprint
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.v1 import dcae
 from tests.prep_project import lines_of, write_song
 

@@ -14,7 +14,7 @@ from ace_lora.base_weights import find as base_weights
 from ace_lora.commands import run_script
 from ace_lora.records.format import RecordError
 from ace_lora.records.record import read_record
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from tests.prep_project import GOLDEN, TENSORS, same, write_song
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from ace_lora.records.format import list_records
 from ace_lora.records.record import read_metadata
 from ace_lora.records.tensor_file import write_tensors
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 
 
 def test_pieces_of_an_interrupted_run_are_used(two_songs, tiny, tmp_path_factory):
