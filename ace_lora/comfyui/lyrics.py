@@ -1,9 +1,9 @@
 """Lyrics as ComfyUI reads them, and lyrics written so that it reads what the model was trained with.
 
-ComfyUI keeps Chinese characters and guesses no language, so the words of a song as they are give it other token ids than
-training had. `write_lyrics` spells the ids of the training out (pinyin, numbers in words, a language code per line);
-`token_ids` is ComfyUI's reading of any text (spec: clients, section 3.2). What is known of its number speller is little:
-texts with digits in English may get other ids there than here, those of `write_lyrics` have none.
+ComfyUI keeps Chinese characters and guesses no language, so the words of a song as they are give it other token ids
+than training had. `write_lyrics` spells the ids of the training out: pinyin, numbers in words, a language code per
+line. `token_ids` is ComfyUI's reading of any text (spec: clients, section 3.2). Little is known of its number speller:
+texts with digits in English may get other ids there than here; those of `write_lyrics` have none.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def _at_embeddings(piece: str) -> list[str]:
 def token_ids(lyrics: str, vocabulary: Tokenizer) -> list[int]:
     """Ids of a text in the lyrics field of ComfyUI, the start id first."""
     start = vocabulary.token_to_id("[START]")
+    assert start is not None  # load_vocabulary has looked
     ids = [start]
     for piece in weighted_pieces(lyrics):
         for line in piece.split("\n"):
@@ -109,9 +110,7 @@ _TURKISH_CAPITALS = str.maketrans("İÖÜ", "iöü")
 _ENGLISH_SIGNS = str.maketrans(
     {
         sign: f" {word} "
-        for sign, word in zip(
-            "&@%#$£°", ("and", "at", "percent", "hash", "dollar", "pound", "degree"), strict=True
-        )
+        for sign, word in zip("&@%#$£°", ("and", "at", "percent", "hash", "dollar", "pound", "degree"), strict=True)
     }
 )
 

@@ -1,7 +1,7 @@
 """What pulls a song of ACE-Step v1 away from the unconditional prediction: how far, at which steps, against what.
 
-APG is adaptive projected guidance (Sadat et al. 2024), CFG classifier-free guidance (Ho and Salimans 2022), ERG "entropy
-rectifying guidance": the unconditional pass looks around less sharply, because the queries of some layers are a
+APG is adaptive projected guidance (Sadat et al. 2024), CFG classifier-free guidance (Ho and Salimans 2022). With ERG,
+"entropy rectifying guidance", the unconditional pass looks around less sharply: the queries of some layers are a
 hundredth of what they are (spec: decode, section 4.2).
 
 B batch, T latent frames.

@@ -64,7 +64,11 @@ def test_written_lyrics_give_the_ids_of_the_training(published):
         written = write_lyrics(ids, published)
         if token_ids(written, published) != ids:
             others.append(song["name"])
-    assert len(others) == 2, others
+            # The end of lyrics that were cut in the middle of a line is a line end there.
+            if len(ids) == 4096:
+                assert token_ids(written, published) == [*ids, 2]
+                others.pop()
+    assert others == ["en_filter_prompt", "ja_en_numbers"]
 
 
 def test_written_lyrics_of_a_tiny_vocabulary(tmp_path):
