@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.files import replace_atomically, write_json
-from ace_lora.lora.file import COMFYUI_NAME, CONFIG_NAME, STATE_TENSORS, WEIGHTS_NAME, peft_config_dict, save_lora
+from ace_lora.lora.config import CONFIG_NAME, peft_config_dict
+from ace_lora.lora.file import COMFYUI_NAME, STATE_TENSORS, WEIGHTS_NAME, save_lora
 
 if TYPE_CHECKING:
     import torch

@@ -223,7 +223,9 @@ def prepare(args: argparse.Namespace) -> Prepared:
             return None
 
     from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
-    from ace_lora.lora.file import adapter_shapes, lora_mismatches, read_lora_config, read_lora_file, target_layers
+    from ace_lora.lora.config import read_lora_config
+    from ace_lora.lora.file import lora_mismatches, read_lora_file
+    from ace_lora.lora.layers import adapter_shapes, target_layers
     from ace_lora.records.fingerprints import weights_identity
     from ace_lora.training.batches import scan_dataset
     from ace_lora.training.checkpoints import checkpoint_bytes, find_checkpoints, free_bytes

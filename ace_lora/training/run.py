@@ -102,7 +102,7 @@ class Run:
         import torch
 
         from ace_lora.device import set_tf32
-        from ace_lora.lora import file as adapter
+        from ace_lora.lora import layers as adapter
         from ace_lora.training.batches import SampleSettings, SongDataset
         from ace_lora.training.step import ConditionEncoder
         from ace_lora.v1.flow_matching import build_schedule
@@ -162,7 +162,7 @@ class Run:
     def load_base(self) -> Any:
         """The frozen transformer with the adapter in it, on the device; quantised and offloaded as the flags say."""
         from ace_lora.base_weights.loading import WrongWeights
-        from ace_lora.lora import file as adapter
+        from ace_lora.lora import layers as adapter
         from ace_lora.model.recompute import offload_blocks, quantise_base
         from ace_lora.v1.transformer import load_transformer
 

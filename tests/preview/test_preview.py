@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ace_lora.commands import run_script
-from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME, adapter_shapes, save_lora, target_layers
+from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.file import WEIGHTS_NAME, save_lora
+from ace_lora.lora.layers import adapter_shapes, target_layers
 from ace_lora.preview import __main__ as preview
 from ace_lora.preview.__main__ import parse_args
 from ace_lora.preview.adapters import adapted, apply_lora, lora_scales, read_lora

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ace_lora.commands import WrongInput
-from ace_lora.lora import file as adapter
+from ace_lora.lora import layers as adapter
 from ace_lora.records.cache import RecordCache
 from ace_lora.records.record import read_record
 from ace_lora.tiny_base.build import make_tiny_base

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ace_lora.host_copy import HostCopy
-from ace_lora.lora import file as adapter
+from ace_lora.lora import layers as adapter
 from ace_lora.model.recompute import set_checkpointing
 from ace_lora.training.batches import Batch, Draw, Plan, Prefetcher
 from ace_lora.training.metrics import silence_libraries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ace_lora.lora.file import inject_adapter
+from ace_lora.lora.layers import inject_adapter
 from ace_lora.model.lean_autograd import linear
 from ace_lora.v1.guidance import (
     ProjectedGuidance,
