@@ -12,7 +12,8 @@
       "columns": [
         {"name": "base"},
         {"name": "step 100", "lora": "checkpoints/epoch=0-step=100_lora", "strength": 0.8}
-      ]
+      ],
+      "training": "Taudio/x_prep"                records, to say how near each sample is to their songs
     }
 
 Every song is rendered in every column, from the same noise. Relative paths start at the folder of the plan, or where
@@ -72,6 +73,7 @@ class Plan:
     format: str
     songs: list[PlannedSong]
     columns: list[Column]
+    training: Path | None  # folder of the training's records, to say how near the samples are to its songs
 
 
 def record_text(path: Path) -> SongText:
@@ -118,16 +120,24 @@ def read_plan(path: Path) -> Plan:
         _column(entry, number, path.parent, way, problems)
         for number, entry in enumerate(_list(content, "columns", MAX_COLUMNS, problems), start=1)
     ]
+    training = None
+    if "training" in content:
+        training = _located(content["training"], path.parent)
+        if not training.is_dir():
+            problems.append(
+                f"\"training\" of the plan is '{training}', where there is no folder. Expected the folder of the records "
+                "that preprocess_dataset_new.py wrote. Correct the name."
+            )
     for what, names in (("songs", [song.name for song in songs]), ("columns", [column.name for column in columns])):
         for name in sorted({name for name in names if names.count(name) > 1}):
             problems.append(f'Two {what} of the plan have the name "{name}". Expected a name each. Change one.')
     if problems:
         raise WrongInput(problems)
-    return Plan(way, settings, kind, songs, columns)
+    return Plan(way, settings, kind, songs, columns, training)
 
 
 _TEXT, _NUMBER, _PATH = "text", "number", "path"
-_PLAN = {"as": _TEXT, "settings": None, "format": _TEXT, "songs": None, "columns": None}
+_PLAN = {"as": _TEXT, "settings": None, "format": _TEXT, "songs": None, "columns": None, "training": _PATH}
 _SONG = {
     "name": _TEXT,
     "prompt": _TEXT,
