@@ -1,16 +1,16 @@
-"""Render songs with the base model and several LoRAs, to choose by ear: every song in every column, from the same noise.
+"""Render songs with the base model and several LoRAs, to choose by ear: every song in every column, on the same noise.
 
 Reads   a plan (`--plan`, JSON), the base weights (`--checkpoint_dir`), LoRAs and what else the plan names
-Writes  OUTPUT_DIR/SONG__COLUMN__KEY.flac …, and samples.json, a table of them
+Writes  OUTPUT_DIR/SONG__COLUMN__KEY.wav …, and samples.json, a table of them
 
     python -m ace_lora.preview.compare --plan plan.json --output_dir listen
 
 A small plan, for the base model that `python -m ace_lora.tiny_base tiny` makes (add --checkpoint_dir tiny):
 
-    {"songs": [{"name": "noise", "prompt": "rock", "seconds": 1}], "columns": [{"name": "base"}], "settings": {"steps": 4}}
+    {"songs": [{"prompt": "rock", "seconds": 1}], "columns": [{"name": "base"}], "settings": {"steps": 4}}
 
-The networks are loaded once for all of them. KEY stands for the settings and the content of the LoRA: what is there with
-the same settings is not rendered again, an interrupted rendering goes on, and nothing is overwritten.
+The networks are loaded once for all of them. KEY stands for the settings and the content of the LoRA: what is there
+with the same settings is not rendered again, an interrupted rendering goes on, and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ace_lora.base_weights.find import ensure_base_weights
-    from ace_lora.device import choose_device, free_device_bytes
+    from ace_lora.device import choose_device
     from ace_lora.preview.estimate import estimate
     from ace_lora.preview.render import PARTS, Networks, render
+    from ace_lora.training.memory_plan import free_device_bytes
 
     device = choose_device(args.device, args.dtype)
     checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
@@ -105,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check(plan_path: str, output_dir: str) -> tuple[Plan, dict[str, Any]]:
-    """The plan and the table that there is. Raises WrongInput with every problem that can be seen without a network."""
+    """The plan and the table that there is. Raises WrongInput with every problem that shows without a network."""
     problems = []
     plan = None
     try:
@@ -126,16 +127,16 @@ def check(plan_path: str, output_dir: str) -> tuple[Plan, dict[str, Any]]:
         else:
             if not _is_table(table):
                 problems.append(
-                    f"'{folder / TABLE}' is no table of samples. Expected one that this command wrote. Move it away, or "
-                    "choose another --output_dir."
+                    f"'{folder / TABLE}' is no table of samples. Expected one that this command wrote. Move it away, "
+                    "or choose another --output_dir."
                 )
     if plan is not None and not problems:
         seconds = sum(song.seconds for song in plan.songs) * len(plan.columns)
         needed, free = int(seconds * BYTES_PER_SECOND[plan.format]), free_bytes(folder)
         if free < needed:
             problems.append(
-                f"The samples need up to {needed:,} bytes and the disk of '{folder}' has {free:,} left. Expected room for "
-                'them. Free the disk, choose another one, or "format": "mp3" in the plan.'
+                f"The samples need up to {needed:,} bytes and the disk of '{folder}' has {free:,} left. Expected room "
+                'for them. Free the disk, choose another one, or "format": "mp3" in the plan.'
             )
     if problems or plan is None:
         raise WrongInput(problems)
@@ -248,9 +249,13 @@ def _compare_with_training(
     try:
         songs = training_features(plan.training)
     except (RecordError, OSError) as error:
-        raise StepFailed(f"The samples are there, but how near they are to the training was not measured: {error}") from error
+        raise StepFailed(
+            f"The samples are there, but how near they are to the training was not measured: {error}"
+        ) from error
     if not songs:
-        print(f"nearness to the training songs: not measured, the records in '{plan.training}' hold no features of MERT.")
+        print(
+            f"nearness to the training songs: not measured, the records in '{plan.training}' hold no features of MERT."
+        )
         return
     mert = find_base_weights(checkpoint_dir, ["mert"])["mert"]
     features = sample_features([folder / sample["file"] for sample in left], mert, {**on, "dtype": torch.float32})

@@ -1,8 +1,8 @@
 """Time and memory of renderings before anything is loaded: from the shapes in the weight files and one timed product.
 
-Products and convolutions are counted, two operations per weight and place. What a card reaches with them is measured on
-one product of the transformer's size; the rest of a step (norms, rotations, copies) is in REACHED. Memory is that of the
-weights and of the largest activations. Good to about a factor of 1.5 in time and 20 % in memory.
+Products and convolutions are counted, two operations per weight and place. What a device reaches with them is measured
+on one product of the transformer's size; the rest of a step (norms, rotations, copies) is in REACHED. Memory is that of
+the weights and of the largest activations. A rough guide: it was compared with no card yet.
 
 T latent frames, L context tokens.
 """
@@ -83,7 +83,9 @@ def estimate(renderings: list[Rendering], settings: Settings, networks: Networks
     speed = _speed(networks.device, config, max(latent_frames(longest), 1))
     return Estimate(
         seconds=operations / speed,
-        sampling_bytes=size * _count(transformer) + _sampling_bytes(config, latent_frames(longest), size) + RESERVE_BYTES,
+        sampling_bytes=size * _count(transformer)
+        + _sampling_bytes(config, latent_frames(longest), size)
+        + RESERVE_BYTES,
         decoding_bytes=size * (_count(decoder) + _count(vocoder))
         + int((DECODING_BYTES + DECODING_BYTES_PER_SECOND * longest) * size / 4),
         text_bytes=(4 if is_comfyui(settings) else size) * _count(text) + RESERVE_BYTES,

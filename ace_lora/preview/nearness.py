@@ -65,9 +65,7 @@ def nearness(sample: Tensor, songs: dict[str, Tensor]) -> Nearness:
     to_song = {name: _smallest(own, there) for name, there in stretches.items()}
     nearest = min(to_song, key=lambda name: to_song[name])
     names = list(stretches)
-    pairs = {
-        (a, b): _smallest(stretches[a], stretches[b]) for index, a in enumerate(names) for b in names[index + 1 :]
-    }
+    pairs = {(a, b): _smallest(stretches[a], stretches[b]) for index, a in enumerate(names) for b in names[index + 1 :]}
     if not pairs:
         return Nearness(to_song[nearest], nearest, None, False)
     to_neighbour = [min(distance for pair, distance in pairs.items() if name in pair) for name in names]

@@ -125,8 +125,8 @@ def read_plan(path: Path) -> Plan:
         training = _located(content["training"], path.parent)
         if not training.is_dir():
             problems.append(
-                f"\"training\" of the plan is '{training}', where there is no folder. Expected the folder of the records "
-                "that preprocess_dataset_new.py wrote. Correct the name."
+                f"\"training\" of the plan is '{training}', where there is no folder. Expected the folder of the "
+                "records that preprocess_dataset_new.py wrote. Correct the name."
             )
     for what, names in (("songs", [song.name for song in songs]), ("columns", [column.name for column in columns])):
         for name in sorted({name for name in names if names.count(name) > 1}):

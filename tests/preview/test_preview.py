@@ -218,7 +218,7 @@ def test_numbers_that_are_not_finite_are_no_song(base, tmp_path, lora, transform
     folder.mkdir()
     save_lora(folder / WEIGHTS_NAME, {key: 1e18 * value for key, value in lora_tensors(transformer).items()}, CONFIG)
     output = tmp_path / "a.wav"
-    assert run(base, output, "--lora", str(folder), "--as", way, "--strength", "1e38") == 1
+    assert run(base, output, "--lora", str(folder), "--as", way, "--strength", "1e29") == 1
     error = capsys.readouterr().err
     assert "not finite" in error and "Traceback" not in error and not output.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp-")]
