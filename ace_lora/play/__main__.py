@@ -158,7 +158,7 @@ def _obey(line: bytes, player: Any, output: Any, events: queue.Queue[tuple[str, 
     return False
 
 
-_ORDERS = {
+_ORDERS: dict[str, dict[str, type]] = {
     "load": {"slot": str, "path": str},
     "play": {},
     "pause": {},

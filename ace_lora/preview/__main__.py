@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from ace_lora.base_weights.find import ensure_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device
     from ace_lora.preview.render import PARTS, Networks, Rendering, render
 

@@ -62,11 +62,10 @@ def main(args: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from ace_lora.base_weights.find import ensure_base_weights
-    from ace_lora.device import choose_device
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.device import choose_device, free_device_bytes
     from ace_lora.preview.estimate import estimate
     from ace_lora.preview.render import PARTS, Networks, render
-    from ace_lora.training.memory_plan import free_device_bytes
 
     device = choose_device(args.device, args.dtype)
     checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
@@ -234,7 +233,7 @@ def _compare_with_training(
 
     from ace_lora.base_weights.find import find_base_weights, missing
     from ace_lora.preview.nearness import nearness, sample_features, training_features
-    from ace_lora.records.record import RecordError
+    from ace_lora.records.format import RecordError
 
     assert plan.training is not None
     left = [sample for sample in samples if not _row(table, sample).get("nearness")]

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ace_lora.records.record import list_records, read_record, restore_rows
+from ace_lora.records.format import list_records
+from ace_lora.records.record import read_record, restore_rows
 
 OVERLAP = 4  # stretches begin at every quarter of their length
 SHORTEST_ROWS = 75  # a second

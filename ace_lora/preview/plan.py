@@ -78,7 +78,8 @@ class Plan:
 
 def record_text(path: Path) -> SongText:
     """The ids of a song of a training. Raises WrongInput when the record cannot be used."""
-    from ace_lora.records.record import RecordError, read_record
+    from ace_lora.records.format import RecordError
+    from ace_lora.records.record import read_record
 
     try:
         record = read_record(path, ssl=False)

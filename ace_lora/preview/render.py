@@ -25,10 +25,10 @@ from ace_lora.lyrics.tokenize import LyricTokenizer
 from ace_lora.lyrics.vocabulary import MissingLyricSupport, load_vocabulary
 from ace_lora.preview.adapters import adapted
 from ace_lora.preview.plan import SongText
+from ace_lora.records.format import LATENT_SAMPLE_RATE
 from ace_lora.v1 import sampling as ace_step
 from ace_lora.v1.dcae import decode_log_mel, load_latent_decoder
 from ace_lora.v1.guidance import text_queries, weakened_queries
-from ace_lora.v1.mel import MEL_RATE
 from ace_lora.v1.text_encoder import load_text_encoder, load_text_tokenizer, tokenize_prompt
 from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig, load_transformer
 from ace_lora.v1.vocoder import load_vocoder
@@ -242,5 +242,5 @@ def decode(latents: torch.Tensor, decoders: nn.ModuleList, settings: Settings) -
     except AudioError as error:
         raise StepFailed(str(error)) from error
     if is_comfyui(settings):
-        return comfyui.limit_loudness(wave), MEL_RATE
-    return resample(wave, MEL_RATE, SAMPLE_RATE), SAMPLE_RATE
+        return comfyui.limit_loudness(wave), LATENT_SAMPLE_RATE
+    return resample(wave, LATENT_SAMPLE_RATE, SAMPLE_RATE), SAMPLE_RATE

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ace_lora.comfyui.lyrics import escape, kana_to_romaji, token_ids, weighted_pieces, write_lyrics
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LYRICS = json.loads((GOLDEN / "clients" / "lyrics_tokens.json").read_text(encoding="utf-8"))

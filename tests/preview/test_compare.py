@@ -18,8 +18,9 @@ from ace_lora.preview import compare
 from ace_lora.preview import render as rendering
 from ace_lora.preview.estimate import estimate
 from ace_lora.preview.render import PARTS, Networks, Rendering
-from ace_lora.records.record import Record, write_record
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.records.format import Record
+from ace_lora.records.record import write_record
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.v1.sampling import SamplingSettings
 from ace_lora.v1.transformer import load_transformer
 

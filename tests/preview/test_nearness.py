@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ace_lora.preview.nearness import nearness, training_features
-from ace_lora.records.record import Record, write_record
+from ace_lora.records.format import Record
+from ace_lora.records.record import write_record
 
 
 def music(centre, rows=600, width=16, seed=0):

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from ace_lora.commands import WrongInput
 from ace_lora.preview.plan import SongText, read_plan
-from ace_lora.records.record import Record, write_record
+from ace_lora.records.format import Record
+from ace_lora.records.record import write_record
 
 
 def write(folder, plan):
