@@ -90,7 +90,8 @@ def without_markup(text: str) -> str:
 
 _TIME = r"(?:(\d{1,2}):)?(\d{1,3}):(\d{1,2})(?:[.,:](\d{1,6}))?"
 _RANGE_LINE = re.compile(
-    rf"^\s*[\[(]?\s*{_TIME}\s*(?:-->|->|→)\s*{_TIME}[^\S\n]*[\])]?(?:[^\S\n]+(?:[a-z]+:\S+\s*)+$)?", re.MULTILINE
+    rf"^\s*[\[(]?\s*{_TIME}\s*(?:-->|->|→)\s*{_TIME}(?:[^\S\n]*[\])])?(?:[^\S\n]+(?:[a-zA-Z]+:\S+[^\S\n]*)+$)?",
+    re.MULTILINE,
 )
 
 

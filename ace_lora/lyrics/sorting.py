@@ -122,7 +122,7 @@ def _sung_after_all(lines: list[SortedLine]) -> list[SortedLine]:
 
 _GENIUS_HEAD = re.compile(r"^\s*(?:\d[\d,.]*\s*)?(?:contributors?|contributeurs?|mitwirkende).{0,300}?lyrics\s*", re.IGNORECASE)
 _GENIUS_TITLE = re.compile(r"^[^\[\]]{1,100}\blyrics\s*(?=\[|$)", re.IGNORECASE)
-_EMBED = re.compile(r"(?<=\S)\d{0,6}K?Embed\s*$")
+_EMBED = re.compile(r"(?:^|(?<=\S))\d{0,6}K?Embed\s*$")
 _TICKETS = re.compile(
     r"See [^\n]{1,60}? LiveGet tickets as low as \$?\d+(?:You might also like)?|You might also like(?=$|\[|[A-Z\u3040-\uffff])"
 )
@@ -212,15 +212,20 @@ def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
         return lines
     alone = [script_of(lines[group[0]].text) for group in groups if len(group) == 1]
     main = _main_script(lines, several, alone)
+    places = [scripts.index(main) for group in several if main in (scripts := [script_of(lines[i].text) for i in group])]
+    position = max(set(places), key=places.count, default=0)
     result = list(lines)
     for group in several:
         scripts = [script_of(lines[index].text) for index in group]
+        if main == "kana" and "kana" not in scripts and scripts.count("han") > 1:
+            # Kanji alone beside their Chinese: the song's line stands where it stands on other stamps.
+            scripts[min(position, len(scripts) - 1)] = "kana"
         if main not in scripts:
             continue
         kept: set[str] = set()
         for index, script in zip(group, scripts, strict=True):
             key = comparable(lines[index].text)
-            if script not in (main, "") and not (main == "kana" and script == "han" and scripts.count("kana") == 0):
+            if script not in (main, ""):
                 romanised = script == "latin" and is_romanised(lines[index].text, main)
                 kind, what = (ROMANISATION, "a romanisation") if romanised else (TRANSLATION, "a translation")
                 result[index] = replace(lines[index], kind=kind, why=f"{what} on the stamp of another line")
@@ -394,6 +399,7 @@ _SENTENCE_END = re.compile(r"[。！？!?…~～]\s*$")
 
 def _label_parts(label: str) -> list[str]:
     """`混音工程师 Mixing Engineer` as its Chinese and its English part, each without the spaces that only space out."""
+    label = label.replace("(s)", "s")
     label = re.sub(r"[\[\](){}（）【】「」《》<>*#\"'“”]", " ", label)
     label = re.sub("(?<=[\u3040-\u30ff\u3400-\u9fff])\\s+(?=[\u3040-\u30ff\u3400-\u9fff])", "", label)
     spaced = re.sub("(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])(?=[A-Za-z])|(?<=[A-Za-z.])(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])", " ", label)
@@ -474,6 +480,9 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
     known = [strength for _, strength in found if strength > 1]
     if not (3 in known or len(known) > 1):
         found = []
+    taken = {*titles, *(index for index, _ in found)}
+    if head and not any(line.kind == SUNG and index not in taken for index, line in enumerate(lines)):
+        titles = []  # nothing would be left: these are sung, and the credits stand at the end
     credits = {index for index, _ in found}
     credits |= {
         index

@@ -144,7 +144,7 @@ def _with_encoding(found: FoundLyrics, name: str, encoding: str, *, asked: bool)
 def looks_like_tags(text: str) -> bool:
     """Whether a text is one line of tags between commas, as other trainers keep a caption beside a file."""
     lines = [line for line in text.strip().split("\n") if line.strip()]
-    if len(lines) != 1 or re.search(r"[.!?。！？]", lines[0].strip(" .")):
+    if len(lines) != 1 or re.search(r"[.!?。！？]", lines[0]):
         return False
     tags = split_tags(lines[0])
     return len(tags) >= 4 and all(len(tag.split()) <= 4 and len(tag) <= 30 for tag in tags)
