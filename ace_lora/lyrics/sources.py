@@ -19,7 +19,7 @@ from ace_lora.lyrics.formats import Entries, Entry, read_entries
 from ace_lora.lyrics.sorting import SortedLyrics, is_romanised, script_of, sort_lines
 from ace_lora.lyrics.text import clean_lines, comparable
 from ace_lora.lyrics.timed import TimedLine
-from ace_lora.songs import INSTRUMENTAL, Song, split_tags
+from ace_lora.songs import INSTRUMENTAL, SongFiles, split_tags
 
 __all__ = ["FoundLyrics", "UnknownEncoding", "UnreadableTags", "embedded_lyrics", "lyrics_beside", "song_names"]
 
@@ -89,7 +89,7 @@ def warn_of_other_version(found: FoundLyrics, song_seconds: float) -> list[str]:
 
 
 def lyrics_beside(
-    song: Song, names: SongNames | None = None, encoding: str | None = None, remarks: list[str] | None = None
+    song: SongFiles, names: SongNames | None = None, encoding: str | None = None, remarks: list[str] | None = None
 ) -> FoundLyrics | None:
     """Lyrics in a file beside the song; None when there are none or they are empty.
 
@@ -150,7 +150,7 @@ def looks_like_tags(text: str) -> bool:
     return len(tags) >= 4 and all(len(tag.split()) <= 4 and len(tag) <= 30 for tag in tags)
 
 
-def _named_after(song: Song, names: SongNames, present: dict[str, Path]) -> list[Path]:
+def _named_after(song: SongFiles, names: SongNames, present: dict[str, Path]) -> list[Path]:
     """Files that name title and artist, in either order, as other programs save them."""
     wanted = {_joined(title, artist) for title, artist in names.pairs(song.stem) if title and artist}
     wanted |= {_joined(artist, title) for title, artist in names.pairs(song.stem) if title and artist}
