@@ -3014,7 +3014,7 @@ class Session:
         self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
         self.current_song = ""
         self.banner = None
-        if home:
+        if home and self.settings.last_project != str(home):
             self.settings.remember(home)
             self.save_settings()
         self._read_disk()
