@@ -17,7 +17,7 @@ from typing import Any
 
 from ace_lora.lyrics.text import NO_VOICE, clean_lines
 from ace_lora.lyrics.timed import TimedLine, parse_timed
-from ace_lora.songs import INSTRUMENTAL, Song
+from ace_lora.songs import INSTRUMENTAL, SongFiles
 
 # Vorbis comments and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers write.
 # The ones with times come first.
@@ -60,7 +60,7 @@ class FoundLyrics:
         return any(line.seconds is not None for line in self.lines)
 
 
-def lyrics_beside(song: Song) -> FoundLyrics | None:
+def lyrics_beside(song: SongFiles) -> FoundLyrics | None:
     """Lyrics in `<stem>.lrc`, else `<stem>.txt`, upper or lower case; None when there are none or they are empty.
 
     A `<stem>_lyrics.lrc` that stands without its `<stem>_lyrics.txt` is somebody's own, and comes first.

@@ -13,7 +13,7 @@ from typing import Any
 
 from ace_lora.commands import WrongInput
 from ace_lora.files import read_text
-from ace_lora.songs import Song, split_tags
+from ace_lora.songs import SongFiles, split_tags
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def dataset_song(row: dict[str, Any], dataset: Path) -> DatasetSong:
     # Other scripts leave the byte-order mark of a text file in.
     tags = split_tags(",".join(row["tags"]).removeprefix("\ufeff"))
     lyrics = row["norm_lyrics"].removeprefix("\ufeff")
-    files = Song(find_audio(Path(row["filename"]), dataset))
+    files = SongFiles(find_audio(Path(row["filename"]), dataset))
     remarks = []
     for path, recorded in ((files.prompt, tags), (files.lyrics, lyrics)):
         text = _text_beside(path)
@@ -121,7 +121,7 @@ def find_audio(recorded: Path, dataset: Path) -> Path:
 def _text_beside(path: Path) -> str | None:
     try:
         return read_text(path) if path.exists() else None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # no UTF-8, or no file that could be a text
         return None
 
 

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     lyrics, lora = check(args)
 
     from ace_lora.audio.decode import AudioError
-    from ace_lora.base_weights.find import ensure_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device
     from ace_lora.lyrics.vocabulary import MissingLyricSupport
 
@@ -292,15 +292,15 @@ def decode(latents: torch.Tensor, weights: dict[str, Path], on: dict[str, Any]) 
     """float32 [2, N] at 48 kHz on the CPU."""
     from ace_lora.audio.decode import SAMPLE_RATE, resample
     from ace_lora.device import free_device_memory
+    from ace_lora.records.format import LATENT_SAMPLE_RATE
     from ace_lora.v1.dcae import decode_log_mel, load_latent_decoder
-    from ace_lora.v1.mel import MEL_RATE
     from ace_lora.v1.vocoder import load_vocoder
 
     free_device_memory(on["device"])
     print("decoding …")
     log_mel = decode_log_mel(load_latent_decoder(weights["dcae"], **on), latents)
     wave = load_vocoder(weights["vocoder"], **on)(log_mel)
-    return resample(wave.cpu(), MEL_RATE, SAMPLE_RATE)
+    return resample(wave.cpu(), LATENT_SAMPLE_RATE, SAMPLE_RATE)
 
 
 def write_wave(wave: torch.Tensor, output: Path) -> None:

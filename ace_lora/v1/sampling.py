@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ace_lora.v1.dcae import SAMPLES_PER_LATENT_FRAME
-from ace_lora.v1.mel import MEL_RATE
+from ace_lora.records.format import LATENT_SAMPLE_RATE, SAMPLES_PER_LATENT_FRAME
 
 if TYPE_CHECKING:
     from ace_lora.v1.transformer import ACEStepTransformer
@@ -45,7 +44,7 @@ class SamplingSettings:
 
 def latent_frames(seconds: float) -> int:
     """Whole latent frames in `seconds`; the song is at most 0.09 s shorter than asked for."""
-    return int(seconds * MEL_RATE / SAMPLES_PER_LATENT_FRAME)
+    return int(seconds * LATENT_SAMPLE_RATE / SAMPLES_PER_LATENT_FRAME)
 
 
 def draw_noise(frames: int, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from ace_lora.lora.file import WEIGHTS_NAME, save_lora
 from ace_lora.lora.layers import adapter_shapes, target_layers
 from ace_lora.preview import __main__ as preview
 from ace_lora.preview.__main__ import apply_lora, lora_scales, parse_args, read_lora
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.v1.transformer import load_transformer
 
 CONFIG = {"r": 4, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q", "to_v", "linear_q"]}
