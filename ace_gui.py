@@ -4145,7 +4145,8 @@ class Environment:
         """Run Python with these arguments (None: the scripts' Python), then ask it again."""
         if python is None and self._python() is None:
             return self.session.outcome("warn", "install.by_hand")
-        return self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
+        self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
+        return None
 
     def _installed(self) -> None:
         self.session.read_flags()
