@@ -1,9 +1,9 @@
 """What `start.py` does once Python is known to be new enough: make `.venv`, fill it, and start what was asked for.
 
-Reads `requirements.txt` and `requirements/GROUP.txt`; writes the environment `.venv` in the program folder, with what
-pip said in `.venv/install.log` and what is installed completely in `.venv/ace_setup.json`. What that file names is not
-installed again, so a later start needs no network; what is missing from it is installed, so an interrupted set-up goes
-on with the same command. Standard library only.
+Reads `requirements.txt`, `requirements/GROUP.txt` and `requirements/torch.txt`; writes the environment `.venv` in the
+program folder, with what pip said in `.venv/install.log` and what is installed completely in `.venv/ace_setup.json`.
+What that file names is not installed again, so a later start needs no network; what is missing from it is installed, so
+an interrupted set-up goes on with the same command. Standard library only.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from typing import IO
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed, run_script
 from ace_lora.files import free_bytes, write_json
-from ace_lora.set_up.pip import LOG, explain_pip_failure, pip_install
-from ace_lora.set_up.torch_build import CUDA_12_DRIVER, CUDA_13_DRIVER, choose_torch, read_nvidia_driver
+from ace_lora.set_up.pip import LOG, PACKAGES_HELP, TORCH_HELP, explain_pip_failure, pip_install
+from ace_lora.set_up.torch_build import Torch, choose_torch, read_nvidia_card, why_no_card
 
 HOME = Path(__file__).resolve().parents[2]
+TORCH = HOME / "requirements" / "torch.txt"
 # The tests exercise every group that installs on a machine without a card.
 TEST_GROUPS = ("captioning", "japanese", "prodigy", "small_cards", "test")
 # More test processes than this gain little and take a gigabyte of memory each.
@@ -222,13 +223,13 @@ def compile_analysis(python: Path) -> None:
     subprocess.run([str(python), "-c", program], cwd=HOME, capture_output=True)
 
 
-def set_up(environment: Path, groups: list[str], torch_request: str) -> Path:
+def set_up(environment: Path, groups: list[str], torch_request: str, torch_index: str | None = None) -> Path:
     """Make the environment and install what is missing from it. Returns its interpreter.
 
     Raises StepFailed with a sentence for people.
     """
     python = environment_python(environment)
-    wanted = {path.name: digest(path) for path in requirement_files(groups)}
+    wanted = {path.name: digest(path) for path in (*requirement_files(groups), TORCH)}
     if torch_request != "auto":
         wanted["torch"] = torch_request
 
@@ -254,7 +255,13 @@ def set_up(environment: Path, groups: list[str], torch_request: str) -> Path:
             return python
         if stamp is not None:
             drop_half_installed(environment)
-        _fill(environment, stamp or {}, wanted, groups, torch_request, lock)
+        card = read_nvidia_card()
+        torch = choose_torch(torch_request, card, platform.system(), torch_index)
+        if torch_request in ("auto", "cuda"):
+            unusable = why_no_card(card)
+            if unusable:
+                print(unusable, flush=True)
+        _fill(environment, stamp or {}, wanted, groups, torch, torch_request, lock)
     print(f"The environment is ready: {environment}", flush=True)
     return python
 
@@ -264,27 +271,16 @@ def _fill(
     stamp: dict[str, str],
     wanted: dict[str, str],
     groups: list[str],
+    torch: Torch,
     torch_request: str,
     lock: IO[bytes],
 ) -> None:
     python = environment_python(environment)
-    driver = read_nvidia_driver()
-    torch = choose_torch(torch_request, driver, platform.system())
     whole = has_pip(python)
-    needed_gb = (
-        ADDED_GB
-        if whole and "torch" in stamp and stamp["torch"] == wanted.get("torch", stamp["torch"])
-        else torch.disk_gb
-    )
-    problem = check_disk(free_bytes(HOME), needed_gb)
+    same_build = "torch" in stamp and stamp["torch"] == wanted.get("torch", stamp["torch"])
+    problem = check_disk(free_bytes(HOME), ADDED_GB if whole and same_build else torch.disk_gb)
     if problem:
         raise StepFailed(problem)
-    if driver is not None and driver < CUDA_12_DRIVER and torch.name.startswith("CUDA"):
-        print(
-            f"The NVIDIA driver ({driver}) is too old for any CUDA build of PyTorch. "
-            f"Update it to {CUDA_13_DRIVER} or newer.",
-            flush=True,
-        )
     if not whole:
         if stamp:
             print(
@@ -293,31 +289,39 @@ def _fill(
         make_environment(environment, lock)
         stamp = {}
 
-    base = requirement_files([])[0]
-    if "torch" not in stamp or stamp["torch"] != wanted.get("torch", stamp["torch"]):
-        pin = next((line for line in base.read_text(encoding="utf-8").split() if line.startswith("torch==")), None)
-        if pin is None:
-            raise StepFailed(
-                f"'{base}' names no version of torch; expected the file that came with start.py. Restore it."
-            )
-        # PyTorch's own indexes have other versions of the packages that it needs; the base requirements follow anyway.
-        source = ["--index-url", torch.index] if torch.index else ["--constraint", str(base)]
-        # Another build of the same version counts as installed for pip.
-        again = ["--force-reinstall"] if "torch" in stamp else []
-        stamp.pop(base.name, None)
-        write_stamp(environment, stamp)
-        pip_install(python, [pin, *source, *again], f"PyTorch ({torch.name})", inherited(lock))
-        stamp["torch"] = torch_request
-        write_stamp(environment, stamp)
     for path in requirement_files(groups):
         if stamp.get(path.name) != wanted[path.name]:
-            # Every file lists its whole closure for the groups, the base included, so pip need not look further.
-            extra = [] if path == base else ["--no-deps"]
-            pip_install(python, ["-r", str(path), *extra], f"the packages of {path.relative_to(HOME)}", inherited(lock))
+            # Every file lists its whole closure, the groups' without the base, so pip need not look further.
+            command = ["--require-hashes", "--no-deps", "-r", str(path)]
+            pip_install(python, command, f"the packages of {path.relative_to(HOME)}", inherited(lock), PACKAGES_HELP)
             stamp[path.name] = wanted[path.name]
             write_stamp(environment, stamp)
-            if path == base:
+            if path.parent == HOME:
                 compile_analysis(python)
+    if stamp.get(TORCH.name) == wanted[TORCH.name] and same_build:
+        return
+    if "torch" in stamp and not same_build:
+        # Another build of the same version counts as installed for pip.
+        del stamp["torch"]
+        write_stamp(environment, stamp)
+        _install_torch(python, torch, ["--force-reinstall", "--no-deps"], lock)
+    # The packages that PyTorch needs are there by now, checked, so that its index adds nothing but its own.
+    _install_torch(python, torch, [], lock)
+    stamp |= {"torch": torch_request, TORCH.name: wanted[TORCH.name]}
+    write_stamp(environment, stamp)
+
+
+def _install_torch(python: Path, torch: Torch, options: list[str], lock: IO[bytes]) -> None:
+    what = f"PyTorch ({torch.name})"
+    *mirrors, last = torch.indexes or (None,)
+    for index in mirrors:
+        try:
+            command = ["-r", str(TORCH), "--index-url", str(index), *options]
+            return pip_install(python, command, f"{what} from {index}", inherited(lock), TORCH_HELP)
+        except StepFailed as error:
+            print(f"{error}\nTrying the next address.", flush=True)
+    command = ["-r", str(TORCH), *(["--index-url", last] if last else []), *options]
+    pip_install(python, command, what, inherited(lock), TORCH_HELP if last else PACKAGES_HELP)
 
 
 # --- What is started -------------------------------------------------------------------------------------------------
@@ -377,6 +381,12 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
         help="which PyTorch to install; auto: the CUDA build when an NVIDIA card is present, else what pip's package "
         "index gives (default: auto)",
     )
+    parser.add_argument(
+        "--torch_index",
+        metavar="URL",
+        help="a copy of PyTorch's own index (the folder that holds cpu, cu126, …), tried before the official one "
+        "(default: known copies where PIP_INDEX_URL is a mirror, else none)",
+    )
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] not in ACTIONS and Path(argv[0]).exists():
         argv = ["window", *argv]  # songs that were dropped on start.bat
@@ -386,6 +396,8 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
     args.rest += argv[own:]
     if args.torch not in ("auto", "cpu", "cuda") and "://" not in args.torch:
         parser.error(f"--torch '{args.torch}' is not known. Give auto, cpu, cuda or the address of a package index.")
+    if args.torch_index is not None and "://" not in args.torch_index:
+        parser.error(f"--torch_index '{args.torch_index}' is no address. Give one that begins with https://.")
     if args.action == "install":
         wrong = [group for group in args.rest if group not in (*groups, "test")]
         if wrong or not args.rest:
@@ -409,7 +421,7 @@ def act(args: argparse.Namespace) -> None:
         problem = check_window()
         if problem:
             raise StepFailed(problem)
-    python = set_up(environment, groups, args.torch)
+    python = set_up(environment, groups, args.torch, args.torch_index)
     processes = min(MOST_TEST_PROCESSES, os.cpu_count() or 1)
     commands = {
         "window": [str(HOME / "ace_gui.py"), *args.rest],

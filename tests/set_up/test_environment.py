@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,8 +51,7 @@ def make_program(folder: Path) -> Path:
     for name in ("__init__.py", "commands.py", "files.py"):
         shutil.copy(HOME / "ace_lora" / name, home / "ace_lora")
     shutil.copytree(HOME / "ace_lora" / "set_up", home / "ace_lora" / "set_up")
-    (home / "requirements.txt").write_text("torch==2.13.0\nbase_package==1.0\n", encoding="utf-8")
-    (home / "requirements" / "prodigy.txt").write_text("# 可选\ngroup_package==1.0\n", encoding="utf-8")
+    (home / "requirements" / "torch.txt").write_text("torch==2.13.0\n", encoding="utf-8")
     for name in ("demo", "ace_gui"):
         (home / f"{name}.py").write_text(
             f"import sys, torch, base_package\nprint('{name}', torch.__version__, sys.prefix)\nraise SystemExit(7)\n",
@@ -59,7 +59,16 @@ def make_program(folder: Path) -> Path:
         )
     for name, version in (("torch", "2.13.0"), ("base_package", "1.0"), ("group_package", "1.0")):
         build_wheel(folder / "wheels", name, version)
+    write_lock(home / "requirements.txt", folder / "wheels" / "base_package-1.0-py3-none-any.whl")
+    write_lock(home / "requirements" / "prodigy.txt", folder / "wheels" / "group_package-1.0-py3-none-any.whl")
     return home
+
+
+def write_lock(path: Path, wheel: Path) -> None:
+    """A requirements file of one package with the checksum of its wheel."""
+    name, version = wheel.name.split("-")[:2]
+    checksum = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    path.write_text(f"# 可选\n{name}=={version} \\\n    --hash=sha256:{checksum}\n", encoding="utf-8")
 
 
 @pytest.fixture
@@ -120,18 +129,18 @@ def test_first_start_installs_and_second_start_installs_nothing(program: Path):
     assert first.returncode == 7, first.stdout + first.stderr  # the demo's own exit status
     assert first.stdout.splitlines() == [
         f"Making the environment {program / '.venv'} …",
-        "Installing PyTorch (the package index's build) …",
-        "  torch 2.13.0",
-        "  unpacking …",
         "Installing the packages of requirements.txt …",
         "  base_package 1.0",
+        "  unpacking …",
+        "Installing PyTorch (the package index's build) …",
+        "  torch 2.13.0",
         "  unpacking …",
         f"The environment is ready: {program / '.venv'}",
         f"demo 2.13.0 {program / '.venv'}",
     ]
     stamp = json.loads((program / ".venv" / "ace_setup.json").read_text(encoding="utf-8"))
-    assert set(stamp) == {"torch", "requirements.txt"}
-    assert stamp["requirements.txt"] == hashlib.sha256(b"torch==2.13.0\nbase_package==1.0\n").hexdigest()[:16]
+    assert set(stamp) == {"torch", "torch.txt", "requirements.txt"}
+    assert stamp["torch.txt"] == hashlib.sha256(b"torch==2.13.0\n").hexdigest()[:16]
 
     # No package index at all: the second start must not look for one. Nor after the folder was moved.
     for folder in (program, program.with_name("移动 moved")):
@@ -147,8 +156,7 @@ def test_group_is_added_without_touching_the_rest_and_changed_pin_is_installed(i
     assert added.stdout.count("Installing the packages") == 1
     assert "prodigy.txt" in added.stdout
 
-    build_wheel(installed.parent / "wheels", "base_package", "1.1")
-    (installed / "requirements.txt").write_text("torch==2.13.0\nbase_package==1.1\n", encoding="utf-8")
+    write_lock(installed / "requirements.txt", build_wheel(installed.parent / "wheels", "base_package", "1.1"))
     changed = run_start(installed, "setup")
     assert changed.returncode == 0, changed.stderr
     assert "PyTorch" not in changed.stdout
@@ -162,18 +170,41 @@ def test_group_is_added_without_touching_the_rest_and_changed_pin_is_installed(i
 
 
 def test_failed_installation_goes_on(without_packages: Path):
-    # The base package cannot be had: PyTorch gets installed, then the installation ends.
-    wheel = without_packages.parent / "wheels" / "base_package-1.0-py3-none-any.whl"
+    # PyTorch cannot be had: the base gets installed, then the installation ends.
+    wheel = without_packages.parent / "wheels" / "torch-2.13.0-py3-none-any.whl"
     wheel.rename(without_packages.parent / "kept.whl")
     failed = run_start(without_packages, "demo")
     assert failed.returncode == 1
-    assert "error: The packages of requirements.txt could not be installed." in failed.stderr
+    assert "error: PyTorch (the package index's build) could not be installed." in failed.stderr
     assert "no build of a package for this Python" in failed.stderr
     assert "Traceback" not in failed.stderr
     (without_packages.parent / "kept.whl").rename(wheel)
     resumed = run_start(without_packages, "demo")
     assert resumed.returncode == 7, resumed.stderr
-    assert "Installing PyTorch" not in resumed.stdout
+    assert "Installing the packages" not in resumed.stdout
+
+
+def test_package_that_is_not_the_published_one_is_refused(without_packages: Path):
+    wheel = without_packages.parent / "wheels" / "base_package-1.0-py3-none-any.whl"
+    wheel.write_bytes(wheel.read_bytes() + b"\0")
+    refused = run_start(without_packages, "demo")
+    assert refused.returncode == 1
+    assert (
+        "could not be installed. A download arrived damaged, or is not the file that was published." in refused.stderr
+    )
+
+
+def test_mirror_of_pytorch_is_tried_before_the_official_index(without_packages: Path):
+    index = (without_packages.parent / "mirror" / "cpu" / "torch").resolve()
+    wheel = build_wheel(index, "torch", "2.13.0+cpu")
+    (index / "index.html").write_text(f'<a href="{wheel.name.replace("+", "%2B")}">x</a>', encoding="utf-8")
+    mirror = index.parents[1].as_uri()
+    answer = run_start(
+        without_packages, "demo", "--torch", "cpu", "--torch_index", mirror, PIP_NO_INDEX="0", PIP_RETRIES="0"
+    )
+    assert answer.returncode == 7, answer.stdout + answer.stderr
+    assert f"Installing PyTorch (CPU build) from {mirror}/cpu …" in answer.stdout.splitlines()
+    assert "demo 2.13.0+cpu" in answer.stdout
 
 
 class StallingIndex(http.server.BaseHTTPRequestHandler):
@@ -248,7 +279,7 @@ def test_second_start_waits_for_the_first(without_packages: Path, stalling_index
     first.wait(60)
     rest, _ = second.communicate(timeout=120)
     assert second.returncode == 7
-    assert "Installing PyTorch" in rest and "Making the environment" not in rest
+    assert "Installing the packages" in rest and "Making the environment" not in rest
 
 
 def test_half_made_environment_is_made_again(program: Path):
@@ -407,8 +438,22 @@ def test_songs_dropped_on_the_start_file_reach_the_window(tmp_path, monkeypatch)
     assert set_up.parse_args(start.GROUPS, ["test"]).action == "test"  # the word, though a folder has that name
 
 
-def test_every_group_has_its_file_of_exact_versions():
+def test_every_package_has_an_exact_version_and_checksums_but_pytorch():
     for path in set_up.requirement_files([*start.GROUPS, "test"]):
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
         assert lines, path
-        assert all("==" in line.split(";")[0] for line in lines), path
+        assert all(re.match(r"[a-z0-9._-]+==[^ ]+ ", line) and " --hash=sha256:" in line for line in lines), path
+        assert not any(line.startswith(("torch==", "nvidia-", "triton==")) for line in lines), path
+        assert "://" not in text, path
+    (pin,) = [line for line in set_up.TORCH.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert re.fullmatch(r"torch==[\d.]+", pin)
+
+
+def test_every_input_of_a_lock_is_in_it():
+    for source in (HOME / "requirements").glob("*.in"):
+        lock = HOME / "requirements.txt" if source.stem == "base" else source.with_suffix(".txt")
+        entries = lock.read_text(encoding="utf-8")
+        for line in source.read_text(encoding="utf-8").splitlines():
+            if not line.startswith(("#", "-r")) and line:
+                assert f"\n{re.split('[<=]=', line)[0].replace('_', '-')}==" in entries, (source.name, line)
