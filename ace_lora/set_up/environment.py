@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -36,9 +37,15 @@ TEST_GROUPS = ("captioning", "japanese", "prodigy", "small_cards", "test")
 MOST_TEST_PROCESSES = 4
 # What more packages take on the disk at the most.
 ADDED_GB = 1
+# The folder of a Python that was brought along: packages go into it, and the whole program can be moved.
+BROUGHT = "python"
 STAMP, LOCK = "ace_setup.json", "ace_setup.lock"
 # How long a program may take to end after Ctrl+C before it is told again.
 INTERRUPT_SECONDS = 10.0
+# A window that is still there after this long is up.
+WINDOW_SECONDS, WINDOW_LOG = 5.0, "window.log"
+# start.bat was double-clicked, or songs were dropped on it: the whole command line, which only Windows knows to read.
+COMMAND_LINE = "ACE_COMMAND_LINE"
 
 
 # --- The checks that need no environment -----------------------------------------------------------------------------
@@ -78,8 +85,17 @@ def check_window() -> str | None:
 # --- The environment -------------------------------------------------------------------------------------------------
 
 
+def environment_folder() -> Path:
+    """Where everything is installed: the Python that was brought along (start.bat, a pack), else `.venv`."""
+    brought = HOME / BROUGHT
+    has_own = environment_python(brought).is_file() and "requirements.txt" not in (read_stamp(HOME / ".venv") or {})
+    return brought if has_own else HOME / ".venv"
+
+
 def environment_python(environment: Path) -> Path:
-    """The interpreter inside a virtual environment."""
+    """The interpreter inside a virtual environment, or in the folder of a Python that stands for itself."""
+    if environment.name == BROUGHT:
+        return environment / ("python.exe" if os.name == "nt" else "bin/python3")
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
@@ -281,6 +297,11 @@ def _fill(
     problem = check_disk(free_bytes(HOME), ADDED_GB if whole and same_build else torch.disk_gb)
     if problem:
         raise StepFailed(problem)
+    if not whole and environment.name == BROUGHT:
+        raise StepFailed(
+            f"The Python in '{environment}' does not start or has no pip: it is damaged. Rename or move that folder, "
+            "then start the program again; it fetches another one. A pack: unpack it again."
+        )
     if not whole:
         if stamp:
             print(
@@ -327,12 +348,44 @@ def _install_torch(python: Path, torch: Torch, options: list[str], lock: IO[byte
 # --- What is started -------------------------------------------------------------------------------------------------
 
 
+def _variables(python: Path) -> dict[str, str]:
+    """What a program of ours is started with: nothing of the user's that would bring in other packages."""
+    variables = {**os.environ, "PYTHONUTF8": "1", "VIRTUAL_ENV": str(python.parent.parent)}
+    if HOME / BROUGHT in python.parents:
+        del variables["VIRTUAL_ENV"]
+    return {name: value for name, value in variables.items() if name not in ("PYTHONHOME", "PYTHONPATH", COMMAND_LINE)}
+
+
+def open_window(python: Path, arguments: list[str], log: Path) -> int:
+    """Start the window as a program of its own, which no console takes down with it when that is closed.
+
+    Returns 0 when it is up after some seconds; else its exit status, after showing what it said.
+    """
+    windowed = python.with_name("pythonw.exe")
+    program = windowed if windowed.exists() else python
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [str(program), *arguments],
+            cwd=HOME,
+            env=_variables(python),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            creationflags=getattr(subprocess, "DETACHED_PROCESS", 0)
+            | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    try:
+        status = process.wait(WINDOW_SECONDS)
+    except subprocess.TimeoutExpired:
+        return 0
+    if status:
+        print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+    return status
+
+
 def run(python: Path, *arguments: str) -> int:
     """Run a program of ours in the environment and return its exit status; Ctrl+C reaches it directly."""
-    variables = {**os.environ, "PYTHONUTF8": "1", "VIRTUAL_ENV": str(python.parent.parent)}
-    for name in ("PYTHONHOME", "PYTHONPATH"):
-        variables.pop(name, None)
-    process = subprocess.Popen([str(python), *arguments], cwd=HOME, env=variables)
+    process = subprocess.Popen([str(python), *arguments], cwd=HOME, env=_variables(python))
     # A request to end, unlike Ctrl+C, reaches only this process.
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     patience: float | None = None
@@ -349,6 +402,19 @@ def run(python: Path, *arguments: str) -> int:
             process.terminate()
             patience = None
     return EXIT_INTERRUPTED if status in (-signal.SIGINT, -signal.SIGTERM) else abs(status)
+
+
+def dropped_songs(command_line: str) -> list[str]:
+    """The files that were dropped on start.bat, from the command line of the console that Windows made for it.
+
+    Windows quotes only names with spaces, so that the console itself would cut `A&B.mp3` at the &:
+    `cmd.exe /c ""C:\\x\\start.bat" C:\\songs\\A&B.mp3 "C:\\songs\\two words.mp3""`.
+    """
+    own_name = re.search(r'start\.bat"|start\.bat(?=\s|$)', command_line, re.IGNORECASE)
+    rest = command_line[own_name.end() :] if own_name else ""
+    if rest.count('"') % 2:
+        rest = rest[::-1].replace('"', "", 1)[::-1]
+    return [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^\s"]+)', rest)]
 
 
 ACTIONS = ("window", "demo", "test", "install", "setup")
@@ -387,7 +453,8 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
         help="a copy of PyTorch's own index (the folder that holds cpu, cu126, …), tried before the official one "
         "(default: known copies where PIP_INDEX_URL is a mirror, else none)",
     )
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:] or dropped_songs(os.environ.get(COMMAND_LINE, ""))
     if argv and argv[0] not in ACTIONS and Path(argv[0]).exists():
         argv = ["window", *argv]  # songs that were dropped on start.bat
     # Whatever follows `test` belongs to pytest, options too.
@@ -415,7 +482,7 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
 
 def act(args: argparse.Namespace) -> None:
     """Set up, then start what was asked for. Ends with the exit status of what was started."""
-    environment = HOME / ".venv"
+    environment = environment_folder()
     groups = {"test": [*TEST_GROUPS], "install": args.rest}.get(args.action, [])
     if args.action == "window" and "requirements.txt" not in (read_stamp(environment) or {}):
         problem = check_window()
@@ -423,6 +490,8 @@ def act(args: argparse.Namespace) -> None:
             raise StepFailed(problem)
     python = set_up(environment, groups, args.torch, args.torch_index)
     processes = min(MOST_TEST_PROCESSES, os.cpu_count() or 1)
+    if args.action == "window" and os.name == "nt":
+        raise SystemExit(open_window(python, [str(HOME / "ace_gui.py"), *args.rest], environment / WINDOW_LOG))
     commands = {
         "window": [str(HOME / "ace_gui.py"), *args.rest],
         "demo": [str(HOME / "demo.py")],

@@ -161,14 +161,20 @@ def pip_install(python: Path, arguments: list[str], what: str, inherited: dict, 
     `inherited` are keywords for Popen: what hands pip the lock of its environment.
     """
     print(f"Installing {what} …", flush=True)
-    environment = python.parent.parent
+    environment = python.parent.parent if python.parent.name in ("bin", "Scripts") else python.parent
     downloads = environment / DOWNLOADS
     shutil.rmtree(downloads, ignore_errors=True)
     downloads.mkdir()
+    # A Python that was brought along says that a system looks after it; this is that system.
     # Isolated from the user's PYTHONPATH, whose packages would count as installed; beside the environment because the
     # system's temporary folder may lie on a small disk.
     command = [str(python), "-I", "-X", "utf8", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    variables = {**os.environ, "PIP_USER": "0", **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(downloads))}
+    variables = {
+        **os.environ,
+        "PIP_USER": "0",
+        "PIP_BREAK_SYSTEM_PACKAGES": "1",
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(downloads)),
+    }
     output: list[str] = []
     progress = Progress(downloads)
     with (environment / LOG).open("a", encoding="utf-8") as log:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def once_installed(tmp_path_factory) -> tuple[Path, Path]:
     """Two program folders to copy from: with a whole environment, and with an environment that has no packages yet."""
     empty = make_program(tmp_path_factory.mktemp("empty"))
     stalled = run_start(empty, "setup", links=empty / "nowhere")
-    assert "Installing PyTorch" in stalled.stdout and stalled.returncode == 1
+    assert "Installing the packages" in stalled.stdout and stalled.returncode == 1
     whole = tmp_path_factory.mktemp("whole")
     shutil.copytree(empty.parent, whole, symlinks=True, dirs_exist_ok=True)
     assert run_start(whole / empty.name, "setup").returncode == 0
@@ -436,6 +437,57 @@ def test_songs_dropped_on_the_start_file_reach_the_window(tmp_path, monkeypatch)
         args = set_up.parse_args(start.GROUPS, argv)
         assert args.action == "window" and args.rest == [str(tmp_path / "我的 歌.mp3"), str(tmp_path / "test")]
     assert set_up.parse_args(start.GROUPS, ["test"]).action == "test"  # the word, though a folder has that name
+
+
+@pytest.mark.parametrize(
+    ("command_line", "songs"),
+    [
+        (r'C:\Windows\system32\cmd.exe /c ""D:\ace\start.bat" "', []),
+        (r'cmd.exe /c ""D:\ace (1)\Start.BAT" D:\songs\A&B.mp3"', [r"D:\songs\A&B.mp3"]),
+        (r'cmd.exe /c ""D:\start.bat" D:\song(1).mp3 "D:\two words.mp3" D:\100%^!.mp3"',
+         [r"D:\song(1).mp3", r"D:\two words.mp3", r"D:\100%^!.mp3"]),
+        (r'cmd.exe /c ""D:\我的 歌\start.bat" "D:\我的 歌\晴天 & 雨天.mp3""', [r"D:\我的 歌\晴天 & 雨天.mp3"]),
+        (r'cmd.exe /c ""D:\start.bat" D:\start.bat.mp3"', [".mp3"]),
+        (r"C:\Windows\system32\cmd.exe", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_songs_that_windows_drops_on_the_start_file(command_line, songs):
+    assert set_up.dropped_songs(command_line) == songs
+
+
+def test_a_window_that_is_up_outlives_its_starter_and_one_that_fails_is_heard(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(set_up, "WINDOW_SECONDS", 2.0)
+    python, log = Path(sys.executable), tmp_path / "window.log"
+    mark = tmp_path / "still there"
+    program = f"import pathlib, time; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    assert set_up.open_window(python, ["-c", program], log) == 0
+    assert set_up.open_window(python, ["-c", "raise SystemExit('没有 Tk')"], log) == 1
+    assert "没有 Tk" in capsys.readouterr().err
+    deadline = time.monotonic() + 30
+    while not mark.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_python_that_was_brought_along_is_filled_and_can_be_moved(program: Path):
+    """As start.sh leaves it, and a pack: here a stand-in made of the Python that runs the tests."""
+    brought = program / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--copies", str(brought)], check=True, capture_output=True)
+    if not (brought / "bin" / "python3").exists():
+        pytest.skip("Windows lays out an environment otherwise than a Python")
+    answer = run_start(program, "demo")
+    assert answer.returncode == 7, answer.stdout + answer.stderr
+    assert f"demo 2.13.0 {brought}" in answer.stdout and not (program / ".venv").exists()
+    moved = program.with_name("moved 移动")
+    program.rename(moved)
+    second = run_start(moved, "demo", links=moved / "nowhere")
+    assert second.stdout == f"demo 2.13.0 {moved / 'python'}\n"
+    (moved / "python" / "bin" / "python3").write_text("", encoding="utf-8")
+    (moved / "requirements.txt").write_text("# changed\n", encoding="utf-8")
+    broken = run_start(moved, "demo")
+    assert broken.returncode == 1 and "it is damaged. Rename or move that folder" in broken.stderr
+    assert (moved / "python" / "pyvenv.cfg").exists()
 
 
 def test_every_package_has_an_exact_version_and_checksums_but_pytorch():
