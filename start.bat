@@ -34,7 +34,8 @@ rem What is dropped on this file comes unquoted and may hold & and ( ): Python t
 set "ACE_COMMAND_LINE="
 setlocal EnableDelayedExpansion
 set "LINE=!cmdcmdline!"
-if "!LINE:start.bat=!"=="!LINE!" goto from_a_terminal
+set LINE 2>nul| find /i "start.bat" >nul
+if errorlevel 1 goto from_a_terminal
 endlocal
 set "DOUBLE_CLICKED=yes"
 goto to_the_folder
@@ -92,7 +93,7 @@ call :fetch_python "%PYTHON_FROM_2%"
 call :fetch_python "%PYTHON_FROM_3%"
 if not defined FETCHED goto no_network
 if exist "python" rename "python" "python.old.%RANDOM%"
-for /d %%d in ("python.part\versions\cpython-%PYTHON_VERSION%.*") do move "%%d" "python" >nul
+for /d %%d in (python.part\versions\cpython-%PYTHON_VERSION%.*) do move "%%d" "python" >nul
 if not exist "python\python.exe" goto no_network
 rmdir /s /q "python.part"
 set "PYTHON=python\python.exe"
