@@ -7,10 +7,10 @@ Reads `ace_gui.py`; writes `dist/ACE-Step-LoRA.exe` (Windows) or `dist/ACE-Step-
 with the window, pypinyin, an icon and a version. The scripts and the models are not inside: the exe belongs into the
 program folder, beside the scripts, and runs them with the Python environment that it finds or offers to make there.
 
-The pack (整合包) is `dist/ACE-Step-LoRA-VERSION-SYSTEM-BUILD.zip` (Linux, macOS: .tar.gz): one folder that is unpacked and
-works where it lies, offline, also after it was moved. Its Python is one that may be moved, fetched by uv or named with
---python; its packages are those of requirements.txt with their checksums. Before the archive gets its name it is unpacked
-elsewhere, its checksums are compared, and the demonstration runs from it without a network.
+The pack (整合包) is `dist/ACE-Step-LoRA-VERSION-SYSTEM-BUILD.zip` (Linux, macOS: .tar.gz): one folder that works where
+it is unpacked, offline, also after it was moved. Its Python is one that may be moved, fetched by uv or named with
+--python; its packages are those of requirements.txt with their checksums. Before the archive gets its name it is
+unpacked elsewhere, its checksums are compared, and the demonstration runs from it without a network.
 
 Needs PyInstaller, the pack also uv unless --python is given: python start.py install test, pip install uv
 """
@@ -23,6 +23,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from pathlib import Path
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import read_text, replace_atomically, write_text
-from ace_lora.set_up.environment import BROUGHT, environment_python
+from ace_lora.set_up.environment import BROUGHT, LOCK, environment_python
+from ace_lora.set_up.pip import LOG
 
 HOME = Path(__file__).resolve().parent
 NAME = "ACE-Step-LoRA"
@@ -129,19 +131,7 @@ def build_exe(output_dir: Path) -> Path:
 
 PACK_PYTHON = "3.12"
 # What stays out of a pack: what a release machine has beside the program, and what only developers need.
-NOT_PACKED = (
-    ".git*",
-    ".venv*",
-    ".ci",
-    ".*_cache",
-    "__pycache__",
-    "tests",
-    "benchmarks",
-    "dist",
-    "build",
-    "python",
-    "Taudio",
-)
+NOT_PACKED = re.findall(r"\S+", ".git* .venv* .ci .*_cache __pycache__ tests benchmarks dist build python Taudio")
 CHECKSUMS = "SHA256SUMS.txt"
 
 
@@ -162,6 +152,8 @@ def make_pack(args: argparse.Namespace) -> Path:
             raise StepFailed("The packages could not be installed into the pack. The lines above say why.")
         for folder in sorted(home.rglob("__pycache__")):
             shutil.rmtree(folder)
+        for leftover in (LOCK, LOG):
+            (home / BROUGHT / leftover).unlink(missing_ok=True)
         lines = [f"{checksum}  {file}" for file, checksum in checksums(home).items()]
         write_text(home / CHECKSUMS, "\n".join(lines) + "\n")
         print(f"Packing {len(lines)} files …", flush=True)
@@ -180,7 +172,9 @@ PACK_FORMAT = "zip" if sys.platform == "win32" else "gztar"
 def bring_python(source: Path | None, target: Path) -> None:
     """Put a Python that may be moved at `target`: a copy of the folder `source`, or the one that uv fetches."""
     if source is not None:
-        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "test", "tests"))
+        # Packages of the machine that packs are none of the pack's.
+        unwanted = shutil.ignore_patterns("__pycache__", "test", "tests", "site-packages")
+        shutil.copytree(source, target, symlinks=True, ignore=unwanted)
     else:
         versions = target.with_name("python.part")
         command = ["python", "install", "--no-bin", "--install-dir", str(versions), PACK_PYTHON]
@@ -194,11 +188,8 @@ def bring_python(source: Path | None, target: Path) -> None:
         shutil.rmtree(versions)
     if not environment_python(target).is_file():
         raise WrongInput(f"'{source or target}' has no {environment_python(target).name}. Expected a Python's folder.")
-    # Packages of the machine that packs are none of the pack's.
-    for packages in target.glob("[Ll]ib/**/site-packages"):
-        for entry in packages.iterdir():
-            if entry.name.split("-")[0] not in ("pip", "README.txt"):
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    # A Python that a package manager looks after would say that pip is not for it.
+    subprocess.run([str(environment_python(target)), "-m", "ensurepip"], capture_output=True)
 
 
 def checksums(home: Path) -> dict[str, str]:
