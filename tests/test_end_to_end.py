@@ -108,7 +108,7 @@ def workflow(tmp_path_factory) -> Workflow:
     make_songs(flow.songs)
     flow.run("ace_lora.tiny_base", flow.base)
     flow.run("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis")
-    flow.run("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis", "--lyrics")
+    flow.run("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis", "--lyrics", "--assume_instrumental")
     filenames = flow.folder / "songs_filenames"
     flow.run("convert2hf_dataset_new.py", "--data_dir", flow.songs, "--output_name", filenames)
     preprocess = ["--input_name", filenames, "--output_dir", flow.prep, "--checkpoint_dir", flow.base]

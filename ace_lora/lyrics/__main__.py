@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput, run_script
+from ace_lora.files import UnusableFile
 from ace_lora.songs import AUDIO_EXTENSIONS, SongFiles, split_tags
 
 if TYPE_CHECKING:
@@ -74,15 +75,12 @@ def find_song(path: Path) -> SongFiles:
 
 def text_of(path: Path) -> str:
     """The text of a prompt or lyrics file, as step 4 reads it; "" where there is none."""
-    from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics
+    from ace_lora.lyrics.encoding import UnknownEncoding, read_any_text
 
-    if not path.exists():
-        return ""
     try:
-        text = decode_lyrics(path.read_bytes(), path.name)[0].removeprefix("\ufeff")
-    except UnknownEncoding as error:
-        raise WrongInput(str(error)) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+        return read_any_text(path)[0] if path.exists() else ""
+    except (UnknownEncoding, UnusableFile) as error:
+        raise WrongInput(f"{error} Write the text anew, or move the file away.") from error
 
 
 def read_prompt(prompt: str, checkpoint_dir: Path | None) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 
+from ace_lora.files import MAX_TEXT_BYTES, read_bytes
 from ace_lora.lyrics.language_id import identify, squash
 from ace_lora.lyrics.packages import MissingLyricSupport
 
@@ -63,6 +65,15 @@ def decode_lyrics(data: bytes, name: str, encoding: str | None = None) -> tuple[
             f"{len(text)} characters are none. Open it in an editor that shows the text correctly and save it as UTF-8."
         )
     return text, encoding
+
+
+def read_any_text(path: Path) -> tuple[str, str]:
+    """(text, encoding) of a prompt or lyrics file, its line ends as `\\n`, stripped at both ends.
+
+    Raises UnknownEncoding, UnusableFile (a folder, too large), OSError.
+    """
+    text, encoding = decode_lyrics(read_bytes(path, MAX_TEXT_BYTES), path.name)
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip(), encoding
 
 
 def is_guess(encoding: str) -> bool:

@@ -61,9 +61,11 @@ def read_entries(text: str) -> Entries:
     text = "\n".join(clean_lines(without_markup(text)))
     if re.search(r"^dialogue:", text, re.IGNORECASE | re.MULTILINE):
         return Entries(_ass(text))
-    if _RANGE_LINE.search(text):
-        return Entries(_subtitles(text))
-    return _lrc(text)
+    ranges = sum(_RANGE_LINE.match(line) is not None for line in text.split("\n"))
+    if ranges and 3 * ranges >= sum(bool(line.strip()) for line in text.split("\n")) - 2 * ranges:
+        if not any(_LOOSE_STAMP.match(line) for line in text.split("\n")) or ranges > 1:
+            return Entries(_subtitles(text))
+    return _lrc("\n".join(_RANGE_LINE.sub("", line) for line in text.split("\n")) if ranges else text)
 
 
 # --- Markup ---

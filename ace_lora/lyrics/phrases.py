@@ -114,3 +114,8 @@ JUNK = (
     ("a remark on the sound", SOUND),
     ("no words", NO_WORDS),
 )
+
+
+def stands_for_no_lyrics(line: str) -> bool:
+    """Whether a line, such as `(instrumental)` or `N/A`, is no lyrics but a remark that there are none."""
+    return any(pattern.fullmatch(line) for pattern in (NO_VOICE, PLACEHOLDER, PLACEHOLDER_ALONE))

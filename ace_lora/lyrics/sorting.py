@@ -60,6 +60,8 @@ def sort_lines(entries: Entries, title: str = "", artist: str = "") -> SortedLyr
     names = {comparable(name) for name in (title, artist, *_names(entries)) if comparable(name)}
     lines = [
         SortedLine(entry.seconds, entry.text, *((entry.kind or SUNG), "", "the file marks it so" if entry.kind else ""))
+        if 0 < len(entry.text.strip()) <= _LONGEST_TOLD
+        else SortedLine(entry.seconds, entry.text, _LONG)
         if entry.text.strip()
         else SortedLine(entry.seconds, "", EMPTY)
         for entry in entries.lines
@@ -76,7 +78,7 @@ def sort_lines(entries: Entries, title: str = "", artist: str = "") -> SortedLyr
     lines = _sung_after_all(lines)
     lines, warnings = _two_in_one_line(lines)
     lines, expanded = _repeated(lines)
-    sung = [line for line in lines if line.kind == SUNG]
+    sung = [line for line in lines if line.kind in (SUNG, _LONG)]
     warnings += expanded + _alternating(sung)
     return SortedLyrics(tuple(_with_sung(lines)), instrumental and not sung, tuple(warnings))
 
@@ -86,21 +88,22 @@ def _names(entries: Entries) -> list[str]:
 
 
 def _with_sung(lines: Sequence[SortedLine]) -> list[SortedLine]:
-    return [replace(line, sung=line.sung or line.text) if line.kind == SUNG else line for line in lines]
+    return [
+        replace(line, kind=SUNG, sung=line.sung or line.text) if line.kind in (SUNG, _LONG) else line for line in lines
+    ]
 
 
 # --- Junk ---
 
 _SAYS_NO_VOICE = "says that there is no voice"
-_LONGEST_JUNK = 400  # characters; what is longer is no such line, and the patterns need not be tried
+# What is longer, in characters, is sung: none of the rules is about such lines, and they need not be tried.
+_LONGEST_TOLD, _LONG = 400, "long"
 
 
 def _junk(line: SortedLine) -> SortedLine:
     if line.kind != SUNG:
         return line
     text = line.text.strip()
-    if len(text) > _LONGEST_JUNK:
-        return line
     if NO_VOICE.fullmatch(text):
         return replace(line, kind=JUNK, why=_SAYS_NO_VOICE)
     why = next((why for why, pattern in NEVER_SUNG if pattern.fullmatch(text)), "")
@@ -187,7 +190,7 @@ _PINYIN = re.compile(
 )
 _PINYIN_TONE = re.compile(r"[āáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]|[a-z][1-5]\b", re.IGNORECASE)
 _PINYIN_ONLY = re.compile(r"\b(?:zh|q(?!u)|x)[a-zü]|\bqu\w|(?:iang|uang|iong|uai|ui|iu|ie|üe)\b", re.IGNORECASE)
-_KOREAN_ROMAN = re.compile(r"(?:eo|eu|ae|yeo|wo|ui|kk|tt|pp|ss|jj)", re.IGNORECASE)
+_KOREAN_READING = re.compile(r"(?:eo|eu|ae|yeo|wo|ui|kk|tt|pp|ss|jj)", re.IGNORECASE)
 
 
 def is_romanised(line: str, script: str) -> bool:
@@ -200,8 +203,17 @@ def is_romanised(line: str, script: str) -> bool:
     if script == "han":
         return sum(_PINYIN.fullmatch(word) is not None for word in words) >= 0.9 * len(words)
     if script == "hangul":
-        return len(_KOREAN_ROMAN.findall(line)) >= 0.25 * len(words)
+        return len(_KOREAN_READING.findall(line)) >= 0.25 * len(words)
     return False
+
+
+def is_pinyin(lines: Sequence[str]) -> bool:
+    """Whether lines of Latin letters are Chinese in pinyin: nearly all words are, and many could be nothing else."""
+    words = re.findall(r"[A-Za-z\u00c0-\u01ff']+[1-5]?", " ".join(lines))
+    if len(words) < 6 or sum(_PINYIN.fullmatch(word) is not None for word in words) < 0.9 * len(words):
+        return False
+    certain = sum(bool(_PINYIN_TONE.search(word) or _PINYIN_ONLY.search(word)) for word in words)
+    return certain >= 0.25 * len(words)
 
 
 def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
@@ -640,7 +652,7 @@ def _is_abbreviated(lines: Sequence[SortedLine], index: int, sections: dict[str,
     return following is None or following.kind == HEADING
 
 
-def all_kinds(lines: Iterable[SortedLine]) -> dict[str, int]:
+def counted_kinds(lines: Iterable[SortedLine]) -> dict[str, int]:
     """How many lines there are of each kind, for a sentence; kinds without a line are left out."""
     counts = {kind: 0 for kind in KINDS}
     for kind, group in itertools.groupby(sorted(line.kind for line in lines)):

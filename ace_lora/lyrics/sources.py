@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ace_lora.files import MAX_TEXT_BYTES, read_bytes
 from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, is_guess, mend_latin1
 from ace_lora.lyrics.formats import Entries, Entry, read_entries
 from ace_lora.lyrics.sorting import SortedLyrics, is_romanised, script_of, sort_lines
@@ -96,7 +97,7 @@ def lyrics_beside(
     First `<stem>.lrc`, then the other formats, upper or lower case, then files that name title and artist. A
     `<stem>_lyrics.lrc` that stands without its `<stem>_lyrics.txt` is somebody's own, and comes before all.
     `encoding`: of files that are not Unicode. `remarks` takes sentences on files that were passed over.
-    Raises UnknownEncoding, OSError.
+    Raises UnknownEncoding, UnusableFile, OSError.
     """
     names = names or SongNames()
     present = {path.name.casefold(): path for path in song.audio.parent.iterdir() if path.suffix.lower() in EXTENSIONS}
@@ -106,7 +107,10 @@ def lyrics_beside(
     for path in candidates:
         if path is None or not path.is_file():
             continue
-        text, used = decode_lyrics(path.read_bytes(), path.name, encoding if not _is_unicode(path) else None)
+        data = read_bytes(path, MAX_TEXT_BYTES)
+        text, used = decode_lyrics(data, path.name)
+        if encoding is not None and is_guess(used):
+            text, used = decode_lyrics(data, path.name, encoding)
         if path.suffix.lower() == ".txt" and looks_like_tags(text):
             if remarks is not None:
                 remarks.append(f"'{path.name}' looks like tags and not like lyrics, so it is passed over")
@@ -115,13 +119,6 @@ def lyrics_beside(
         if found is not None:
             return _with_encoding(found, path.name, used, asked=encoding is None)
     return None
-
-
-def _is_unicode(path: Path) -> bool:
-    try:
-        return not is_guess(decode_lyrics(path.read_bytes(), path.name)[1])
-    except UnknownEncoding:
-        return False
 
 
 def _with_encoding(found: FoundLyrics, name: str, encoding: str, *, asked: bool) -> FoundLyrics:

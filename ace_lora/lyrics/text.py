@@ -90,6 +90,8 @@ _ECHOED = frozenset("end|fin|start|begin|break|drop|完|结束|結束|开始|開
 _WITH_TEXT = ("[verse]", "[chorus]", "[pre-chorus]", "[bridge]", "[hook]", "[intro]", "[outro]")
 _OPENING, _CLOSING = "(（<＜《〈{｛「『", ")）>＞》〉}｝」』"
 _DECORATION = "*~～-–—=_#♪♫·•. "
+# Characters with what may be sung behind it; what is longer is sung.
+_LONGEST_HEADING = 400
 _TIMES = re.compile(r"\s*[(（\[]?\s*(?:[x×✕*]\s*(\d{1,2})|(\d{1,2})\s*(?:[x×✕]|times\b|遍|次|回))\s*[)）\]]?\s*$", re.IGNORECASE)
 _AGAIN = re.compile(r"\b(?:repeat(?:ed|s)?|again|twice|reprise|bis)\b|重[复複]|反复|くり返し|繰り返し|반복|повтор", re.IGNORECASE)
 
@@ -100,7 +102,9 @@ def heading_of(line: str) -> Heading | None:
     None for any other line, also for one in square brackets that names no section.
     """
     text = line.strip()
-    if match := re.fullmatch(r"\[\s*([^\[\]]{1,60}?)\s*\](.*)|【\s*([^【】]{1,40}?)\s*】()", text):
+    if len(text) > _LONGEST_HEADING:
+        return None
+    if match := re.fullmatch(r"\[\s*([^\[\]]{1,60}?)\s*\](.*)|[【［〔]\s*([^【】］〕]{1,40}?)\s*[】］〕]()", text):
         inner, rest = match.group(1) or match.group(3), (match.group(2) or "").strip()
         return _bracketed(inner, rest)
     core, times = _without_times(text)
