@@ -106,7 +106,8 @@ def parse_description(prose: str) -> Caption:
         raise UnusableAnswer("the answer is empty")
     has_vocal = bool(_VOICE.search(without_negations(text))) and not _NO_VOICE.search(text)
     text = without_negations(text)
-    tags = [tag for names in (_GENRES, _INSTRUMENTS, _MOODS, _TEMPOS) for tag in _named_in(text, names)]
+    # All at once: the longest name wins over one of another list inside it ("acoustic guitar" is no acoustic song).
+    tags = _named_in(text, ",".join((_GENRES, _INSTRUMENTS, _MOODS, _TEMPOS)))
     if has_vocal:
         for match in re.finditer(rf"((?:[\w-]+[\s,]+(?:and\s+)?){{1,4}}){_VOICE_WORDS}\b", text, re.IGNORECASE):
             tags += [f"{voice} vocal" for voice in _named_in(match.group(1), _VOICES)]
@@ -133,7 +134,7 @@ def parse_transcription(answer: str) -> Caption:
 # "no drums", "lacks electric guitar", "not aggressive or dark", "rather than", up to the end of what is denied.
 _NEGATION = re.compile(
     r"\b(?:no|not|non|without|lack(?:s|ing)?(?: of)?|absence of|absent|free of|devoid of|never|neither|nor|rather than|instead of|isn't|aren't|doesn't|don't|does not|do not|"
-    r"avoid(?:s|ing)?|exclud(?:es|ing)|omit(?:s|ting)?|minus|hardly|barely)\b[^.;:!?]*?(?=[.;:!?]|,? (?:but|yet|however|although|though|while|instead|featuring|with|it|which|and (?:it|the|a|an|has|features|is|there))\b|$)",
+    r"avoid(?:s|ing)?|exclud(?:es|ing)|omit(?:s|ting)?|minus|hardly|barely)\b(?:[^.;:!?,]|,(?=[^.;:!?]*\b(?:or|nor)\b))*?(?=[.;:!?,]|,? (?:but|yet|however|although|though|while|instead|featuring|with|it|which|and (?:it|the|a|an|has|features|is|there))\b|$)",
     re.IGNORECASE,
 )
 _NOT_ONLY = re.compile(r"\bnot (?:only|just|merely)\b|\bno(?:t| longer)? (?:less|doubt|unlike|nonsense|frills)\b|\bnon-stop\b", re.IGNORECASE)

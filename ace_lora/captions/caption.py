@@ -261,7 +261,7 @@ def clean_tags(words: Sequence[str]) -> list[str]:
     tags = set()
     for word in words:
         for part in re.split(r"[,、;\n]", unicodedata.normalize("NFKC", word)):
-            part = re.sub(r"^\s*([\w'-]+) \(([\w' -]+)\)\s*$", r"\2 \1", part)  # guitar (electric)
+            part = re.sub(r"^\s*([\w'-]+) \(([a-zA-Z' -]+)\)\s*$", r"\2 \1", part)  # guitar (electric)
             part = "".join(character for character in part if _is_of_a_tag(character))
             tag = " ".join(_BPM.sub(" ", part.lower()).split()).strip(" .:!?\"'`()[]{}*_#-/&")
             tag = " ".join(tag.split())

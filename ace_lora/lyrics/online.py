@@ -83,6 +83,7 @@ def _is_same(proposal: Proposal, title: str, artist: str, seconds: float) -> boo
     return (
         _bare(proposal.title) == _bare(title)
         and (not artist or bool(artists & {_bare(name) for name in (artist, *re.split(r"[/,&、;]", artist))}))
+        and proposal.seconds > 0
         and abs(proposal.seconds - seconds) <= SAME_LENGTH
     )
 

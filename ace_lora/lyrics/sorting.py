@@ -189,7 +189,10 @@ _PINYIN = re.compile(
     r"(?:(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:[iuüv]?[aoeiuüvāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}(?:ng|n|r)?)[1-5]?)+", re.IGNORECASE
 )
 _PINYIN_TONE = re.compile(r"[āáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]|[a-z][1-5]\b", re.IGNORECASE)
-_PINYIN_ONLY = re.compile(r"\b(?:zh|q(?!u)|x)[a-zü]|\bqu\w|(?:iang|uang|iong|uai|ui|iu|ie|üe)\b", re.IGNORECASE)
+_PINYIN_ONLY = re.compile(
+    r"\b(?:zh|q(?!u)|x)[a-zü]|\bqu\w|(?:iang|uang|iong|uai|ui|iu|ie|üe|uo|ian|iao)\b|\b(?:zai|kai|lai|deng|feng|zi|ci|cai|ceng)\b",
+    re.IGNORECASE,
+)
 _KOREAN_READING = re.compile(r"(?:eo|eu|ae|yeo|wo|ui|kk|tt|pp|ss|jj)", re.IGNORECASE)
 
 
@@ -450,7 +453,7 @@ def _credit_strength(text: str) -> int:
     if match is None:
         dashed = _DASHED.match(text)
         return 2 if dashed and _is_label(dashed["label"]) and not _SENTENCE_END.search(text) else 0
-    if heading_of(text) is not None:
+    if heading_of(text) is not None or _SPEAKER_LINE.fullmatch(text):
         return 0
     label = match["label"]
     if _is_label(label):
