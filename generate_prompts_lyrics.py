@@ -37,8 +37,8 @@ from ace_lora.files import UnusableFile, read_json, set_aside, write_text
 from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
 from ace_lora.lyrics.encoding import UnknownEncoding
 from ace_lora.lyrics.formats import read_entries
-from ace_lora.lyrics.packages import MissingLyricSupport
 from ace_lora.lyrics.online import ADDRESSES, LookupFailed, Proposal, look_up
+from ace_lora.lyrics.packages import MissingLyricSupport
 from ace_lora.lyrics.sorting import counted_kinds
 from ace_lora.lyrics.sources import (
     FoundLyrics,
@@ -360,7 +360,9 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
     found = find_lyrics(song, args, say) if task.lyrics else None
     proposal = find_online(song, args, say) if task.lyrics and found is None and args.lyrics_source else None
     if proposal is not None and args.accept_found:
-        found = found_lyrics(f"{proposal.service} ('{proposal.title}' by {proposal.artist})", read_entries(proposal.text))
+        found = found_lyrics(
+            f"{proposal.service} ('{proposal.title}' by {proposal.artist})", read_entries(proposal.text)
+        )
     ask_lyrics = task.lyrics and found is None and proposal is None and "model" in lyric_sources(args)
     captioner = load_captioner() if task.prompt or ask_lyrics else None
 

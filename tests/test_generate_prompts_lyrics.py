@@ -150,7 +150,10 @@ def test_nobody_decided_so_the_song_waits(songs, capsys):
     (songs / "三 首.lrc").write_text("[00:01.00]纯音乐，请欣赏", "utf-8")
     assert run(songs, "--lyrics", decided=False) == 1
     captured = capsys.readouterr()
-    assert "song 1/3 | one.mp3 | waits for a decision: no lyrics in file,embedded,model and no model listened" in captured.out
+    assert (
+        "song 1/3 | one.mp3 | waits for a decision: no lyrics in file,embedded,model and no model listened"
+        in captured.out
+    )
     assert captured.out.endswith("done 2, skipped 0, failed 0, waiting 1\n")
     assert "error: 2 of 3 songs have lyrics, 1 wait for a decision: one.mp3." in captured.err
     assert "--assume_instrumental" in captured.err

@@ -14,7 +14,6 @@ from ace_lora.captions.caption import (
     UnusableAnswer,
     gated_lyrics,
     gated_tags,
-    heard_lines,
 )
 from ace_lora.lyrics.phrases import stands_for_no_lyrics
 from ace_lora.lyrics.text import sung_lines
@@ -133,11 +132,19 @@ def parse_transcription(answer: str) -> Caption:
 
 # "no drums", "lacks electric guitar", "not aggressive or dark", "rather than", up to the end of what is denied.
 _NEGATION = re.compile(
-    r"\b(?:no|not|non|without|lack(?:s|ing)?(?: of)?|absence of|absent|free of|devoid of|never|neither|nor|rather than|instead of|isn't|aren't|doesn't|don't|does not|do not|"
-    r"avoid(?:s|ing)?|exclud(?:es|ing)|omit(?:s|ting)?|minus|hardly|barely)\b(?:[^.;:!?,]|,(?=[^.;:!?]*\b(?:or|nor)\b))*?(?=[.;:!?,]|,? (?:but|yet|however|although|though|while|instead|featuring|with|it|which|and (?:it|the|a|an|has|features|is|there))\b|$)",
+    r"\b(?:no|not|non|without|lack(?:s|ing)?(?: of)?|absence of|absent|free of|devoid of|never|neither|nor|rather than|"
+    r"instead of|isn't|aren't|doesn't|don't|does not|do not|avoid(?:s|ing)?|exclud(?:es|ing)|omit(?:s|ting)?|minus|hardly|"
+    r"barely)\b"
+    # A comma ends it unless it is one of a list: "no drums, bass or guitar".
+    r"(?:[^.;:!?,]|,(?=[^.;:!?]*\b(?:or|nor)\b))*?"
+    r"(?=[.;:!?,]|,? (?:but|yet|however|although|though|while|instead|featuring|with|it|which|"
+    r"and (?:it|the|a|an|has|features|is|there))\b|$)",
     re.IGNORECASE,
 )
-_NOT_ONLY = re.compile(r"\bnot (?:only|just|merely)\b|\bno(?:t| longer)? (?:less|doubt|unlike|nonsense|frills)\b|\bnon-stop\b", re.IGNORECASE)
+_NOT_ONLY = re.compile(
+    r"\bnot (?:only|just|merely)\b|\bno(?:t| longer)? (?:less|doubt|unlike|nonsense|frills)\b|\bnon-stop\b",
+    re.IGNORECASE,
+)
 
 
 def without_negations(text: str) -> str:

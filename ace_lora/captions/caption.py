@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ace_lora.captions.refusals import REFUSAL, REFUSED_LINE, UNSAID
 from ace_lora.captions.tags import canonical, contradictions, foreign
 from ace_lora.lyrics.formats import read_entries
 from ace_lora.lyrics.phrases import SUBTITLES_OF_MODELS, stands_for_no_lyrics
@@ -194,7 +195,9 @@ def parse_caption(answer: str, *, tags: bool, lyrics: bool) -> Caption:
 
 
 def _required(tags: bool, lyrics: bool) -> list[str]:
-    return [name for name in caption_schema(tags=tags, lyrics=lyrics)["required"] if name not in ("vocal", "cannot_tell")]
+    return [
+        name for name in caption_schema(tags=tags, lyrics=lyrics)["required"] if name not in ("vocal", "cannot_tell")
+    ]
 
 
 def _read_object(answer: str) -> dict[str, Any]:
@@ -302,7 +305,12 @@ def vocal_tag(word: str) -> str:
     parts = []
     for part in re.split(r"[,，、;；\n]", word.lower()):
         part = re.sub(r"\bvocals\b\s*$", "vocal", part.strip(" .:!?\"'`()[]{}*_#-"))
-        if part and part not in _NO_TAG and canonical(part) == part and not re.search(r"\bvocals?\b|[^\x00-\u024f]", part):
+        if (
+            part
+            and part not in _NO_TAG
+            and canonical(part) == part
+            and not re.search(r"\bvocals?\b|[^\x00-\u024f]", part)
+        ):
             part = f"{part} vocal"
         parts.append(part)
     return ", ".join(parts)
@@ -313,7 +321,7 @@ def gated_tags(words: Sequence[str], has_vocal: bool | None) -> tuple[str, ...]:
     for word in words:
         if REFUSAL.search(word):
             raise UnusableAnswer(f"the model refuses instead of naming tags: {_excerpt(word)}")
-    tags = tuple(tag for tag in clean_tags(words) if not _UNSAID.fullmatch(tag))
+    tags = tuple(tag for tag in clean_tags(words) if not UNSAID.fullmatch(tag))
     if has_vocal is False:
         # What says that there is no voice is said by the lyrics; as a tag it is good only without one.
         tags = tuple(tag for tag in tags if tag not in ("no vocal", "no vocals", "none vocal"))
@@ -331,7 +339,7 @@ def gated_lyrics(text: str, has_vocal: bool) -> tuple[str, ...]:
     Raises UnusableAnswer where that leaves nothing of a song with a voice, or where it refuses, loops, or writes a
     Chinese song in pinyin.
     """
-    if refused := next((line for line in text.split("\n") if REFUSAL.search(line) or _REFUSED_LINE.search(line)), None):
+    if refused := next((line for line in text.split("\n") if REFUSAL.search(line) or REFUSED_LINE.search(line)), None):
         raise UnusableAnswer(f"the model refuses instead of writing the lyrics down: {_excerpt(refused)}")
     lines = tuple(heard_lines(text))
     words = [line for line in sung_lines(lines) if not stands_for_no_lyrics(line)]
@@ -341,7 +349,9 @@ def gated_lyrics(text: str, has_vocal: bool) -> tuple[str, ...]:
         return ()
     if words and all(SUBTITLES_OF_MODELS.fullmatch(line) for line in words):
         raise UnusableAnswer(f"the lyrics are what models write for silence: {_excerpt(words[0])}")
-    if not words and (written := [line for line in text.split("\n") if line.strip() and not stands_for_no_lyrics(line)]):
+    if not words and (
+        written := [line for line in text.split("\n") if line.strip() and not stands_for_no_lyrics(line)]
+    ):
         raise UnusableAnswer(f"somebody sings but the lyrics are empty of what is sung: {_excerpt(written[0])}")
     check_lyrics(lines)
     if is_pinyin(words):
@@ -349,33 +359,6 @@ def gated_lyrics(text: str, has_vocal: bool) -> tuple[str, ...]:
     return lines
 
 
-# What says that the model will not or cannot do it; in tags and in lyrics alike no song says so.
-REFUSAL = re.compile(
-    r"\bas an? (?:ai|artificial|large language|language) \w*|\b(?:i am|i'm) (?:an? )?(?:ai|language model)\b"
-    r"|\bi(?:'m| am)? ?(?:sorry,? (?:but )?)?(?:i )?(?:can ?not|can't|could not|couldn't|unable to|am unable to|am not able to|do not have|don't have)"
-    r" (?:(?:directly|actually|fully|really) )?(?:transcribe|listen to|process|analy[sz]e|access|provide|identify|determine|assist|help with|describe|hear (?:the|this|any) (?:audio|recording|track|file|lyrics|vocals|clip)|share|reproduce|understand the audio)"
-    r"|\bunable to (?:determine|identify|transcribe|process|hear|detect|analy[sz]e|provide|discern)|\bcannot (?:be )?(?:determined?|identif(?:y|ied)|transcribed?|process(?:ed)?|hear (?:the |any )?(?:audio|lyrics|vocals))"
-    r"|\bno (?:audio|sound|music|recording)(?: file| clip)? (?:was |is |has been )?(?:provided|attached|given|detected|found|available|heard|present)|\baudio (?:is |was )?(?:not |un)(?:provided|available|audible|clear)|\bplease (?:provide|upload|attach|share) (?:the|an?|your) "
-    r"|\bcopyright(?:ed)? (?:lyrics|material|content|song)|\bofficial (?:source|lyrics)|\blyrics (?:cannot|can't) be|\bnot (?:possible|able) to (?:determine|transcribe|identify|hear)"
-    r"|作为(?:一个|一名)?(?:ai|人工智能|语言模型|大模型)|(?:抱歉|对不起|很抱歉|不好意思).{0,12}(?:无法|不能|没有办法|听不)|(?:我)?(?:无法|不能|没办法|難以|难以)(?:直接)?(?:识别|辨认|转写|转录|听取|听到|听清|收听|处理|分析|访问|提供|判断|确定|描述|生成|播放)|没有(?:提供|收到|听到)(?:任何)?(?:音频|声音|音乐)|请(?:提供|上传)|(?:版权|著作权)(?:原因|限制|保护)"
-    r"|申し訳(?:ありません|ございません)|(?:聞き取|聴き取|書き起こ|認識|判別|特定|提供|分析)(?:り|れ|し|す|する)?(?:こと)?(?:が|は)?(?:でき|出来)(?:ません|ない)|聞き取れません|聞こえません|音声が(?:提供|ありません|含まれ)|著作権"
-    r"|죄송(?:합니다|하지만)|(?:들을|인식할|전사할|제공할|확인할|판단할) 수 (?:없|가 없)|저작권|오디오가 (?:제공|없)"
-    r"|je (?:suis désolé|ne peux pas (?:transcrire|écouter|entendre l'audio))|lo siento, (?:pero )?no puedo|no puedo (?:transcribir|escuchar el audio)|es tut mir leid|ich kann (?:den|die|das) (?:audio|liedtext)|извините, (?:но )?я не могу|я не могу (?:прослушать|расшифровать)",
-    re.IGNORECASE,
-)
-# Of a whole line; a song may say "I can't hear you".
-_REFUSED_LINE = re.compile(
-    r"^\W*(?:(?:i'?m |i am )?sorry,? (?:but )?i (?:can'?t|cannot) \w+.*(?:lyrics|audio|request).*|(?:the )?lyrics (?:are|is) (?:not (?:clear|audible|discernible|provided)|unclear|inaudible|in a language).*"
-    r"|(?:note|disclaimer|注|注意|备注)\s*[:：].*(?:transcri|lyrics|audio|歌词|音频|版权).*|here (?:are|is) the (?:lyrics|transcription).*|(?:以下|下面)是.{0,8}(?:歌词|转写).*|\[?(?:lyrics )?(?:not|un)available\]?)\W*$",
-    re.IGNORECASE,
-)
-# Tags that say that nothing can be said.
-_UNSAID = re.compile(
-    r"(?:un(?:clear|certain|specified|determined|identifiable|known|identified|sure|defined)|not (?:specified|sure|clear|available|applicable|known|given|mentioned|determined|discernible|heard|audible|provided|stated|certain)"
-    r"|indeterminate|ambiguous|inaudible|undetermined|can ?not (?:say|tell|determine)|can't (?:say|tell)|hard to (?:say|tell)|difficult to (?:say|tell)|no (?:information|data|tags?|genre|mood|tempo|instruments?|answer|idea|audio|sound)|to be determined|tbd|\?+|any|misc|miscellaneous|others?|varied|varies|neutral tempo|silence|silent|music|song|audio|track|未知|不明|无|不清楚|不确定|其他)"
-    r"(?: (?:genre|subgenre|mood|tempo|instruments?|vocals?|language|style))?",
-    re.IGNORECASE,
-)
 MOST_TAGS = 40
 
 

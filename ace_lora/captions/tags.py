@@ -120,7 +120,15 @@ def contradictions(tags: Sequence[str], has_vocal: bool | None) -> list[str]:
     return found
 
 
-NO_VOICE_TAGS = ("instrumental", "no vocal", "no vocals", "without vocals", "no voice", "non-vocal", "instrumental music")
+NO_VOICE_TAGS = (
+    "instrumental",
+    "no vocal",
+    "no vocals",
+    "without vocals",
+    "no voice",
+    "non-vocal",
+    "instrumental music",
+)
 
 
 def is_vocal(tag: str) -> bool:

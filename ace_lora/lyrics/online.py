@@ -73,13 +73,17 @@ def look_up(
     found = {"lrclib": _lrclib, "netease": _netease}[service]
     for title, artist in names.pairs(stem):
         for proposal in found(base, title, artist, names.album, seconds, say):
-            if _is_same(proposal, title, artist, seconds) and any(line.text for line in read_entries(proposal.text).lines):
+            if _is_same(proposal, title, artist, seconds) and any(
+                line.text for line in read_entries(proposal.text).lines
+            ):
                 return proposal
     return None
 
 
 def _is_same(proposal: Proposal, title: str, artist: str, seconds: float) -> bool:
-    artists = {_bare(name) for name in re.split(r"[/,&、;]|\bfeat\.?\b|\bft\.?\b", proposal.artist)} | {_bare(proposal.artist)}
+    artists = {_bare(name) for name in re.split(r"[/,&、;]|\bfeat\.?\b|\bft\.?\b", proposal.artist)} | {
+        _bare(proposal.artist)
+    }
     return (
         _bare(proposal.title) == _bare(title)
         and (not artist or bool(artists & {_bare(name) for name in (artist, *re.split(r"[/,&、;]", artist))}))
@@ -99,16 +103,26 @@ def _lrclib(
     answer = _get(f"{base}/api/search", {key: value for key, value in query.items() if value}, say)
     for song in answer[:MOST_LOOKED_AT] if isinstance(answer, list) else []:
         if isinstance(song, dict):
-            text = song.get("syncedLyrics") or song.get("plainLyrics") or ("[instrumental]" if song.get("instrumental") else "")
+            text = (
+                song.get("syncedLyrics")
+                or song.get("plainLyrics")
+                or ("[instrumental]" if song.get("instrumental") else "")
+            )
             yield Proposal(
-                "lrclib", str(song.get("trackName", "")), str(song.get("artistName", "")), _number(song.get("duration")), str(text)
+                "lrclib",
+                str(song.get("trackName", "")),
+                str(song.get("artistName", "")),
+                _number(song.get("duration")),
+                str(text),
             )
 
 
 def _netease(
     base: str, title: str, artist: str, album: str, seconds: float, say: Callable[[str], None]
 ) -> Iterator[Proposal]:
-    answer = _get(f"{base}/api/search/get", {"s": f"{title} {artist}".strip(), "type": "1", "limit": str(MOST_LOOKED_AT)}, say)
+    answer = _get(
+        f"{base}/api/search/get", {"s": f"{title} {artist}".strip(), "type": "1", "limit": str(MOST_LOOKED_AT)}, say
+    )
     result = answer.get("result") if isinstance(answer, dict) else None
     songs = result.get("songs") if isinstance(result, dict) else None
     for song in songs[:MOST_LOOKED_AT] if isinstance(songs, list) else []:
@@ -123,7 +137,9 @@ def _netease(
         if _is_same(found, title, artist, seconds):
             query = {"id": str(song.get("id", "")), "lv": "1", "kv": "1", "tv": "-1", "rv": "-1"}
             lyrics = _get(f"{base}/api/song/lyric", query, say)
-            yield Proposal(found.service, found.title, found.artist, found.seconds, json.dumps(lyrics, ensure_ascii=False))
+            yield Proposal(
+                found.service, found.title, found.artist, found.seconds, json.dumps(lyrics, ensure_ascii=False)
+            )
 
 
 def _number(value: Any) -> float:
@@ -149,7 +165,9 @@ def _get(url: str, query: dict[str, str], say: Callable[[str], None]) -> Any:
             f"{url} cannot be reached ({reason}). Check the connection and the proxy, or put the lyrics beside the song"
         ) from error
     if len(body) > LARGEST_REPLY:
-        raise LookupFailed(f"{url} answers more than {LARGEST_REPLY >> 20} MB, which are no lyrics. Try another service")
+        raise LookupFailed(
+            f"{url} answers more than {LARGEST_REPLY >> 20} MB, which are no lyrics. Try another service"
+        )
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ace_lora.lyrics.credit_words import CERTAIN_LABEL, CJK_LABEL, CONNECTING_WORDS, CREDIT_WITH_BY, LABEL_WORDS
+from ace_lora.lyrics.credit_words import SPEAKER as SPEAKER_WORDS
 from ace_lora.lyrics.formats import ROMANISATION, TRANSLATION, Entries
 from ace_lora.lyrics.language_id import identify, squash
 from ace_lora.lyrics.packages import MissingLyricSupport
@@ -68,7 +70,9 @@ def sort_lines(entries: Entries, title: str = "", artist: str = "") -> SortedLyr
     ]
     lines = _without_site_frame(lines)
     if len(words := [line.text for line in lines if line.kind == SUNG]) == 1 and PLACEHOLDER_ALONE.fullmatch(words[0]):
-        lines = [replace(line, kind=JUNK, why="stands where there are no lyrics") if line.text else line for line in lines]
+        lines = [
+            replace(line, kind=JUNK, why="stands where there are no lyrics") if line.text else line for line in lines
+        ]
     lines = [_junk(line) for line in lines]
     instrumental = entries.instrumental or any(line.why == _SAYS_NO_VOICE for line in lines)
     lines = _told_by_stamps(lines)
@@ -123,7 +127,9 @@ def _sung_after_all(lines: list[SortedLine]) -> list[SortedLine]:
 
 # --- The frame of a copied page ---
 
-_GENIUS_HEAD = re.compile(r"^\s*(?:\d[\d,.]*\s*)?(?:contributors?|contributeurs?|mitwirkende).{0,300}?lyrics\s*", re.IGNORECASE)
+_GENIUS_HEAD = re.compile(
+    r"^\s*(?:\d[\d,.]*\s*)?(?:contributors?|contributeurs?|mitwirkende).{0,300}?lyrics\s*", re.IGNORECASE
+)
 _GENIUS_TITLE = re.compile(r"^[^\[\]]{1,100}\blyrics\s*(?=\[|$)", re.IGNORECASE)
 _EMBED = re.compile(r"(?:^|(?<=\S))\d{0,6}K?Embed\s*$")
 _TICKETS = re.compile(
@@ -183,10 +189,12 @@ def script_of(text: str) -> str:
 
 
 _ROMAJI = re.compile(
-    r"(?:(?:[kgsztdnhbpmrfjv]|[kgsztdnhbpmr]y|ch|sh|ts|w|y)?[aiueoāīūēōâîûêô]+|n|[kstpgc](?=[kstpgc])|'|-)+", re.IGNORECASE
+    r"(?:(?:[kgsztdnhbpmrfjv]|[kgsztdnhbpmr]y|ch|sh|ts|w|y)?[aiueoāīūēōâîûêô]+|n|[kstpgc](?=[kstpgc])|'|-)+",
+    re.IGNORECASE,
 )
 _PINYIN = re.compile(
-    r"(?:(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:[iuüv]?[aoeiuüvāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}(?:ng|n|r)?)[1-5]?)+", re.IGNORECASE
+    r"(?:(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:[iuüv]?[aoeiuüvāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}(?:ng|n|r)?)[1-5]?)+",
+    re.IGNORECASE,
 )
 _PINYIN_TONE = re.compile(r"[āáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]|[a-z][1-5]\b", re.IGNORECASE)
 _PINYIN_ONLY = re.compile(
@@ -227,7 +235,9 @@ def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
         return lines
     alone = [script_of(lines[group[0]].text) for group in groups if len(group) == 1]
     main = _main_script(lines, several, alone)
-    places = [scripts.index(main) for group in several if main in (scripts := [script_of(lines[i].text) for i in group])]
+    places = [
+        scripts.index(main) for group in several if main in (scripts := [script_of(lines[i].text) for i in group])
+    ]
     position = max(set(places), key=places.count, default=0)
     result = list(lines)
     for group in several:
@@ -363,50 +373,6 @@ def _alternating(sung: Sequence[SortedLine]) -> list[str]:
 
 # --- Credits ---
 
-# What a Chinese or Japanese label is made of: "录音棚", "混音/母带", "音乐制作人", "作詞・作曲".
-_CJK_PART = (
-    r"作?[词詞曲]|填[词詞]|[词詞]曲|[谱譜]曲|[编編][曲写寫程]|改[编編]|演唱|原唱|主唱|[领領]唱|翻唱|独唱|獨唱|合唱|重唱|[对對]唱|伴唱|歌手|[歌曲]名|歌曲|歌[词詞]?|唄|うた|[专專][辑輯]|"
-    r"[制製]作|[监監][制製]|出品|[发發]行|混音|[缩縮]混|[录錄]音|錄音|録音|[录錄][制製]|收[录錄]|母[带帶]|后期|後期|[和合][声聲音]|和聲|吉他|[贝貝]斯|[低高中][音]|[架爵电電木打军軍手大小]?鼓|[键鍵][盘盤]|[钢鋼]琴|"
-    r"[弦管铜銅木拨撥][乐樂管]?|[小中大低]提琴|提琴|二胡|琵琶|古[筝箏琴]|[竹长長短横]?[笛箫簫]|笛子|萨克斯|薩克斯|[小长長圆圓]?[号號]|打[击擊][乐樂]?|口琴|手[风風]琴|合成器|[电電]子|采样|[编編]配|扬琴|阮|唢呐|笙|马头琴|"
-    r"[统統][筹籌]|[企策][划劃畫]|[宣推][传傳广廣]|[营營][销銷]|版[权權]|封面|[设設][计計]|[视視][频頻觉覺]|[导導]演|摄影|剪辑|[总總](?:监|監)?|[监監][督制製]?|[艺藝][人术術][人]?|[经經][纪紀]|[特别別]*[鸣鳴][谢謝]|[感致][谢謝]|"
-    r"配[唱乐樂器]|[声聲][乐樂]|指[导導揮挥]|文案|海[报報]|美[术術工]|[调調][音教校]|曲[绘繪師师]|映像|[动動][画畫]|插[画畫]|[题題]字|[书書]法|[出]版|[词詞]作|曲作|[顾顧][问問]|[项項]目|[推]荐|[联聯]合|协[力助]|[執执]行|[总總]|副|助理|主|"
-    r"[音][乐樂响響]|[人][声聲]|[技]术|[工]程|[乐樂][队隊器手团團]|[交]响|[团團][队隊]?|公司|工作室|棚|室|[单單]位|平台|[中文]?文?[翻译譯]+|[字]幕|[时時][间間][轴軸]?|[制]谱|[首]席|"
-    r"作詞|作曲|編曲|訳詞|補作詞|調声|演奏|歌唱|絵|動画|編集|企画|制作|ボーカル|ヴォーカル|コーラス|ギター|ベース|ドラムス?|キーボード|ピアノ|バイオリン|ストリングス|ミックス|ミキシング|マスタリング|レコーディング|プロデュー(?:ス|サー)|イラスト|アレンジ|ディレクター|エンジニア|アーティスト|アルバム|タイトル|"
-    r"작사|작곡|편곡|노래|보컬|가수|프로듀서|앨범|기타|베이스|드럼|피아노|믹싱|마스터링|코러스"
-)
-_CJK_LABEL = re.compile(rf"(?:{_CJK_PART})+[人师師手者员員家方]?[们們]?")
-_ENGLISH_PARTS = frozenset(
-    "lyrics lyric lyricist lyricists words music composer composers composed composition writer writers written songwriter "
-    "songwriters songwriting songwriting arranger arrangers arranged arrangement arrangements arr producer producers produced production prod executive "
-    "co vocal vocals vocalist vocalists backing background harmony harmonies lead singer singers artist artists performed performer "
-    "performers featuring feat guitar guitars guitarist electric acoustic bass bassist drum drums drummer percussion keyboard keyboards keys "
-    "piano pianist synth synthesizer synthesizers strings violin violins viola cello cellos saxophone sax trumpet brass flute harp "
-    "programming programmer mix mixed mixing mixer master mastered mastering engineer engineers engineered assistant "
-    "recorded recording recordist studio studios label labels publisher publishers published publishing op sp isrc iswc "
-    "copyright album title song track distributed distributor distribution director directed art artwork cover design designer a&r "
-    "project manager supervisor supervision supervised special thanks translated translation translator editing editor edited released release "
-    "year genre original production coordinator coordination management company adapted adaptation orchestra "
-    "conductor orchestration orchestrated digital session musician musicians sound soundtrack mv chorus "
-    # Spanish, Portuguese, French, Italian, German, Russian, Polish, Turkish, Indonesian
-    "letra letras música musica compositor compositores compuesta autor autores intérprete interpretada productor produtor arreglos arranjo composição "
-    "paroles musique auteur auteurs compositeur compositeurs interprète réalisé réalisation arrangements testo testi autori compositore "
-    "musik text texter komponist produzent gesang arrangeur слова музыка автор исполнитель композитор продюсер текст аранжировка słowa muzyka wykonawca "
-    "söz müzik beste düzenleme söz-müzik lirik lagu pencipta penyanyi".split()
-)
-_CONNECTING = frozenset("by and & of at in the de del da do par von und y e et for in-house 与 和 及".split())
-# Labels that are credits wherever a colon follows; the others need another credit beside them.
-_CERTAIN_LABEL = re.compile(
-    r"(?:作|填|译|譯|訳)[词詞]|[作谱譜]曲|[编編]曲|[制製]作人?|出品人?|[监監][制製]|混音.*|[录錄録]音.*|母[带帶].*|[和]声|原唱|演唱|[词詞]曲|发行|發行|OP|SP|ISRC|ISWC|작사|작곡|편곡|"
-    r"(?:lyrics?|music|words|written|composed|produced|arranged|mixed|mastered|recorded|performed|engineered|translated)(?: (?:and|&) \w+)* by|lyricists?|composers?|songwriters?|(?:executive )?producers?|"
-    r"arrangers?|arrangement|arranged|mix(?:ed|ing)? engineer|mastering(?: engineer)?|publishers?|copyright|compositor(?:es)?|paroles|komponist|композитор|söz|music director|writers?|produced",
-    re.IGNORECASE,
-)
-_BY = re.compile(
-    r"(?P<label>(?:(?:lyrics?|music|words|songs?|written|composed|arranged|produced|mixed|mastered|recorded|performed|engineered|vocals?|"
-    r"directed|published|distributed|original|all|instruments?|tracks?|guitars?|bass|drums|keyboards?|programmed|translated|adapted|prod\.?|&|and|,|/|\+)\s*)+\s*by)\b"
-    r"\s*[:：]?\s*(?P<name>\S.{0,80})",
-    re.IGNORECASE,
-)
 _LABELLED = re.compile(r"^\W*(?P<label>[^:：]{1,48}?)\s*[:：]\s*(?P<name>.*)$")
 _DASHED = re.compile(r"^\W*(?P<label>[^-–—/|：:]{1,40}?)\s*(?:\s[-–—|]\s|／)\s*(?P<name>.+)$")
 _SENTENCE_END = re.compile(r"[。！？!?…~～]\s*$")
@@ -417,7 +383,11 @@ def _label_parts(label: str) -> list[str]:
     label = label.replace("(s)", "s")
     label = re.sub(r"[\[\](){}（）【】「」《》<>*#\"'“”]", " ", label)
     label = re.sub("(?<=[\u3040-\u30ff\u3400-\u9fff])\\s+(?=[\u3040-\u30ff\u3400-\u9fff])", "", label)
-    spaced = re.sub("(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])(?=[A-Za-z])|(?<=[A-Za-z.])(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])", " ", label)
+    spaced = re.sub(
+        "(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])(?=[A-Za-z])|(?<=[A-Za-z.])(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])",
+        " ",
+        label,
+    )
     return [part for part in re.split(r"[/／、，,&＆+·・|]|\s(?:and|与|和|及)\s", spaced) if part.strip()]
 
 
@@ -431,20 +401,36 @@ def _is_label_part(part: str) -> bool:
     words = part.split()
     known = 0
     for word in words:
-        if _CJK_LABEL.fullmatch(word):
+        if (
+            CJK_LABEL.fullmatch(word)
+            or word.casefold().strip(".()") in LABEL_WORDS
+            or word
+            in (
+                "OP",
+                "SP",
+                "VO",
+                "MV",
+                "PV",
+                "Vo.",
+                "Gt.",
+                "Ba.",
+                "Dr.",
+                "Key.",
+            )
+        ):
             known += 1
-        elif word.casefold().strip(".()") in _ENGLISH_PARTS or word in ("OP", "SP", "VO", "MV", "PV", "Vo.", "Gt.", "Ba.", "Dr.", "Key."):
-            known += 1
-        elif word.casefold().strip(".") not in _CONNECTING and not word.isdigit():
+        elif word.casefold().strip(".") not in CONNECTING_WORDS and not word.isdigit():
             return False
     return known > 0
 
 
 def _credit_strength(text: str) -> int:
     """3: a credit whatever it stands beside; 2: one beside another; 1: a label and a colon, but unknown; 0: none."""
-    if match := _BY.match(text.strip(" *-~【】[]()（）")):
+    if match := CREDIT_WITH_BY.match(text.strip(" *-~【】[]()（）")):
         name = match["name"].strip(" .")
-        capitals = all(word[:1].isupper() or not word[:1].isalpha() or word in ("and", "of", "the", "de") for word in name.split())
+        capitals = all(
+            word[:1].isupper() or not word[:1].isalpha() or word in ("and", "of", "the", "de") for word in name.split()
+        )
         with_colon = bool(re.search(r"by\s*[:：]", text, re.IGNORECASE))
         return 3 if with_colon else 2 if capitals and len(name.split()) <= 10 else 0
     match = _LABELLED.match(text)
@@ -457,11 +443,13 @@ def _credit_strength(text: str) -> int:
         return 0
     label = match["label"]
     if _is_label(label):
-        if _SENTENCE_END.search(match["name"]) and not any(_CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)):
+        if _SENTENCE_END.search(match["name"]) and not any(
+            CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)
+        ):
             return 1
         compact = "".join(re.sub(r"\s+", " ", part).strip() for part in _label_parts(label)[:1])
         certain = any(
-            _CERTAIN_LABEL.fullmatch(word) for part in _label_parts(label) for word in (part.strip(), *part.split())
+            CERTAIN_LABEL.fullmatch(word) for part in _label_parts(label) for word in (part.strip(), *part.split())
         )
         return 3 if certain or (len(_label_parts(label)) > 1 and len(compact) > 1) else 2
     return 1
@@ -483,9 +471,9 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
         strength = _credit_strength(line.text)
         if strength:
             found.append((index, strength))
-        elif head and len(titles) < 2 and not any(strength > 1 for _, strength in found) and _may_be_title(line.text):
-            titles.append(index)
-        elif head and _is_title(line.text, names):
+        elif (
+            head and len(titles) < 2 and not any(strength > 1 for _, strength in found) and _may_be_title(line.text)
+        ) or (head and _is_title(line.text, names)):
             titles.append(index)
         else:
             break
@@ -502,7 +490,12 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
     credits |= {
         index
         for index in titles
-        if _is_title(lines[index].text, names) or (found and index < found[0][0] and (len(titles) == 1 or index == titles[0] or _is_short_name(lines[index].text)))
+        if _is_title(lines[index].text, names)
+        or (
+            found
+            and index < found[0][0]
+            and (len(titles) == 1 or index == titles[0] or _is_short_name(lines[index].text))
+        )
     }
     why = f"a credit at the {'head' if head else 'end'}"
     return [replace(line, kind=CREDIT, why=why) if index in credits else line for index, line in enumerate(lines)]
@@ -518,7 +511,11 @@ def _is_short_name(text: str) -> bool:
 
 def _is_title(text: str, names: set[str]) -> bool:
     """Whether a line names the song or its artist and nothing else: `晴天 - 周杰伦`."""
-    parts = [comparable(part) for part in re.split(r"\s[-–—/|]\s|[-–—]{1,2}(?=\S)|[《》「」『』]|\bby\b", text) if comparable(part)]
+    parts = [
+        comparable(part)
+        for part in re.split(r"\s[-–—/|]\s|[-–—]{1,2}(?=\S)|[《》「」『』]|\bby\b", text)
+        if comparable(part)
+    ]
     named = [part in names or comparable(re.sub(r"[(（].*?[)）]", "", part)) in names for part in parts]
     return bool(parts) and len(parts) > 1 and all(named)
 
@@ -544,16 +541,13 @@ def _headings(lines: list[SortedLine]) -> list[SortedLine]:
 
 # --- Speakers ---
 
-_KNOWN_SPEAKER = (
-    r"男[声聲生]?|女[声聲生]?|男女(?:[声聲合]|合唱)?|合[唱声聲]?|[齐齊][唱]?|独[唱白]?|獨[唱白]?|众|眾|全[体體]?|童[声聲]|旁白|[念道对對]白|[说說]唱|领唱|領唱|伴唱|和[声聲]|"
-    r"男女|女男|全員|男性|女性|セリフ|台詞|합창|남|여|함께|"
-    r"all|both|male|female|men|women|man|woman|boys?|girls?|duet|together|everyone|everybody|choir|backing|backing vocals|background|narrator|spoken|"
-    r"singer \d|speaker \d|voice \d|vocalist \d|lead|m|f|m/f|b/g"
-)
-_SPEAKER_LINE = re.compile(rf"\s*[(（\[【<]?\s*(?:{_KNOWN_SPEAKER})\s*[)）\]】>]?\s*[:：]\s*(?P<rest>.*)", re.IGNORECASE)
-_SPEAKER_ALONE = re.compile(rf"\s*[(（\[【<]\s*(?:{_KNOWN_SPEAKER})\s*[)）\]】>]\s*(?P<rest>.*)", re.IGNORECASE)
+_SPEAKER_LINE = re.compile(rf"\s*[(（\[【<]?\s*(?:{SPEAKER_WORDS})\s*[)）\]】>]?\s*[:：]\s*(?P<rest>.*)", re.IGNORECASE)
+_SPEAKER_ALONE = re.compile(rf"\s*[(（\[【<]\s*(?:{SPEAKER_WORDS})\s*[)）\]】>]\s*(?P<rest>.*)", re.IGNORECASE)
 _NAMED = re.compile(r"\s*[(（\[【]?(?P<name>[^:：()（）\[\]【】，。,.!?！？…]{1,24}?)[)）\]】]?\s*[:：]\s*(?P<rest>.*)")
-_SAYING = re.compile(r"(?:[说說道问問喊唱想叫答是有写寫听聽见見云曰]|告诉我?|whisper\w*|s[ai]\w*d?|says?|tell\w*|told|asks?|asked|know|was|is|like|this|that|be|to|me|you)$", re.IGNORECASE)
+_SAYING = re.compile(
+    r"(?:[说說道问問喊唱想叫答是有写寫听聽见見云曰]|告诉我?|whisper\w*|s[ai]\w*d?|says?|tell\w*|told|asks?|asked|know|was|is|like|this|that|be|to|me|you)$",
+    re.IGNORECASE,
+)
 
 
 def _speakers(lines: list[SortedLine]) -> list[SortedLine]:

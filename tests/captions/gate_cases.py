@@ -54,9 +54,17 @@ REFUSED = [
         )
     ),
     ("cannot tell", {"cannot_tell": True, "genre": [], "instrument": [], "mood": []}, "cannot tell"),
-    ("nothing said", {"genre": ["unclear"], "instrument": ["not specified"], "tempo": ["unknown"], "mood": ["n/a"], "vocal": []}, "no tag"),
+    (
+        "nothing said",
+        {"genre": ["unclear"], "instrument": ["not specified"], "tempo": ["unknown"], "mood": ["n/a"], "vocal": []},
+        "no tag",
+    ),
     ("one tag", {"genre": ["rock"], "instrument": [], "tempo": [], "mood": ["unclear mood"], "vocal": []}, "one tag"),
-    ("hundreds of tags", {"mood": [f"mood {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300)]}, "300|30\\d tags"),
+    (
+        "hundreds of tags",
+        {"mood": [f"mood {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300)]},
+        "300|30\\d tags",
+    ),
     ("contradiction", {"tempo": ["slow", "fast"]}, "slow and fast"),
     ("contradiction", {"tempo": ["slow"], "mood": ["fast-paced"]}, "slow and fast"),
     ("contradiction", {"genre": ["instrumental", "rock"]}, "calls the song instrumental"),
@@ -81,32 +89,100 @@ REFUSED = [
     ),
 ]
 CLEANED = [
-    ("times", {"lyrics": ["0:20 until the morning", "(00:25) finds the door", "00:30 --> 00:35"]}, {"lyrics": ["until the morning", "finds the door"]}),
-    ("times", {"lyrics": ["[00:12.50] [Verse 1]", "[00:14] one line", "[00:16]another"]}, {"lyrics": ["[verse]", "one line", "another"]}),
+    (
+        "times",
+        {"lyrics": ["0:20 until the morning", "(00:25) finds the door", "00:30 --> 00:35"]},
+        {"lyrics": ["until the morning", "finds the door"]},
+    ),
+    (
+        "times",
+        {"lyrics": ["[00:12.50] [Verse 1]", "[00:14] one line", "[00:16]another"]},
+        {"lyrics": ["[verse]", "one line", "another"]},
+    ),
     ("thanks at the end", {"lyrics": [*LINES, "Thanks for watching!"]}, {"lyrics": LINES}),
-    ("speakers", {"lyrics": ["Singer 1: hold the light", "Singer 2: till the day"]}, {"lyrics": ["hold the light", "till the day"]}),
+    (
+        "speakers",
+        {"lyrics": ["Singer 1: hold the light", "Singer 2: till the day"]},
+        {"lyrics": ["hold the light", "till the day"]},
+    ),
     ("speakers", {"lyrics": ["男：灯火在河面", "女：慢慢散开"]}, {"lyrics": ["灯火在河面", "慢慢散开"]}),
     ("remarks on the sound", {"lyrics": ["[Music]", *LINES, "(applause)"]}, {"lyrics": LINES}),
-    ("near-duplicates", {"genre": ["rock", "rock music", "rock 'n' roll", "rock and roll"], "instrument": ["electric guitar", "electric guitars", "guitar (electric)"], "vocal": ["male", "male vocals", "man's voice"]}, {"tags": ["electric guitar", "energetic", "fast tempo", "male vocal", "rock", "rock and roll"]}),
-    ("Chinese tags", {"genre": ["摇滚"], "instrument": ["鼓", "电吉他"], "tempo": ["快"], "mood": ["激昂"], "vocal": ["男声"]}, {"tags": TAGS}),
-    ("one vocabulary", {"genre": ["hip-hop"], "instrument": ["synths", "drum machine"], "tempo": ["mid-tempo"], "vocal": ["rapping"]}, {"tags": ["drum machine", "energetic", "hip hop", "medium tempo", "rap vocal", "synthesizer"]}),
+    (
+        "near-duplicates",
+        {
+            "genre": ["rock", "rock music", "rock 'n' roll", "rock and roll"],
+            "instrument": ["electric guitar", "electric guitars", "guitar (electric)"],
+            "vocal": ["male", "male vocals", "man's voice"],
+        },
+        {"tags": ["electric guitar", "energetic", "fast tempo", "male vocal", "rock", "rock and roll"]},
+    ),
+    (
+        "Chinese tags",
+        {"genre": ["摇滚"], "instrument": ["鼓", "电吉他"], "tempo": ["快"], "mood": ["激昂"], "vocal": ["男声"]},
+        {"tags": TAGS},
+    ),
+    (
+        "one vocabulary",
+        {"genre": ["hip-hop"], "instrument": ["synths", "drum machine"], "tempo": ["mid-tempo"], "vocal": ["rapping"]},
+        {"tags": ["drum machine", "energetic", "hip hop", "medium tempo", "rap vocal", "synthesizer"]},
+    ),
     ("unsaid beside said", {"subgenre": ["unclear"], "mood": ["energetic", "not specified"]}, {"tags": TAGS}),
     # False friends
-    ("sung, no refusal", {"lyrics": ["I can't hear you calling", "I'm sorry, I can't stay", "I cannot breathe without you"]}, {"lyrics": ["I can't hear you calling", "I'm sorry, I can't stay", "I cannot breathe without you"]}),
-    ("sung, no thanks", {"lyrics": ["thank you", "thank you for the music"]}, {"lyrics": ["thank you", "thank you for the music"]}),
-    ("English, no pinyin", {"lyrics": ["he can dance and she can sing", "hen and men can fan a long song"]}, {"lyrics": ["he can dance and she can sing", "hen and men can fan a long song"]}),
+    (
+        "sung, no refusal",
+        {"lyrics": ["I can't hear you calling", "I'm sorry, I can't stay", "I cannot breathe without you"]},
+        {"lyrics": ["I can't hear you calling", "I'm sorry, I can't stay", "I cannot breathe without you"]},
+    ),
+    (
+        "sung, no thanks",
+        {"lyrics": ["thank you", "thank you for the music"]},
+        {"lyrics": ["thank you", "thank you for the music"]},
+    ),
+    (
+        "English, no pinyin",
+        {"lyrics": ["he can dance and she can sing", "hen and men can fan a long song"]},
+        {"lyrics": ["he can dance and she can sing", "hen and men can fan a long song"]},
+    ),
     ("la la, no pinyin", {"lyrics": ["la la la la", "na na na na"]}, {"lyrics": ["la la la la", "na na na na"]}),
-    ("Italian, no pinyin", {"lyrics": ["ti amo, non mi lasciare mai", "sei la luna in fondo al mare"]}, {"lyrics": ["ti amo, non mi lasciare mai", "sei la luna in fondo al mare"]}),
-    ("a singing bowl is no voice", {"instrument": ["singing bowl", "drums"], "has_vocal": False, "vocal": [], "lyrics": []}, {"tags": ["drums", "energetic", "fast tempo", "rock", "singing bowl"]}),
-    ("no voice, said in its field", {"has_vocal": False, "vocal": ["none"], "lyrics": ["(instrumental)"]}, {"lyrics": []}),
-    ("accents are Latin", {"genre": ["música popular"]}, {"tags": ["drums", "electric guitar", "energetic", "fast tempo", "male vocal", "música popular"]}),
+    (
+        "Italian, no pinyin",
+        {"lyrics": ["ti amo, non mi lasciare mai", "sei la luna in fondo al mare"]},
+        {"lyrics": ["ti amo, non mi lasciare mai", "sei la luna in fondo al mare"]},
+    ),
+    (
+        "a singing bowl is no voice",
+        {"instrument": ["singing bowl", "drums"], "has_vocal": False, "vocal": [], "lyrics": []},
+        {"tags": ["drums", "energetic", "fast tempo", "rock", "singing bowl"]},
+    ),
+    (
+        "no voice, said in its field",
+        {"has_vocal": False, "vocal": ["none"], "lyrics": ["(instrumental)"]},
+        {"lyrics": []},
+    ),
+    (
+        "accents are Latin",
+        {"genre": ["música popular"]},
+        {"tags": ["drums", "electric guitar", "energetic", "fast tempo", "male vocal", "música popular"]},
+    ),
 ]
 
 DESCRIPTIONS = [
-    ("The track has no drums and lacks electric guitar; it features a gentle acoustic guitar. It is not aggressive or dark. A soft female voice sings.", {"acoustic guitar", "gentle", "female vocal", "soft vocal"}),
-    ("A calm piano ballad without drums or bass, sung by a breathy female vocalist.", {"calm", "piano", "breathy vocal", "female vocal"}),
+    (
+        "The track has no drums and lacks electric guitar; it features a gentle acoustic guitar. It is not aggressive or dark. A soft female voice sings.",
+        {"acoustic guitar", "gentle", "female vocal", "soft vocal"},
+    ),
+    (
+        "A calm piano ballad without drums or bass, sung by a breathy female vocalist.",
+        {"calm", "piano", "breathy vocal", "female vocal"},
+    ),
     ("A pop song with drums, but no guitar. A male voice.", {"pop", "drums", "male vocal"}),
-    ("It is not only energetic but also dark, a techno track with synth bass.", {"energetic", "dark", "techno", "synth bass"}),
-    ("A folk piece free of percussion. Neither sad nor dark, it is hopeful; violin and flute.", {"folk", "hopeful", "violin", "flute"}),
+    (
+        "It is not only energetic but also dark, a techno track with synth bass.",
+        {"energetic", "dark", "techno", "synth bass"},
+    ),
+    (
+        "A folk piece free of percussion. Neither sad nor dark, it is hopeful; violin and flute.",
+        {"folk", "hopeful", "violin", "flute"},
+    ),
     ("Rather than electric guitar, it uses a banjo. Country music, upbeat.", {"banjo", "country", "upbeat"}),
 ]

@@ -4,17 +4,37 @@ Made for these tests.
 """
 
 TOLD = [
-    ("Te amo\nNo puedo dormir\nEsperé toda la noche\nPara oír tu voz\nQuédate conmigo\nPara siempre", None, "the whole text is Spanish"),
-    ("Debug the night on a neon screen\n硅谷的她 调试 neural network\nBaby 来吧 let's go 跳舞\nSee you 今夜 tonight my friend", None, "will be read as Japanese"),
-    ("Debug the night on a neon screen\n硅谷的她 调试 neural network\nBaby 来吧 let's go 跳舞", None, "mix words in latin letters and Chinese"),
+    (
+        "Te amo\nNo puedo dormir\nEsperé toda la noche\nPara oír tu voz\nQuédate conmigo\nPara siempre",
+        None,
+        "the whole text is Spanish",
+    ),
+    (
+        "Debug the night on a neon screen\n硅谷的她 调试 neural network\nBaby 来吧 let's go 跳舞\nSee you 今夜 tonight my friend",
+        None,
+        "will be read as Japanese",
+    ),
+    (
+        "Debug the night on a neon screen\n硅谷的她 调试 neural network\nBaby 来吧 let's go 跳舞",
+        None,
+        "mix words in latin letters and Chinese",
+    ),
     ("我哋喺度等緊你\n佢話唔知點解\n冇人明白我嘅心", None, "Cantonese"),
     ("我哋喺度等緊你\n佢話唔知點解\n冇人明白我嘅心", "zh", "Cantonese"),
     ("夜桜 月光\n春風 花嵐\n永遠 約束", None, "Chinese characters alone"),
     ("la la", None, "too short"),
     ("Te amo", None, "too short"),
     ("Miluji tě\nnavždy", None, "the whole text is Czech"),
-    ("灯火在河面慢慢散开\nBaby don't go away tonight\n我把名字写进风里来\nI love you so my dear", None, "mix Chinese (zh) and words in latin letters"),
-    ("\u1109\u1161\u1105\u1161\u11bc\u1112\u1162\u110b\u116d \u1102\u1165\u1105\u1173\u11af \u110b\u1167\u11bc\u110b\u116f\u11ab\u1112\u1175", None, "decomposed"),
+    (
+        "灯火在河面慢慢散开\nBaby don't go away tonight\n我把名字写进风里来\nI love you so my dear",
+        None,
+        "mix Chinese (zh) and words in latin letters",
+    ),
+    (
+        "\u1109\u1161\u1105\u1161\u11bc\u1112\u1162\u110b\u116d \u1102\u1165\u1105\u1173\u11af \u110b\u1167\u11bc\u110b\u116f\u11ab\u1112\u1175",
+        None,
+        "decomposed",
+    ),
     ("Jag vill ha dig här hos mig i natt\noch aldrig mer vara ensam igen", None, "Swedish"),
 ]
 QUIET = [

@@ -64,7 +64,9 @@ def service(monkeypatch):
     server.server_close()
 
 
-def ask(service: Service, name: str = "lrclib", names: SongNames = NAMES, stem: str = "x") -> tuple[Proposal | None, list[str]]:
+def ask(
+    service: Service, name: str = "lrclib", names: SongNames = NAMES, stem: str = "x"
+) -> tuple[Proposal | None, list[str]]:
     said: list[str] = []
     return look_up(name, names, stem, 3.2, said.append, service.address), said
 
@@ -168,7 +170,16 @@ def test_shown_first_and_used_when_accepted(service, tmp_path, capsys):
 
 def test_nothing_is_accepted_that_was_not_shown(service, tmp_path, capsys):
     soundfile.write(tmp_path / "某人 - 晴天.wav", 0.1 * np.random.default_rng(0).normal(size=44100 * 3), 44100)
-    flags = ["--data_dir", str(tmp_path), "--backend", "analysis", "--lyrics", "--lyrics_source", "lrclib", "--accept_found"]
+    flags = [
+        "--data_dir",
+        str(tmp_path),
+        "--backend",
+        "analysis",
+        "--lyrics",
+        "--lyrics_source",
+        "lrclib",
+        "--accept_found",
+    ]
     assert run_script(main, parse_args([*flags, "--lyrics_address", service.address])) == 1
     assert "no lyrics were found and shown by an earlier run, so there is nothing to accept" in capsys.readouterr().out
     assert service.asked == [] and not list(tmp_path.glob("*_lyrics.txt"))
@@ -180,7 +191,10 @@ def test_nothing_is_accepted_that_was_not_shown(service, tmp_path, capsys):
         ("晴天 - 某人.lrc", LRC),
         ("某人 - 晴天.lrc", LRC),
         ("某人-晴天.lrc", LRC),
-        ("lyrics_某人_晴天.json", json.dumps({"title": "晴天", "artist": "某人", "lyrics": "故事的小黄花\n从出生那年就飘着"})),
+        (
+            "lyrics_某人_晴天.json",
+            json.dumps({"title": "晴天", "artist": "某人", "lyrics": "故事的小黄花\n从出生那年就飘着"}),
+        ),
         ("Lyrics_某人_晴天.txt", "故事的小黄花\n从出生那年就飘着"),
     ],
 )

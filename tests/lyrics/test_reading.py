@@ -68,7 +68,9 @@ def test_every_line_with_its_tokens(tokenizer):
     # [START], the ids of the lines, and a space or line end behind each of them and for the empty one.
     assert sum(line.tokens for line in whole.tokens.lines) + 1 + 5 == len(whole.tokens.ids)
     assert any("'(chorus)' would be sung" in warning for warning in whole.warnings)
-    assert mended(text, [line.unknown for line in whole.tokens.lines]) == "[verse]\nHello morning\n\n[chorus]\nwe are free"
+    assert (
+        mended(text, [line.unknown for line in whole.tokens.lines]) == "[verse]\nHello morning\n\n[chorus]\nwe are free"
+    )
 
 
 def test_preprocessing_says_the_same(tokenizer, tmp_path, capsys):
@@ -164,7 +166,7 @@ def test_read_what_an_editor_holds(song, tiny, capsys, monkeypatch):
     import sys
 
     class Input:
-        buffer = io.BytesIO("[verse]\nin the editor".encode())
+        buffer = io.BytesIO(b"[verse]\nin the editor")
 
     monkeypatch.setattr(sys, "stdin", Input)
     status, out, _ = run(capsys, song, "--json", "--edited", "lyrics", "--checkpoint_dir", tiny)
