@@ -7,8 +7,8 @@ Writes  OUTPUT_NAME/, a `datasets` folder with one row per song: keys, filename,
     python convert2hf_dataset_new.py --data_dir Taudio/xxx --output_name Taudio/xxx_filenames
 
 A song without a lyrics file becomes "[instrumental]", one without a prompt file gets --default_tag. Audio that cannot
-be opened, texts in no known encoding and songs that would share one name stop the step before anything is written; empty
-prompts and missing lyrics are reported song by song.
+be opened, texts in no known encoding and songs that would share one name stop the step before anything is written;
+empty prompts and missing lyrics are reported song by song.
 """
 
 from __future__ import annotations

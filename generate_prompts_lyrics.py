@@ -1,9 +1,10 @@
 """Write `<song>_prompt.txt` (tags) and, with --lyrics, `<song>_lyrics.txt` for every song of a folder.
 
 Reads the audio files of --data_dir, and for lyrics also a file beside the song (.lrc, .srt, .txt …) and the tags
-embedded in it. Of lyrics that somebody wrote, only what is sung goes into `<song>_lyrics.txt`; `<song>_lyrics.json` keeps
-the rest of the lines, each with the reason. `[instrumental]` is written when a file says so, a model that listened, or
-the user with --assume_instrumental; a song of which nobody knows waits for a decision. An existing file stays as it is unless --overwrite is given, and then its old text is set aside in `.removed/`.
+embedded in it. Of lyrics that somebody wrote, only what is sung goes into `<song>_lyrics.txt`; `<song>_lyrics.json`
+keeps the other lines, each with the reason. `[instrumental]` is written when a file says so, a model that listened, or
+the user with --assume_instrumental; a song of which nobody knows waits for a decision. An existing file stays as it is
+unless --overwrite is given, and then its old text is set aside in `.removed/`.
 
     python generate_prompts_lyrics.py --data_dir Taudio/xxx
     python generate_prompts_lyrics.py --data_dir Taudio/xxx --lyrics
@@ -106,7 +107,7 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
     lyrics.add_argument(
         "--lyric_sources",
         default=",".join(LYRIC_SOURCES),
-        help="where lyrics may come from, first match wins: file (.lrc, .srt, .txt … beside the song), embedded (tags of "
+        help="where lyrics may come from, first match wins: file (.lrc, .srt, .txt … beside it), embedded (tags of "
         "the audio file), model; leave out what is not wanted (default: %(default)s)",
     )
     lyrics.add_argument(
@@ -124,13 +125,13 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
     lyrics.add_argument(
         "--lyric_encoding",
         metavar="NAME",
-        help="encoding of lyrics files that are not Unicode, such as gbk, big5, shift_jis (default: guessed, and asked)",
+        help="encoding of lyrics files that are not Unicode, such as gbk or big5 (default: guessed, and asked)",
     )
     lyrics.add_argument(
         "--lyrics_source",
         choices=tuple(ADDRESSES),
-        help="ask this service on the internet for lyrics that are neither in a file nor embedded: title, artist, album "
-        "and length are sent. What it finds is shown, and used by the next run with --accept_found (default: ask none)",
+        help="ask this service on the internet for lyrics that are neither in a file nor embedded: title, artist, "
+        "album and length are sent. What it finds is shown; --accept_found uses it in a next run (default: ask none)",
     )
     lyrics.add_argument(
         "--accept_found",
@@ -390,7 +391,7 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
         return Texts(
             tags,
             about={"proposal": proposal.as_json()},
-            waiting=f"lyrics were found at {proposal.service}, as shown above. Run again with --accept_found to use them",
+            waiting=f"lyrics found at {proposal.service} are shown above. To use them run again with --accept_found",
         )
     return heard_lyrics(song, tags, caption, waveform, args, say)
 

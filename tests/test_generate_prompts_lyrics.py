@@ -165,7 +165,8 @@ def test_nobody_decided_so_the_song_waits(songs, capsys):
 
 
 def test_what_is_left_out_is_kept_with_the_reason(songs, capsys):
-    source = "[00:00.00]作词 : 甲\n[00:00.20]作曲 : 乙\n[00:01.00]静かな夜に\n[00:01.00]寂静的夜里\n[00:02.00]星の海を\n[00:02.00]星辰的海洋\n"
+    credits = "[00:00.00]作词 : 甲\n[00:00.20]作曲 : 乙\n"
+    source = credits + "[00:01.00]静かな夜に\n[00:01.00]寂静的夜里\n[00:02.00]星の海を\n[00:02.00]星辰的海洋\n"
     (songs / "one.lrc").write_text(source, "utf-8")
     assert run(songs, "--lyrics", "--structure", "off", "--only", "one") == 0
     written = texts(songs)

@@ -133,8 +133,8 @@ def parse_transcription(answer: str) -> Caption:
 # "no drums", "lacks electric guitar", "not aggressive or dark", "rather than", up to the end of what is denied.
 _NEGATION = re.compile(
     r"\b(?:no|not|non|without|lack(?:s|ing)?(?: of)?|absence of|absent|free of|devoid of|never|neither|nor|rather than|"
-    r"instead of|isn't|aren't|doesn't|don't|does not|do not|avoid(?:s|ing)?|exclud(?:es|ing)|omit(?:s|ting)?|minus|hardly|"
-    r"barely)\b"
+    r"instead of|isn't|aren't|doesn't|don't|does not|do not|avoid(?:s|ing)?|exclud(?:es|ing)|omit(?:s|ting)?|minus|"
+    r"hardly|barely)\b"
     # A comma ends it unless it is one of a list: "no drums, bass or guitar".
     r"(?:[^.;:!?,]|,(?=[^.;:!?]*\b(?:or|nor)\b))*?"
     r"(?=[.;:!?,]|,? (?:but|yet|however|although|though|while|instead|featuring|with|it|which|"

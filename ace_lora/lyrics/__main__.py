@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     read.add_argument(
         "--lyric_language",
         default="",
-        help="language code of the lyrics, for example zh; the song's own setting comes before it (default: by the text)",
+        help="language code of the lyrics, for example zh; the song's own setting comes first (default: by the text)",
     )
     read.add_argument(
         "--edited",
@@ -67,8 +67,8 @@ def find_song(path: Path) -> SongFiles:
     found = next((file for file in candidates if file.suffix.lower() in AUDIO_EXTENSIONS and file.is_file()), None)
     if found is None:
         raise WrongInput(
-            f"There is no song '{path}'. Expected an audio file ({' '.join(AUDIO_EXTENSIONS)}), or a text with one beside "
-            "it. Give its path as it is on the disk."
+            f"There is no song '{path}'. Expected an audio file ({' '.join(AUDIO_EXTENSIONS)}), or a text with one "
+            "beside it. Give its path as it is on the disk."
         )
     return SongFiles(found)
 

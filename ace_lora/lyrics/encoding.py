@@ -128,7 +128,7 @@ def legacy_encoding(data: bytes) -> str:
 def _is_western(data: bytes) -> bool:
     """Whether high bytes are what accented letters are: alone or in pairs, and inside words of plain letters.
 
-    Elsewhere they stand together. Pairs alone could be one Chinese character each; then most must be lower-case letters.
+    Elsewhere they stand together. Pairs alone could be a Chinese character each; then most must be small letters.
     """
     runs = list(_HIGH_RUN.finditer(data))
     high = sum(len(run.group()) for run in runs)

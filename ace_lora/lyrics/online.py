@@ -64,7 +64,7 @@ class Proposal:
 def look_up(
     service: str, names: SongNames, stem: str, seconds: float, say: Callable[[str], None], address: str = ""
 ) -> Proposal | None:
-    """Lyrics of a song at `service`, by its tags or else its file name, and its length in seconds; None without a match.
+    """Lyrics of a song at `service`, by its tags or else its file name, and its length; None without a match.
 
     A match has the title, the artist where it is known, and the length to within 5 s. `address`: another one than the
     service's own, such as a mirror. Raises LookupFailed.

@@ -55,8 +55,15 @@ PLACEHOLDER = _whole(r"""
     текст(?: песни)? (?:не найден|отсутствует)|letra no disponible|paroles (?:non disponibles|indisponibles)
     kein (?:song)?text vorhanden|letra não disponível|testo non disponibile|słowa niedostępne
 """)
-# The same in words that are sung too; only where nothing else stands.
+# The same in words that are sung too, or in any words about it; only where nothing else stands.
+NO_VOICE_ALONE = _whole(r"""
+    .{0,12}[纯純]音[乐樂].{0,12}
+    .{0,20}(?:is|are) (?:an? )?instrumental.{0,20}
+""")
 PLACEHOLDER_ALONE = _whole(r"""
+    .{0,10}(?:暂|暫|尚|没有|沒有|未|无|無).{0,6}歌[词詞].{0,14}
+    歌[词詞].{0,4}(?:暂|暫|尚|未|没|沒|無|无).{0,14}
+    coming soon|敬请期待|敬請期待|.{0,10}(?:no|not|without|missing).{0,12}lyrics.{0,20}
     none|n/?a|null|undefined|unknown|lyrics|歌[词詞]|無|无|なし|없음|нет|test|tbd|todo|lorem ipsum.*
     music|singing|inaudible|unintelligible|not available|unavailable
 """)
@@ -95,7 +102,7 @@ RIGHTS = _whole(r"""
     .*(?:未经|未經|未获|未得|如未).{0,14}(?:许可|許可|授权|授權|同意|允许).{0,10}(?:不得|请勿|請勿|禁止|严禁
         |谢绝).*
     .*(?:不得|禁止|请勿|請勿|严禁|谢绝).{0,8}(?:翻唱|翻录|翻錄|转载|轉載|商用|盗用|盜用).*
-    .*(?:版权|版權|著作权|著作權)(?:所有|归|歸|方|声明|聲明|合作|人|许可|及).*
+    .*(?:版权|版權|著作权|著作權)(?:所有(?!的)|归(?!你|我)|歸(?!你|我)|方|声明|聲明|合作|人|许可|及).*
     .*享有.{0,10}(?:版权|著作权|權利|权利).*
     .*all rights reserved.*|(?:©|\(c\)|ⓒ|℗|copyright\s*(?:©|\(c\)|\d|by|:)).*|.*[©℗].*|.*not for commercial use.*
     \(\d{9,}\)
@@ -105,7 +112,7 @@ RIGHTS = _whole(r"""
 # What speech recognition hears in silence, and what the makers of videos write at the end.
 SUBTITLES = _whole(r"""
     (?:thanks|thank you)(?: all| so much| very much| guys| everyone)? for (?:watching|listening|viewing|tuning in
-        |your attention)(?:[\W_]+.*)?
+        |your attention)(?:[^\w\s].*| (?:this|the|my|our) (?:video|channel|song).*)?
     (?:please |don'?t forget to |remember to |make sure to )?(?:(?:like|comment|share)(?:,| and| &
         |) ?)*subscribe(?: to (?:my|our|the) channel.*| for more.*| now)?
     i'?ll see you (?:guys )?in the next (?:video|one)|see you in the next video
@@ -118,7 +125,7 @@ SUBTITLES = _whole(r"""
     (?:请|請|欢迎|歡迎|记得|記得|别忘了)?.{0,4}(?:点赞|點贊|點讚|订阅|訂閱).{0,12}(?:订阅|訂閱|转发|轉發|关注|關注
         |打赏|频道|頻道|分享|收藏|我们).*
     .*明[镜鏡]与?與?[点點]{2}[栏欄]目.*
-    (?:中文)?字幕(?:由|:|：|by\b|志愿者|志願者|[组組]|製作|制作|提供).*|下[期集]再[见見]
+    (?:中文)?字幕(?:由|:|：|by\b|志愿者|志願者|[组組](?:[:：\s]|$)|製作|制作|提供).*|下[期集]再[见見]
     本[期集](?:节目|視頻|视频)?(?:完|结束|到此).*|[优優]{2}独播剧场.*
     (?:最後まで)?ご(?:視聴|清聴|覧).{0,24}
     (?:最後まで)?(?:見|観|聴)て(?:いただき|頂き|くれて|くださり|下さり).{0,20}ありがとう.*

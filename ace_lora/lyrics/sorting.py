@@ -20,8 +20,8 @@ from ace_lora.lyrics.formats import ROMANISATION, TRANSLATION, Entries
 from ace_lora.lyrics.language_id import identify, squash
 from ace_lora.lyrics.packages import MissingLyricSupport
 from ace_lora.lyrics.phrases import JUNK as NEVER_SUNG
-from ace_lora.lyrics.phrases import NO_VOICE, PLACEHOLDER_ALONE
-from ace_lora.lyrics.text import comparable, heading_of, repeats_of
+from ace_lora.lyrics.phrases import NO_VOICE, NO_VOICE_ALONE, PLACEHOLDER_ALONE
+from ace_lora.lyrics.text import Heading, comparable, heading_of, is_interjection, repeats_of
 
 SUNG, HEADING, CREDIT, SPEAKER, JUNK, EMPTY = "sung", "heading", "credit", "speaker", "junk", "empty"
 KINDS = (SUNG, HEADING, TRANSLATION, ROMANISATION, CREDIT, SPEAKER, JUNK, EMPTY)
@@ -69,10 +69,7 @@ def sort_lines(entries: Entries, title: str = "", artist: str = "") -> SortedLyr
         for entry in entries.lines
     ]
     lines = _without_site_frame(lines)
-    if len(words := [line.text for line in lines if line.kind == SUNG]) == 1 and PLACEHOLDER_ALONE.fullmatch(words[0]):
-        lines = [
-            replace(line, kind=JUNK, why="stands where there are no lyrics") if line.text else line for line in lines
-        ]
+    lines = _alone(_unadorned(lines))
     lines = [_junk(line) for line in lines]
     instrumental = entries.instrumental or any(line.why == _SAYS_NO_VOICE for line in lines)
     lines = _told_by_stamps(lines)
@@ -114,6 +111,52 @@ def _junk(line: SortedLine) -> SortedLine:
     return replace(line, kind=JUNK, why=why) if why else line
 
 
+def _alone(lines: list[SortedLine]) -> list[SortedLine]:
+    """The only line of a text may be a placeholder in words that are sung elsewhere."""
+    words = [line for line in lines if line.kind == SUNG and not _credit_strength(line.text)]
+    if len(words) != 1:
+        return lines
+    why = ""
+    if NO_VOICE_ALONE.fullmatch(words[0].text):
+        why = _SAYS_NO_VOICE
+    elif PLACEHOLDER_ALONE.fullmatch(words[0].text):
+        why = "stands where there are no lyrics"
+    return [replace(line, kind=JUNK, why=why) if why and line is words[0] else line for line in lines]
+
+
+_FURIGANA = re.compile("([\u3400-\u9fff々]+)[(（]([\u3041-\u3096ー]+)[)）]")
+_CHORD = r"[A-G][#b♯♭]?(?:maj|min|dim|aug|sus|add|m|M)?\d{0,2}(?:sus\d|add\d|b5|#5)?(?:/[A-G][#b♯♭]?)?"
+_CHORD_LINE = re.compile(rf"\W*(?:(?:{_CHORD}|N\.?C\.?|[|/%-])(?:\s+|$))+\W*")
+_CHORD_INSIDE = re.compile(rf"\[{_CHORD}\]")
+_BULLET = re.compile(r"\s*(?:[•·▪►●‣-]|–|—|\*(?!\*))\s+(?=\S)")
+_NUMBERED = re.compile(r"\s*(\d{1,3})\s*[.)、：:]\s*(?=\S)")
+
+
+def _unadorned(lines: list[SortedLine]) -> list[SortedLine]:
+    """Lines without notes around them, readings in brackets, chords inside, bullets or numbers in front."""
+    words = [line.text for line in lines if line.kind == SUNG]
+    bullets = len(words) > 1 and sum(bool(_BULLET.match(text)) for text in words) >= 0.8 * len(words)
+    numbers = [int(match.group(1)) for text in words if (match := _NUMBERED.match(text))]
+    numbered = len(numbers) >= 3 and len(numbers) == len(words) and numbers == list(range(numbers[0], numbers[-1] + 1))
+    readings = sum(len(_FURIGANA.findall(text)) for text in words) >= 2
+    chords = any(len(_CHORD_INSIDE.findall(text)) > 1 or _CHORD_LINE.fullmatch(text) for text in words)
+    result = []
+    for line in lines:
+        if line.kind != SUNG:
+            result.append(line)
+            continue
+        text = line.text.strip(" ♪♫♬♩") or line.text
+        text = _BULLET.sub("", text, count=1) if bullets else _NUMBERED.sub("", text, count=1) if numbered else text
+        text = _FURIGANA.sub(r"\1", text) if readings else text
+        text = _CHORD_INSIDE.sub("", text).strip() if chords else text
+        # "A B C" is sung; a line of chords has one that is no letter of the alphabet alone.
+        if chords and (not text or (_CHORD_LINE.fullmatch(text) and any(len(word) > 1 for word in text.split()))):
+            result.append(replace(line, kind=JUNK, why="chords"))
+        else:
+            result.append(replace(line, text=text))
+    return result
+
+
 def _sung_after_all(lines: list[SortedLine]) -> list[SortedLine]:
     """`No voice` between lines that are sung is sung as well."""
     if not any(line.kind == SUNG for line in lines):
@@ -131,9 +174,12 @@ _GENIUS_HEAD = re.compile(
     r"^\s*(?:\d[\d,.]*\s*)?(?:contributors?|contributeurs?|mitwirkende).{0,300}?lyrics\s*", re.IGNORECASE
 )
 _GENIUS_TITLE = re.compile(r"^[^\[\]]{1,100}\blyrics\s*(?=\[|$)", re.IGNORECASE)
+# What a page says about the song, cut off by its button.
+_ABOUT = re.compile(r"^.{0,600}?(?:…|\.{3})\s*Read More\s*", re.IGNORECASE)
 _EMBED = re.compile(r"(?:^|(?<=\S))\d{0,6}K?Embed\s*$")
 _TICKETS = re.compile(
-    r"See [^\n]{1,60}? LiveGet tickets as low as \$?\d+(?:You might also like)?|You might also like(?=$|\[|[A-Z\u3040-\uffff])"
+    r"See [^\n]{1,60}? LiveGet tickets as low as \$?\d+(?:You might also like)?"
+    r"|You might also like(?=$|\[|[A-Z\u3040-\uffff])"
 )
 
 
@@ -144,6 +190,7 @@ def _without_site_frame(lines: list[SortedLine]) -> list[SortedLine]:
     for index, line in enumerate(lines):
         text = line.text
         if index == first or (index and index <= (first or 0) + 2):
+            text = _ABOUT.sub("", text, count=1)
             text = _GENIUS_HEAD.sub("", text, count=1)
             text = _GENIUS_TITLE.sub("", text, count=1)
         text = _TICKETS.sub("", text)
@@ -240,6 +287,11 @@ def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
     ]
     position = max(set(places), key=places.count, default=0)
     result = list(lines)
+    if ends := _displaced(lines, groups):
+        # Every translation one line late: the first line has none on its stamp, and the last stamp nothing else.
+        main, position = ends, 0
+        why = "a translation on the stamp of the next line"
+        result[groups[-1][0]] = replace(lines[groups[-1][0]], kind=TRANSLATION, why=why)
     for group in several:
         scripts = [script_of(lines[index].text) for index in group]
         if main == "kana" and "kana" not in scripts and scripts.count("han") > 1:
@@ -258,6 +310,15 @@ def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
                 result[index] = replace(lines[index], kind=JUNK, why="the same line on the same stamp")
             kept.add(key)
     return _told_by_language(result, several)
+
+
+def _displaced(lines: Sequence[SortedLine], groups: list[list[int]]) -> str:
+    """The song's script where each translation stands on the stamp of the next line, else ""."""
+    scripts = [[script_of(lines[index].text) for index in group] for group in groups]
+    if len(scripts) < 3 or len(scripts[0]) != 1 or len(scripts[-1]) != 1 or scripts[0] == scripts[-1]:
+        return ""
+    song, other = scripts[0][0], scripts[-1][0]
+    return song if other and all(pair == [other, song] for pair in scripts[1:-1]) else ""
 
 
 def _groups(lines: Sequence[SortedLine]) -> list[list[int]]:
@@ -329,6 +390,7 @@ def _told_by_language(lines: list[SortedLine], several: list[list[int]]) -> list
 _INLINE = (
     re.compile(r"^(?P<a>.+?)\s*[/／|｜]\s*(?P<b>.+)$"),
     re.compile(r"^(?P<a>[^()（）]+?)\s*[(（](?P<b>[^()（）]+)[)）]\s*$"),
+    re.compile(r"^(?P<a>.+?)\s[-–—]\s(?P<b>.+)$"),
     re.compile(r"^(?P<a>.+?)(?:\s{2,}|\t|\u3000{1,})(?P<b>.+)$"),
 )
 
@@ -361,6 +423,13 @@ def _alternating(sung: Sequence[SortedLine]) -> list[str]:
     scripts = [script for line in sung if (script := script_of(line.text))]
     if len(scripts) < 6:
         return []
+    half = len(scripts) // 2
+    first_half, second_half = set(scripts[:half]), set(scripts[half:])
+    if len(scripts) % 2 == 0 and len(first_half) == len(second_half) == 1 and first_half != second_half:
+        return [
+            f"The second half is of another language (from '{sung[half].text[:40]}' on): if it is the translation of "
+            "the first, remove it, or it is trained as sung."
+        ]
     even, odd = scripts[::2], scripts[1::2]
     (first, often), (second, also) = ((max(set(part), key=part.count), part) for part in (even, odd))
     if first == second or often.count(first) < 0.85 * len(often) or also.count(second) < 0.85 * len(also):
@@ -437,12 +506,22 @@ def _credit_strength(text: str) -> int:
     if match and match["name"].strip("-—/ ") == "" and not _is_label(match["label"]):
         return 0
     if match is None:
+        words = text.strip().split(maxsplit=1)
+        bracketed = re.match(r"\s*[【\[](?P<label>[^】\]]{1,24})[】\]]\s*(?P<name>\S.*)", text)
+        if bracketed and _is_label(bracketed["label"]) and heading_of(text) is None:
+            return 2
+        # "作詞　某人", as Japanese and Korean pages have it.
+        if len(words) == 2 and not words[0].isascii() and CERTAIN_LABEL.fullmatch(words[0]) and len(words[1]) <= 24:
+            return 2
         dashed = _DASHED.match(text)
         return 2 if dashed and _is_label(dashed["label"]) and not _SENTENCE_END.search(text) else 0
     if heading_of(text) is not None or _SPEAKER_LINE.fullmatch(text):
         return 0
     label = match["label"]
+    name = match["name"].strip()
     if _is_label(label):
+        if name[:1].islower() and not any(CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)):
+            return 1  # "Drums: boom boom"
         if _SENTENCE_END.search(match["name"]) and not any(
             CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)
         ):
@@ -455,8 +534,12 @@ def _credit_strength(text: str) -> int:
     return 1
 
 
+_BARE_LABELS = ("作词", "作詞", "作曲", "编曲", "編曲", "填词", "填詞", "作词作曲", "作詞作曲", "작사", "작곡", "편곡")
+
+
 def _credits(lines: list[SortedLine], names: set[str]) -> list[SortedLine]:
     """Credits above the first sung line and below the last, each as a block, with the title line above them."""
+    lines = _names_at_head(lines, names)
     lines = _credit_block(lines, range(len(lines)), names, head=True)
     return _credit_block(lines, range(len(lines) - 1, -1, -1), names, head=False)
 
@@ -469,8 +552,11 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
         if line.kind != SUNG:
             continue
         strength = _credit_strength(line.text)
+        label_above = head and found and lines[found[-1][0]].text.strip() in _BARE_LABELS
         if strength:
             found.append((index, strength))
+        elif head and (line.text.strip() in _BARE_LABELS or (label_above and _is_short_name(line.text))):
+            found.append((index, 2))  # a label and, on the next line, the name
         elif (
             head and len(titles) < 2 and not any(strength > 1 for _, strength in found) and _may_be_title(line.text)
         ) or (head and _is_title(line.text, names)):
@@ -501,6 +587,18 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
     return [replace(line, kind=CREDIT, why=why) if index in credits else line for index, line in enumerate(lines)]
 
 
+def _names_at_head(lines: list[SortedLine], names: set[str]) -> list[SortedLine]:
+    """Title and artist on the first two lines, as they stand above the lyrics on a page."""
+    first = [index for index, line in enumerate(lines) if line.kind == SUNG][:2]
+    texts = [comparable(lines[index].text) for index in first]
+    if len(first) < 2 or texts[0] == texts[1] or not all(text in names for text in texts):
+        return lines
+    return [
+        replace(line, kind=CREDIT, why="title and artist") if index in first else line
+        for index, line in enumerate(lines)
+    ]
+
+
 def _may_be_title(text: str) -> bool:
     return heading_of(text) is None and not text.startswith("[")
 
@@ -526,8 +624,16 @@ def _is_title(text: str, names: set[str]) -> bool:
 def _headings(lines: list[SortedLine]) -> list[SortedLine]:
     """Headings as the model's tags, and what is sung behind one on a line of its own."""
     result: list[SortedLine] = []
-    for line in lines:
+    others = any(line.kind == SUNG and heading_of(line.text) for line in lines)
+    numbers = [line.text for line in lines if line.kind == SUNG and re.fullmatch(r"\W*\d{1,2}\s*[.)、]", line.text)]
+    for index, line in enumerate(lines):
         heading = heading_of(line.text) if line.kind == SUNG or line.why == _SAYS_NO_VOICE else None
+        begins = index == 0 or lines[index - 1].kind == EMPTY or (bool(result) and result[-1].kind == HEADING)
+        if heading is None and line.kind == SUNG and others and begins and len(line.text) <= 20:
+            heading = heading_of(f"{line.text}:")  # "Hook" among "Verse" and "Chorus"
+            heading = heading if heading and not heading.rest else None
+        if heading is None and len(numbers) > 1 and line.text in numbers:
+            heading = Heading("[verse]")
         if heading is None:
             if line.kind == SUNG and re.fullmatch(r"\[[^\[\]]{1,60}\]", line.text.strip()):
                 line = replace(line, kind=SPEAKER, why="a note in square brackets, which nobody sings")
@@ -553,13 +659,19 @@ _SAYING = re.compile(
 def _speakers(lines: list[SortedLine]) -> list[SortedLine]:
     """Labels of who sings taken off their lines: known ones, and names of which at least two sing in turn."""
     names = _speaker_names(lines)
+    labelled = [line for line in lines if line.kind == SUNG and _SPEAKER_LINE.fullmatch(line.text)]
     result: list[SortedLine] = []
     for line in lines:
         match = None
         if line.kind == SUNG:
-            match = _SPEAKER_LINE.fullmatch(line.text) or _SPEAKER_ALONE.fullmatch(line.text)
-            if match is None and (named := _NAMED.fullmatch(line.text)) and named["name"].strip().casefold() in names:
-                match = named
+            match = _SPEAKER_LINE.fullmatch(line.text)
+            if match and line.text.isascii() and len(labelled) < 2:
+                match = None  # "Everybody: clap your hands" may be sung; singers take turns
+            match = match or _SPEAKER_ALONE.fullmatch(line.text)
+            for pattern in (_NAMED, _NAME_IN_FRONT) if match is None else ():
+                if (named := pattern.fullmatch(line.text)) and named["name"].strip().casefold() in names:
+                    match = named
+                    break
         if match is None:
             result.append(line)
             continue
@@ -571,7 +683,25 @@ def _speakers(lines: list[SortedLine]) -> list[SortedLine]:
     return result
 
 
+_NAME_IN_FRONT = re.compile(r"\s*[(（](?P<name>[^()（）]{1,20})[)）]\s*(?P<rest>\S.*)")
+
+
 def _speaker_names(lines: Sequence[SortedLine]) -> set[str]:
+    return _names_with_colon(lines) | _names_in_brackets(lines)
+
+
+def _names_in_brackets(lines: Sequence[SortedLine]) -> set[str]:
+    """`(Ann) hold the light`: two to four names, of which one comes again; more are what is sung behind."""
+    said = [
+        match["name"].strip()
+        for line in lines
+        if line.kind == SUNG and (match := _NAME_IN_FRONT.fullmatch(line.text)) and not is_interjection(match["name"])
+    ]
+    names = {name.casefold() for name in said if all(word[:1].isupper() or not word.isascii() for word in name.split())}
+    return names if 2 <= len(names) <= 4 and len(said) > len(names) and len(said) >= 3 else set()
+
+
+def _names_with_colon(lines: Sequence[SortedLine]) -> set[str]:
     said: dict[str, set[str]] = {}
     for line in lines:
         if line.kind == SUNG and (match := _NAMED.fullmatch(line.text)):
@@ -582,7 +712,8 @@ def _speaker_names(lines: Sequence[SortedLine]) -> set[str]:
             if words and like_a_name and not _SAYING.search(name):
                 said.setdefault(name.casefold(), set()).add(match["rest"].strip())
     known = any(line.kind == SUNG and _SPEAKER_LINE.fullmatch(line.text) for line in lines)
-    if sum(map(len, said.values())) >= 3 and (len(said) >= 2 or known):
+    # Names that come once each are a list ("Monday: …, Tuesday: …"); singers take turns.
+    if sum(map(len, said.values())) >= 3 and (known or (len(said) >= 2 and max(map(len, said.values())) >= 2)):
         return set(said)
     return set()
 

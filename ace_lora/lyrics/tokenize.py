@@ -143,8 +143,8 @@ class LyricTokenizer:
                         raise
                     # Short Chinese lines are often taken for Japanese, so that a single one can ask for it.
                     raise MissingLyricSupport(
-                        f"{error} (The line that needs it: '{_shorten(typed)}'. If it is not Japanese, set the language "
-                        "of this song instead.)"
+                        f"{error} (The line that needs it: '{_shorten(typed)}'. If it is not Japanese, set the "
+                        "language of this song instead.)"
                     ) from error
                 except Exception as error:
                     # The published code drops such a line too, so the ids must; but it is said.

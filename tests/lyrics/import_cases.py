@@ -82,6 +82,19 @@ TRANSLATIONS = [
         "Hello my friend（你好我的朋友）\nStay with me（留在我身边）\nUntil the dawn（直到黎明）",
         "Hello my friend\nStay with me\nUntil the dawn",
     ),
+    ("bilingual tab", "愛してる\t我爱你\n君がいる\t有你在\n夜が明ける\t天亮了", "愛してる\n君がいる\n夜が明ける"),
+    ("bilingual dash", "愛してる - 我爱你\n君がいる - 有你在\n夜が明ける - 天亮了", "愛してる\n君がいる\n夜が明ける"),
+    (
+        "triple",
+        "[00:01.00]静かな夜に\n[00:01.00]shizuka na yoru ni\n[00:01.00]寂静的夜\n[00:05.00]星の海を\n[00:05.00]hoshi no umi wo\n[00:05.00]星的海洋",
+        "静かな夜に\n星の海を",
+    ),
+    (
+        "tr zh en interleaved next stamp",
+        "[00:01.00]I keep the lantern\n[00:05.00]我让灯笼\n[00:05.00]until the morning\n[00:09.00]直到清晨\n[00:09.00]the river\n[00:12.00]河水",
+        "I keep the lantern\nuntil the morning\nthe river",
+    ),
+    ("mid translation paren", "사랑해 (I love you)\n오늘도 (today too)\n기다려 (waiting)", "사랑해\n오늘도\n기다려"),
     # False friends
     (
         "two voices on one stamp",
@@ -192,6 +205,45 @@ CREDITS = [
     ("unknown label between known ones", lrc("作词：甲", "特别嘉宾：乙", "作曲：丙", *S.split("\n")), S),
     ("title of the header", "[ti:河灯]\n[ar:甲]\n[00:00.00]河灯 - 甲\n" + lrc(*S.split("\n")), S),
     ("writers at the end of a page", f"{E}\n\nWriter(s): Ann Smith, Bob Jones", E),
+    (
+        "credits dash",
+        "[00:00.00]Words by: 甲\n[00:01.00]Music by: 乙\n[00:02.00]Arranged by: 丙\n[00:10.00]line one\n[00:14.00]line two",
+        "line one\nline two",
+    ),
+    (
+        "credits en end no colon",
+        "line one\nline two\n\nProduced by Ann Smith\nMixed by Bob Jones",
+        "line one\nline two",
+    ),
+    (
+        "qq lyr",
+        "[00:00.00]晴天 (Live) - 甲 (Jia)\n[00:02.00]Lyrics by：甲\n[00:03.00]Composed by：甲\n[00:04.00]Produced by：乙\n[00:10.00]line\n[00:11.00]行",
+        "line\n行",
+    ),
+    (
+        "netease end",
+        "[00:10.00]灯火\n[00:12.00]散开\n[03:00.00]吉他 : 甲\n[03:01.00]贝斯 : 乙\n[03:02.00]鼓 : 丙",
+        "灯火\n散开",
+    ),
+    ("single end credit", "[00:10.00]灯火\n[00:12.00]散开\n[03:00.00]制作人：甲", "灯火\n散开"),
+    ("single head 演唱", "[00:00.00]演唱：甲\n[00:10.00]灯火\n[00:12.00]散开", "灯火\n散开"),
+    ("作曲 with brackets", "【作词】甲\n【作曲】乙\n灯火在河面\n慢慢散开", "灯火在河面\n慢慢散开"),
+    ("词/曲 slash", "[00:00.00]词/曲：甲\n[00:01.00]编曲/制作：乙\n[00:10.00]灯火在河面", "灯火在河面"),
+    ("dash labels", "作词 - 甲\n作曲 - 乙\n灯火在河面\n慢慢散开", "灯火在河面\n慢慢散开"),
+    ("label only line then name", "作词\n甲\n作曲\n乙\n\n灯火在河面\n慢慢散开", "灯火在河面\n慢慢散开"),
+    ("jp uta", "夜航 歌詞\n歌手:甲\n作詞:乙\n作曲:丙\n\n静かな夜に\n船が出る", "静かな夜に\n船が出る"),
+    ("jp full", "作詞\u3000甲\n作曲\u3000乙\n\n静かな夜に\n船が出る", "静かな夜に\n船が出る"),
+    ("korean label end", "조용한 밤에\n배가 떠나네\n\n작사 갑\n작곡 을", "조용한 밤에\n배가 떠나네"),
+    (
+        "vocal list",
+        "Vocals - Ann\nGuitar - Bob\nDrums - Cyd\n\nline one here\nline two here",
+        "line one here\nline two here",
+    ),
+    (
+        "copyright lines",
+        "line one here\nline two here\nLyrics © Universal Music Publishing Group\nSongwriters: Ann / Bob",
+        "line one here\nline two here",
+    ),
     # False friends
     ("in the middle stays", lrc("灯火在河面", "鼓：咚咚", "慢慢散开"), "灯火在河面\n鼓：咚咚\n慢慢散开"),
     (
@@ -245,6 +297,17 @@ HEADINGS = [
     ("text behind a bracket", "[chorus] we are free\ntill the day", "[chorus]\nwe are free\ntill the day"),
     ("timed", "[00:10.00][Verse]\n[00:10.00]a b\n[00:14.00]Chorus:\n[00:15.00]c d", "[verse]\na b\n[chorus]\nc d"),
     ("instrumental in between", "a b\n(Instrumental)\nc d\n[Instrumental Break]\ne f", "a b\n[inst]\nc d\n[inst]\ne f"),
+    ("rap label", "Rap：\n灯火在河面\n主歌：慢慢散开", "[verse]\n灯火在河面\n[verse]\n慢慢散开"),
+    ("hook", "Hook\nline one\nVerse\nline two", "[hook]\nline one\n[verse]\nline two"),
+    ("verse roman", "VERSE II\nline one\nCHORUS:\nline two", "[verse]\nline one\n[chorus]\nline two"),
+    ("dash heading", "---Verse---\nline one\n===Chorus===\nline two", "[verse]\nline one\n[chorus]\nline two"),
+    (
+        "numbered stanzas",
+        "1.\nline one\nline two\n\n2.\nline three\nline four",
+        "[verse]\nline one\nline two\n\n[verse]\nline three\nline four",
+    ),
+    ("md", "**Verse 1**\nline one\n\n**Chorus**\nline two", "[verse]\nline one\n\n[chorus]\nline two"),
+    ("md2", "## Verse 1\nline one\n### Chorus\nline two", "[verse]\nline one\n[chorus]\nline two"),
     # False friends
     ("solo is sung", "Solo\nno puedo dormir\nsolo", "Solo\nno puedo dormir\nsolo"),
     ("the end is sung", "this is\nthe end\n(end)", "this is\nthe end\n(end)"),
@@ -276,6 +339,13 @@ REPEATS = [
     ),
     ("a number is sung", "we are 2\nroute 66\nten times ten", "we are 2\nroute 66\nten times ten"),
     ("repeat is sung", "repeat after me\nagain and again", "repeat after me\nagain and again"),
+    (
+        "chorus repeat x",
+        "Chorus: (x2)\nline one\nline two\nVerse\nline three",
+        "[chorus]\nline one\nline two\nline one\nline two\n[verse]\nline three",
+    ),
+    ("bis", "ma la lune (bis)\nje pars demain", "ma la lune\nma la lune\nje pars demain"),
+    ("repeat line cn", "慢慢散开（重复两遍）\n灯火在河面", "慢慢散开\n慢慢散开\n灯火在河面"),
 ]
 
 SPEAKERS = [
@@ -297,6 +367,18 @@ SPEAKERS = [
         "surnames",
         "周：灯火在河面\n林：慢慢散开\n周：写进风里\n合：我把名字",
         "灯火在河面\n慢慢散开\n写进风里\n我把名字",
+    ),
+    ("speakers bracket eng", "[Ann]\nhello there\n[Both]\nstay", "hello there\nstay"),
+    (
+        "speakers colon spaced",
+        "Ann : hello there\nBob : stay here\nAnn : go on\nBob : and on",
+        "hello there\nstay here\ngo on\nand on",
+    ),
+    ("(Ann) prefix", "(Ann) hello there\n(Bob) stay here\n(Ann) go on", "hello there\nstay here\ngo on"),
+    (
+        "zh names speakers",
+        "小明：灯火在河面\n小红：慢慢散开\n小明：写进风里\n小红：再见",
+        "灯火在河面\n慢慢散开\n写进风里\n再见",
     ),
     # False friends
     (
@@ -347,6 +429,44 @@ JUNK = [
         "Lantern Lyrics\n[Verse 1]\nhold the light\nSee Ann LiveGet tickets as low as $47You might also like\ntill the day\n5Embed",
         "[verse]\nhold the light\ntill the day",
     ),
+    (
+        "genius new",
+        "Lantern Lyrics\n“Lantern” is a song by Ann about… Read More \n[Verse 1]\nline one here\n[Chorus]\nline two here",
+        "[verse]\nline one here\n[chorus]\nline two here",
+    ),
+    (
+        "genius contrib fr",
+        "3 ContributeursLantern Lyrics[Couplet 1]\nla lune est là\nje pars",
+        "[verse]\nla lune est là\nje pars",
+    ),
+    (
+        "genius about",
+        "5 ContributorsLantern LyricsThe song is about light… Read More[Verse]\nline one\nline two",
+        "[verse]\nline one\nline two",
+    ),
+    (
+        "srt music",
+        "1\n00:00:01,000 --> 00:00:02,000\n♪ hello there ♪\n\n2\n00:00:03,000 --> 00:00:04,000\n[upbeat music playing]\n",
+        "hello there",
+    ),
+    ("notes around", "♪ hello there ♪\n♪ stay here ♪", "hello there\nstay here"),
+    ("site1", "歌词由 酷狗音乐 提供\n灯火在河面\n慢慢散开", "灯火在河面\n慢慢散开"),
+    ("site3", "灯火在河面\n@QQ音乐\n慢慢散开", "灯火在河面\n慢慢散开"),
+    ("site4", "Lyrics from Genius.com\nline one here\nline two here", "line one here\nline two here"),
+    ("html2", "<b>Chorus</b><br>line one<br>line two", "[chorus]\nline one\nline two"),
+    ("fence", "```\nline one\nline two\n```", "line one\nline two"),
+    ("model answer", "# Lyrics\n[Verse]\nline one\nline two", "[verse]\nline one\nline two"),
+    (
+        "chords",
+        "Am      F\nline one here\nC  G/B  Am7\nline two here\n[Chords]\nAm F C G",
+        "line one here\nline two here",
+    ),
+    ("tabs inline chords", "[Am]line one [F]here\n[C]line two [G]here", "line one here\nline two here"),
+    ("bullets", "• line one\n• line two", "line one\nline two"),
+    ("numbered lines", "1. line one\n2. line two\n3. line three", "line one\nline two\nline three"),
+    ("numbers sung", "1\n2\n3\n4\nlet's go", "1\n2\n3\n4\nlet's go"),
+    ("furigana brackets", "静(しず)かな夜(よる)に\n船(ふね)が出(で)る", "静かな夜に\n船が出る"),
+    ("ruby", "<ruby>静<rt>しず</rt></ruby>かな夜\n船が出る", "静かな夜\n船が出る"),
     # False friends
     ("a heart as less than", "I <3 you\nyou <3 me", "I <3 you\nyou <3 me"),
     ("ampersand", "you & me\nR&B tonight", "you & me\nR&B tonight"),
@@ -396,6 +516,16 @@ PLACEHOLDERS = [
             '{"instrumental": true, "plainLyrics": null, "syncedLyrics": null}',
         )
     ),
+    ("placeholder2", "[00:00.00]此版本为纯音乐，请欣赏", "[instrumental]"),
+    ("placeholder3", "暂无歌词，敬请期待", None),
+    ("placeholder4", "歌词暂未收录", None),
+    ("placeholder5", "This track has no lyrics", None),
+    ("placeholder6", "インストゥルメンタル", "[instrumental]"),
+    ("placeholder7", "【纯音乐】", "[instrumental]"),
+    ("placeholder8", "目前尚未有歌詞", None),
+    ("placeholder9", "Coming soon", None),
+    ("placeholder10", "♪ Instrumental ♪", "[instrumental]"),
+    ("placeholder11", "(no vocals)", "[instrumental]"),
 ]
 
 FORMATS = [
@@ -467,6 +597,19 @@ FORMATS = [
     ("times at the end", "a b [00:12.00]\nc d [00:16.00]", "a b\nc d"),
     ("decomposed Korean", "\u110c\u1169\u110b\u116d\u11bc", "\uc870\uc6a9"),
     ("decomposed Latin", "e\u0301te\u0301 caf\u0065\u0301", "été café"),
+    ("fullwidth digits", "[００:１２.００]line one\n[００:１４.００]line two", "line one\nline two"),
+    ("cn brackets stamp", "【00:12.00】line one\n【00:14.00】line two", "line one\nline two"),
+    ("escape n", "line one\\nline two\\nline three", "line one\nline two\nline three"),
+    ("json string list", '["line one", "line two"]', "line one\nline two"),
+    ("srt dots", "1\r\n0:00:01.000 --> 0:00:02.000\r\nline one\r\n", "line one"),
+    ("sbv", "0:00:01.000,0:00:02.000\nline one\n\n0:00:03.000,0:00:04.000\nline two\n", "line one\nline two"),
+    ("audacity", "1.000000\t2.000000\tline one\n3.000000\t4.000000\tline two", "line one\nline two"),
+    ("csv", "start,end,text\n1.0,2.0,line one\n3.0,4.0,line two", "line one\nline two"),
+    (
+        "ultrastar",
+        "#TITLE:Lantern\n#ARTIST:Ann\n#BPM:120\n: 0 4 10 I\n: 5 4 10  keep\n- 10\n: 12 4 8 the\n: 17 4 8  light\nE",
+        "I keep\nthe light",
+    ),
     # False friends
     ("a verse that begins with a bracket", "[verse]\n{a b}\nc d", "[verse]\n{a b}\nc d"),
     ("a single time is sung", "4:20 in the morning\nI wake", "4:20 in the morning\nI wake"),
@@ -477,6 +620,65 @@ FORMATS = [
         "hello, my friend, I am here, and you are not, so what.",
         "hello, my friend, I am here, and you are not, so what.",
     ),
+]
+
+# Each of them only looks like something that is not sung: all of it stays, with times as well.
+FALSE_FRIENDS = [
+    "我的鼓：咚咚锵\n我的琴：叮叮当\n灯火在河面",
+    "Love: it is all we need\nHope: it is all we have\nFaith: it keeps us here",
+    "Drums: boom boom\nBass: bum bum\nEverybody dance now",
+    "问：你爱我吗\n答：我爱你\n问：有多爱",
+    "写信给你：亲爱的\n慢慢散开",
+    "Monday: I wake up\nTuesday: I fall\nWednesday: I rise",
+    "Chapter one: the fall\nI was young and afraid\nChapter two: the rise",
+    "One: I love you\nTwo: you love me\nThree: we are one",
+    "Breaking news: I love you\ntell me: do you",
+    "So I said: hello\nShe whispered: stay",
+    "PS: I love you\nPPS: I always will",
+    "Rap is my life\nhook me up\nbridge over water",
+    "(come back)\nhold the light\n(come back)",
+    "(Hold me) close tonight\n(Kiss me) before the dawn\n(Love me) until the end",
+    "(Oh) baby\n(Hey) you\n(Oh) stay",
+    "A B C D E F G\nnow I know my A B C",
+    "Am I wrong\nA man in love\nBe mine",
+    "1 2 3 4\ntell me that you love me more",
+    "10:35 on a Sunday night\nwe are young",
+    "x\ny\nz",
+    "100% 爱你\n50% 的心",
+    "email me at midnight\nlove dot com",
+    "她说 www 是什么\n我说不知道啊",
+    "thank you for watching over me\nthank you for your love",
+    "please subscribe to my love\nI am yours",
+    "music\nmusic is my life\nmusic",
+    "instrumental to my heart\nyou are",
+    "未完待续的故事\n请勿忘记我",
+    "版权所有的爱\n都归你",
+    "作词的人走了\n作曲的人也走了",
+    "歌词写满了你\n歌词里没有我",
+    "翻唱一首老歌\n原唱是你",
+    "演唱会结束了\n合唱的人散了",
+    "Verse after verse I write\nchorus of angels sing",
+    "Intro to love\noutro of pain",
+    "repeat the sounding joy\nrepeat, repeat the sounding joy",
+    "twice as bright\nhalf as long",
+    "四次三番\n重复着爱",
+    "I'm sorry\nI can't transcribe my heart",
+    "All: for one\nOne: for all",
+    "Everybody: clap your hands",
+    "Man in the mirror\nWoman in love",
+    "男孩：不要哭\n慢慢散开",
+    "the end\nfin",
+    "Coda\nmy friend",
+    "Copyright my heart\nall of it",
+    "<3 <3 <3\nI <3 you",
+    "[whispers] come here\nhold me",
+    "Hello - it's me\nI was wondering - if you",
+    "love / hate\nhate / love\nlove / hate",
+    "ALL CAPS: LOUD\nQUIET",
+    "微信里说：晚安\n我在灯火下等你",
+    "字幕组的青春\n不会散场",
+    "纯音乐般的你\n像一首歌",
+    "暂无歌词的青春\n慢慢散开",
 ]
 
 TABLES = {
@@ -490,3 +692,5 @@ TABLES = {
     "format": FORMATS,
 }
 CASES = [(kind, name, text, expected) for kind, table in TABLES.items() for name, text, expected in table]
+CASES += [("false friend", text.split("\n")[0], text, text) for text in FALSE_FRIENDS]
+CASES += [("false friend", f"{text[:20]}, timed", lrc(*text.split("\n")), text) for text in FALSE_FRIENDS]

@@ -158,7 +158,7 @@ def test_shown_first_and_used_when_accepted(service, tmp_path, capsys):
     assert "qing_tian.mp3: asks http://127.0.0.1" in out
     assert "found at lrclib: '晴天' by 某人, 3 s." in out
     assert "  | 故事的小黄花." in out
-    assert "waits for a decision: lyrics were found at lrclib, as shown above" in out
+    assert "waits for a decision: lyrics found at lrclib are shown above" in out
     assert not (tmp_path / "qing_tian_lyrics.txt").exists()
     asked = len(service.asked)
     status, out = run(*online, "--accept_found", "--structure", "off")

@@ -23,7 +23,7 @@ from tests.lyrics.language_cases import QUIET, SET, TOLD
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny) -> LyricTokenizer:
-    """With the published vocabulary where it is there: the tiny one does not know Chinese characters in any spelling."""
+    """With the published vocabulary where it is there: the tiny one knows little of Chinese."""
     path = os.environ.get("ACE_LYRIC_VOCAB")
     return LyricTokenizer(load_vocabulary(Path(path) if path else tiny / "vocab.json", None))
 
