@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device, free_device_bytes
     from ace_lora.preview.estimate import estimate
-    from ace_lora.preview.render import PARTS, Networks, render
+    from ace_lora.preview.render import PARTS, Networks, memory_failures_told, render
 
     device = choose_device(args.device, args.dtype)
     checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
         networks = Networks(weights, device, expected.together)
         texts = [song.text for song in plan.songs]
         begun = time.monotonic()
-        with tqdm(total=len(renderings) * settings.steps, desc="sampling") as bar:
+        with memory_failures_told(), tqdm(total=len(renderings) * settings.steps, desc="sampling") as bar:
             for index, wave, rate in render(texts, renderings, settings, networks, lambda: bar.update()):
                 path = folder / left[index]["file"]
                 write_audio(wave, rate, path, bits=16 if plan.way == "comfyui" else 24)
@@ -155,7 +155,7 @@ def _is_table(value: Any) -> bool:
 def _remember(table: dict[str, Any], sample: dict[str, Any]) -> None:
     """Add a sample, or put what is new about it into its row."""
     for row in table["samples"]:
-        if row["key"] == sample["key"]:
+        if (row["key"], row.get("file")) == (sample["key"], sample["file"]):
             row.update(sample)
             return
     table["samples"].append(dict(sample))
@@ -269,7 +269,7 @@ def _compare_with_training(
 
 
 def _row(table: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
-    return next((row for row in table["samples"] if row["key"] == sample["key"]), {})
+    return next((row for row in table["samples"] if row.get("file") == sample["file"]), {})
 
 
 if __name__ == "__main__":
