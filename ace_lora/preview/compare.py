@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import UnusableFile, free_bytes, read_json, stamp, write_json
 from ace_lora.preview.__main__ import add_machine_flags
-from ace_lora.preview.plan import Column, Plan, PlannedSong, read_plan
+from ace_lora.preview.plan import Column, Plan, PlannedSong, file_name, read_plan
 from ace_lora.preview.save import BYTES_PER_SECOND, write_audio
 from ace_lora.preview.settings import make_settings
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 TABLE = "samples.json"
 TABLE_FORMAT = "ace-lora-samples"
-_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -197,7 +195,7 @@ def planned_samples(plan: Plan, settings: Any, networks: Networks) -> list[dict[
             "format": plan.format,
         }
         key = digest(made_from)[:16]
-        name = "__".join((_file_name(song.name), _file_name(column.name), key[:8]))
+        name = "__".join((file_name(song.name), file_name(column.name), key[:8]))
         rows.append(
             {
                 "key": key,
@@ -214,10 +212,6 @@ def planned_samples(plan: Plan, settings: Any, networks: Networks) -> list[dict[
             }
         )
     return rows
-
-
-def _file_name(name: str) -> str:
-    return _IN_NAMES.sub("_", name).strip("._")[:60] or "song"
 
 
 def _compare_with_training(

@@ -8,7 +8,6 @@ go again, since the card is full with the training; where they find no room, the
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from ace_lora.comfyui.sampling import ComfyUISettings
 from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.device import Device, free_device_memory, is_out_of_memory
-from ace_lora.preview.plan import Plan, PlannedSong, read_plan, record_text
+from ace_lora.preview.plan import Plan, PlannedSong, file_name, read_plan, record_text
 from ace_lora.preview.render import Networks, Rendering, decode, encode_texts, load_decoders, sample
 from ace_lora.preview.save import write_audio
 from ace_lora.preview.settings import make_settings
@@ -26,7 +25,6 @@ from ace_lora.v1.transformer import ACEStepTransformer, load_lyric_branch
 
 SONGS_OF_ITS_OWN = 2  # of the training, where no plan is given
 SECONDS = 30.0
-_IN_NAMES = re.compile(r"[^\w.-]+")
 
 # Called with the transformer in training, the number of its step, the folder for the samples, and what takes each of
 # them for a log: (name, wave float32 [2, N], rate in Hz).
@@ -89,7 +87,7 @@ def make_sampler(plan: Plan, weights: dict[str, Path], device: Device, *, plain_
         finally:
             free_device_memory(device.torch_device)
         for song, (wave, rate) in zip(plan.songs, waves, strict=True):
-            name = _IN_NAMES.sub("_", song.name).strip("._")[:60] or "song"
+            name = file_name(song.name)
             path = folder / f"step_{step:06}__{name}.{plan.format}"
             write_audio(wave, rate, path)
             log(name, wave, rate)

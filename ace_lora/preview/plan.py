@@ -22,6 +22,7 @@ the folder of the plan, or where there is nothing, at the current one.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MAX_SONGS, MAX_COLUMNS = 1000, 50  # the LoRAs of all columns are in memory at once
 MAX_PLAN_BYTES = 20_000_000
+_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ def record_text(path: Path) -> SongText:
         text_ids=tuple(record.text_token_ids.tolist()),
         lyric_ids=tuple(record.lyric_token_ids.tolist()),
     )
+
+
+def file_name(name: str) -> str:
+    """A song's or column's name as a part of a file name: letters and digits of any script, at most 80 bytes."""
+    return _IN_NAMES.sub("_", name).encode()[:80].decode(errors="ignore").strip("._") or "song"
 
 
 def read_plan(path: Path) -> Plan:
