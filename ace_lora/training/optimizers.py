@@ -135,8 +135,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     ]
     optimizer.load_state_dict({**saved, "param_groups": groups})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, values in saved["state"].items():
-        state = optimizer.state[parameters[place]]
+    for index, values in saved["state"].items():
+        state = optimizer.state[parameters[index]]
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
                 state[name] = value.to(state[name].device)

@@ -22,7 +22,7 @@ from ace_lora.training.batches import (
     SongDataset,
     batch_stream,
     collate,
-    crop_place,
+    random_crop,
     scan_dataset,
 )
 from ace_lora.training.step import training_losses
@@ -166,7 +166,7 @@ def test_crops_are_random_and_cut_everything_alike(songs):
         assert torch.equal(sample.ssl["mert"], whole.ssl["mert"][7 * first : 7 * first + 70])
         assert sample.noise.shape == (8, 16, 10)
     assert len(firsts) > 8
-    places = {crop_place(12, 10, torch.Generator().manual_seed(seed)) for seed in range(40)}
+    places = {random_crop(12, 10, torch.Generator().manual_seed(seed)) for seed in range(40)}
     assert places == {(0, 10), (1, 10), (2, 10)}
 
 
