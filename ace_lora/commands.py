@@ -47,7 +47,8 @@ class StepFailed(Exception):
 def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a script's `main` and return its exit status; problems go to stderr as `error: …` lines.
 
-    SIGTERM and, on Windows, CTRL_BREAK interrupt `main` as Ctrl+C does (KeyboardInterrupt).
+    SIGTERM and, on Windows, CTRL_BREAK interrupt `main` as Ctrl+C does (KeyboardInterrupt). So does SIGINT, also where
+    it was ignored at the start: a shell script leaves it so for what it starts with `&`, a window for example.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -107,6 +108,7 @@ def _interrupt_on_termination() -> None:
     def interrupt(signal_number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), interrupt)

@@ -70,6 +70,22 @@ def test_a_request_to_end_is_an_interruption():
     assert (process.returncode, errors) == (130, "Interrupted. Run the same command again to go on.\n")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT that is left ignored")
+def test_an_interruption_works_where_the_starter_ignored_it():
+    process = subprocess.Popen(
+        command("print('ready')\ntime.sleep(60)"),
+        cwd=HOME,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell does with `&`
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "Interrupted. Run the same command again to go on.\n")
+
+
 SWALLOWED = """
     class Held:
         def __del__(self):

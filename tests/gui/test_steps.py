@@ -25,7 +25,7 @@ from ace_gui import (
     scan_library,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # An excerpt of how the fork's trainer defines its flags; it cannot even be imported without torch.
 FORK_TRAINER = """

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import threading
-import wave
 from pathlib import Path
 from string import Formatter
 
@@ -16,16 +14,7 @@ import pytest
 
 import ace_gui
 from ace_gui import Project, Settings, Song, import_songs, readable_name, scan_library, unique_name
-
-
-def write_wav(path: Path, seconds: float = 1.0, level: int = 1000, rate: int = 8000) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(struct.pack("<hh", level, -level) * int(seconds * rate / 2))
-    return path
+from tests.gui.window import write_wav
 
 
 def import_all(sources: list[Path], home: Path) -> tuple[ace_gui.ImportReport, dict[str, str]]:

@@ -1,0 +1,141 @@
+"""The pages of prompts and lyrics of ace_gui.py, driven by events on a real Tk."""
+
+from __future__ import annotations
+
+import pytest
+
+import ace_gui
+from tests.gui.window import project_with_songs
+
+
+def test_edits_survive_switching_pages_songs_and_closing(make_window):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program, "lyrics")
+    app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["prompt"].text, "first edit")
+    assert "not saved" in page.status.cget("text")
+    window.key("Control-s", page.editors["prompt"].text)
+    assert (home / "a_prompt.txt").read_text() == "first edit" and page.status.cget("text") == "saved"
+    page.editors["prompt"].text.edit_undo()
+    window.click(page.tools[1])
+    assert page.open_song.stem == "b" and (home / "a_prompt.txt").read_text() != "first edit"
+    window.type(page.editors["lyrics"].text, "on b")
+    window.show("lyrics")
+    assert (home / "b_lyrics.txt").read_text() == "on b"
+    other = app.page("lyrics")
+    assert other.open_song.stem == "b"
+    window.type(other.editors["prompt"].text, "at the end")
+    window.close()
+    assert (home / "b_prompt.txt").read_text() == "at the end"
+
+
+def test_typing_is_stored_without_pressing_anything(make_window, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ace_gui, "AUTOSAVE_MS", 50)
+    window = make_window()
+    home = project_with_songs(window.program, "lyrics")
+    window.app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["prompt"].text, "kept")
+    window.until(lambda: (home / "a_prompt.txt").read_text() == "kept")
+
+
+def test_a_text_changed_on_disk_meanwhile_is_not_lost(make_window):
+    window = make_window()
+    home = project_with_songs(window.program, "lyrics")
+    window.app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["prompt"].text, "mine")
+    (home / "a_prompt.txt").write_text("theirs")
+    page.save()
+    assert (home / "a_prompt.txt").read_text() == "mine"
+    [(folder, reason, _)] = ace_gui.bin_entries(home)
+    assert reason == "overwritten" and (folder / "a_prompt.txt").read_text() == "theirs"
+    (home / "a_prompt.txt").write_text("by a script")
+    window.app.look_at_disk(force=True)
+    assert page.editors["prompt"].get() == "by a script"
+
+
+def test_tags_and_replacing_over_all_songs(make_window):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program, "lyrics")
+    app.open_project(home)
+    page = window.show("prompts")
+    app.ask_add_tag()
+    window.press("ok")
+    assert window.dialog_open()  # an empty tag is not accepted
+    window.type(window.dialog.entries[0], "mystyle")
+    window.press("ok")
+    assert [(home / f"{n}_prompt.txt").read_text() for n in "ab"] == ["mystyle, pop, a", "mystyle, pop, b"]
+    assert page.editors["prompt"].get() == "mystyle, pop, a"
+    app.ask_replace()
+    window.type(window.dialog.entries[0], "pop")
+    window.type(window.dialog.entries[1], "rock")
+    window.press("ok")
+    app.ask_remove_tag()
+    window.type(window.dialog.entries[0], "mystyle")
+    window.press("ok")
+    assert [(home / f"{n}_prompt.txt").read_text() for n in "ab"] == ["rock, a", "rock, b"]
+    app.ask_instrumental()
+    window.press("all")
+    assert [(home / f"{n}_lyrics.txt").read_text() for n in "ab"] == ["[instrumental]"] * 2
+    assert len(ace_gui.bin_entries(home)) == 4
+
+
+def test_enter_in_the_instrumental_dialog_keeps_the_lyrics_that_are_there(make_window):
+    window = make_window()
+    home = project_with_songs(window.program, "prompts")
+    (home / "a_lyrics.txt").write_text("[verse]\nsung", encoding="utf-8")
+    window.app.open_project(home)
+    window.app.ask_instrumental()
+    window.until(lambda: window.dialog.window.winfo_viewable())
+    window.key("Return")
+    assert [(home / f"{name}_lyrics.txt").read_text() for name in "ab"] == ["[verse]\nsung", "[instrumental]"]
+
+
+def test_a_text_that_cannot_be_written_is_not_lost(make_window):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program)
+    (home / "a_lyrics.txt").mkdir()  # stands for a full disk or a read-only folder, also for root
+    app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["lyrics"].text, "precious")
+    window.click(page.tools[1])  # next song
+    assert page.open_song.stem == "a" and page.editors["lyrics"].get() == "precious"
+    assert page.list.selection() == ("a.wav",) and "Cannot save a_lyrics.txt" in window.banner()
+    app.change_look(language="zh")
+    app.open_project(None)
+    assert app.project.home == home and page.editors["lyrics"].get() == "precious"
+    app.close()
+    window.press("cancel")
+    assert not app._destroyed and page.editors["lyrics"].get() == "precious"
+    (home / "a_lyrics.txt").rmdir()
+    window.click(page.tools[1])
+    assert page.open_song.stem == "b" and (home / "a_lyrics.txt").read_text() == "precious"
+
+
+def test_a_window_can_be_closed_with_a_text_that_cannot_be_written(make_window):
+    window = make_window()
+    home = project_with_songs(window.program)
+    (home / "a_lyrics.txt").mkdir()
+    window.app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["lyrics"].text, "x")
+    window.app.close()
+    window.dialog.press("discard")
+    assert window.app._destroyed
+
+
+def test_what_was_typed_for_a_song_that_vanished_is_kept(make_window):
+    window = make_window()
+    app = window.app
+    home = project_with_songs(window.program, "prep")
+    app.open_project(home)
+    page = window.show("prompts")
+    window.type(page.editors["prompt"].text, "hello")
+    (home / "a.wav").unlink()
+    window.until(lambda: len(app.songs) == 1)
+    assert page.open_song.stem == "b" and (home / "a_prompt.txt").read_text() == "hello"
