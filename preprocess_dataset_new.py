@@ -694,7 +694,7 @@ class Inputs:
     def __init__(self, device: torch.device):
         import torch
 
-        from ace_lora.training.memory_plan import free_main_memory
+        from ace_lora.device import free_main_memory
 
         self.device = device
         on_card = device.type == "cuda"

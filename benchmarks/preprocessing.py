@@ -436,7 +436,7 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
 def peak_gb(device: Any) -> float:
     import torch
 
-    from ace_lora.training.memory_plan import peak_process_bytes
+    from ace_lora.device import peak_process_bytes
 
     if device.torch_device.type == "cuda":
         return torch.cuda.max_memory_allocated(device.torch_device) / 1e9

@@ -189,8 +189,9 @@ class Run:
         """Set which blocks are computed again in the backward pass, and say so."""
         import torch
 
+        from ace_lora.device import free_device_bytes
         from ace_lora.model.recompute import block_memory, set_checkpointing
-        from ace_lora.training.memory_plan import Recomputation, choose_recomputation, free_device_bytes
+        from ace_lora.training.memory_plan import Recomputation, choose_recomputation
 
         args, songs = self.args, [self.prepared.songs[place] for place in self.prepared.training_places]
         layers = len(self.model.transformer_blocks)
@@ -265,9 +266,8 @@ class Run:
         """Lyric states [Ll,D] by song, and the lyric branch off the card; None where every step needs it."""
         import torch
 
-        from ace_lora.device import free_device_memory
+        from ace_lora.device import free_device_memory, free_main_memory
         from ace_lora.records.record import read_record
-        from ace_lora.training.memory_plan import free_main_memory
 
         if any(key.startswith(("lyric_encoder.", "lyric_proj.")) for key in self.adapter):
             return None
@@ -291,8 +291,8 @@ class Run:
 
     def record_cache(self) -> Any:
         """Room for the records in the main memory that is free now."""
+        from ace_lora.device import free_main_memory
         from ace_lora.records.cache import RecordCache
-        from ace_lora.training.memory_plan import free_main_memory
 
         records = sum(song.path.stat().st_size for song in self.prepared.songs)
         room = int((free_main_memory() or 0) * RECORD_CACHE_SHARE / self.args.devices)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ace_lora.audio.decode import SAMPLE_RATE, AudioError, resample
 from ace_lora.base_weights.loading import read_safetensors_strict
 from ace_lora.base_weights.model_config import read_model_config
-from ace_lora.host_copy import HostCopy
+from ace_lora.device import HostCopy
 from ace_lora.v1.mel import HOP, MEL_RATE, denormalise, log_mel, normalise
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

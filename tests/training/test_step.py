@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ace_lora.host_copy import HostCopy
+from ace_lora.device import HostCopy
 from ace_lora.lora import file as adapter
 from ace_lora.model.recompute import set_checkpointing
 from ace_lora.training.batches import Batch, Draw, Plan, Prefetcher
