@@ -116,7 +116,7 @@ def build_optimizer(
     raise WrongInput(f"No optimizer '{name}'. Expected one of: {', '.join(OPTIMIZERS)}.")
 
 
-def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+def skips_on_card(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer skips a step by the tensor `found_inf`, without the host looking at it."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
