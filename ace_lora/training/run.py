@@ -116,6 +116,7 @@ def run_steps(
             reports.restart_clock()
         if stopping:
             return state.step < max_steps
+    report(wait=True)
     return False
 
 

@@ -51,17 +51,17 @@ class Kept:
         self.looks.append(self.look())
 
 
-def run_loop(model, tensors, optimizer, feed, steps, reports, *, average=None, after_step=lambda: None, **flags):
+def run_loop(model, tensors, made_optimizer, feed, steps, reports, /, *, average=None, each_step=bool, **flags):
     """The trainer's own loop on a feed of the goldens; the state after it, also where it raised."""
     args = trainer_new.parse_args(["--dataset_path", "", "--warmup_steps", "0", "--gradient_clip_val", "0"])
     vars(args).update({"save_every_n_train_steps": 10**9, "max_steps": steps, **flags})
-    state = TrainingState(tensors, tensors, optimizer, average=average)
+    state = TrainingState(tensors, tensors, made_optimizer, average=average)
     fabric = make_fabric(args, torch.device("cpu"))
     fabric.launch()
     module = fabric.setup_module(TrainedStep(model, build_schedule(3.0), tensors, ssl_coeff=args.ssl_coeff))
 
     def stop():
-        after_step()
+        each_step()
         return False
 
     try:
@@ -206,11 +206,11 @@ def test_numbers_are_not_waited_for_until_many_are_out(monkeypatch):
         *(model, tensors, optimizer, OneSong(case, steps), 100, reports),
         learning_rate=1e-3,
         ssl_coeff=0.0,
-        after_step=lambda: seen.append((len(seen) + 1, len(reports.found))),
+        each_step=lambda: seen.append((len(seen) + 1, len(reports.found))),
     )
-    assert [report.step for report in reports.found] == [1, 2, 3]
     assert seen[:MOST_STEPS_UNSEEN] == [(step, 0) for step in range(1, MOST_STEPS_UNSEEN + 1)]
     assert [reported for _, reported in seen[MOST_STEPS_UNSEEN:]] == [1, 2, 3]
+    assert [report.step for report in reports.found] == list(range(1, MOST_STEPS_UNSEEN + 4))
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
