@@ -12,21 +12,26 @@ Standard library only; `pypinyin` is used for readable file names when it is ins
 What is true stands on disk: the songs and their texts in the project's folder (`Taudio/<name>`), `<name>_filenames`,
 `<name>_prep`, `checkpoints`, and the settings in `<folder>/.ace_gui.json`. Widgets only show it.
 
-Sections (each uses only those above it; 1 to 9 need no display)
+Sections (each uses only those above it, and the texts at the end; 1 to 12 need no display)
     1  Constants               timings, limits and names, with their reasons
-    2  Texts                   every sentence that a user sees, in Chinese and English
-    3  Files and names         atomic writing, reading people's text files, readable ASCII names
-    4  Settings and project    what is remembered, and where
-    5  Songs                   the library on disk: scanning, importing, the bin for removed things
-    6  Steps                   the table of the seven steps, the scripts' flags, command lines, what is done
-    7  Environment             which Python runs the scripts, what it can do, disk and base weights
-    8  Log text                bytes to lines, progress, known errors, the trainer's figures
-    9  Running                 one child process at a time, TensorBoard
-    10 Look                    colours, fonts, icons
-    11 Widgets                 log pane, forms, chart, song table, text editors, dialogs
-    12 Pages                   one per step, and the environment page
-    13 Window                  owns everything, reacts to events
-    14 Start                   command line
+    2  Files and names         atomic writing, reading people's text files, readable ASCII names, sentences
+    3  Settings and project    what is remembered, and where
+    4  Songs                   the library on disk: scanning, importing, the bin for removed things
+    5  Steps                   the tables of the seven steps and their settings, flags, command lines, what is done
+    6  Environment             which Python runs the scripts, what it can do, disk and base weights
+    7  Log text                bytes to lines, progress, known errors, the trainer's figures
+    8  Running                 one child process at a time, TensorBoard
+    9  Session                 the open project, its settings and songs, what goes on; what is said and what is asked
+    10 Importing               copying songs into the project, and looking into them
+    11 Step runs               starting the steps' scripts, one after the other, and following them to their end
+    12 Other programs          what the scripts' Python has, installations, TensorBoard, ComfyUI
+    13 Look                    colours, fonts, icons
+    14 Widgets                 log pane, forms, chart, tables, text editors, dialogs
+    15 Pages                   one per step, and the environment page
+    16 Questions               every dialog, choosers of files and folders
+    17 Window                  menus, header, pages, painting
+    18 Start                   wiring, heartbeat, closing; command line
+    19 Texts                   every other sentence that a user sees, in Chinese and English
 """
 
 # The texts stand one to a line, so that both languages can be compared; some are long.
@@ -80,7 +85,7 @@ try:
 except ImportError:
     tk = None
 
-# --- 1. Constants ---------------------------------------------------------------------------------------------------
+# --- 1. Constants -----------------------------------------------------------------------------------------------------
 
 VERSION = "1.0"
 PROGRAM_NAME = "ACE-Step LoRA"
@@ -119,720 +124,23 @@ MAX_CURVE_POINTS = 200_000
 MIRRORS = ("https://huggingface.co", "https://hf-mirror.com")
 FROZEN = bool(getattr(sys, "frozen", False))
 WINDOWS = os.name == "nt"
-
-# --- 2. Texts -------------------------------------------------------------------------------------------------------
-
 LANGUAGES = {"zh": "中文", "en": "English"}
 
-# key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
-TEXTS: dict[str, tuple[str, str]] = {
-    # Steps
-    "rail.songs": ("准备音频", "Songs"),
-    "rail.prompts": ("提示词", "Prompts"),
-    "rail.lyrics": ("歌词", "Lyrics"),
-    "rail.dataset": ("数据集", "Dataset"),
-    "rail.prep": ("音频预处理", "Preprocessing"),
-    "rail.train": ("训练", "Training"),
-    "rail.strength": ("LoRA 强度", "LoRA strength"),
-    "title.songs": ("准备音频", "Songs"),
-    "title.prompts": ("生成提示词", "Prompts"),
-    "title.lyrics": ("生成歌词", "Lyrics"),
-    "title.dataset": ("创建数据集", "Dataset"),
-    "title.prep": ("音频预处理", "Preprocessing"),
-    "title.train": ("训练", "Training"),
-    "title.strength": ("LoRA 权重优化", "LoRA strength"),
-    "title.environment": ("环境检查", "Environment"),
-    "about.songs": (
-        "添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。",
-        "Add the songs to learn from. They are copied under readable file names; your originals stay untouched.",
-    ),
-    "about.prompts": (
-        "为每首歌写出风格标签（流派、乐器、情绪、人声），生成后可以逐首修改。",
-        "Describe every song by tags (genre, instruments, mood, voice). Look through them and correct them afterwards.",
-    ),
-    "about.lyrics": (
-        "取得每首歌的歌词；没有人声的音乐标记为 [instrumental]。生成后请对照修改。",
-        "Get the words of every song; music without voice becomes [instrumental]. Check them afterwards.",
-    ),
-    "about.dataset": (
-        "把歌曲、提示词和歌词登记成一份清单，只需几秒钟。",
-        "List the songs with their prompts and lyrics in a dataset. Takes seconds.",
-    ),
-    "about.prep": (
-        "把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。",
-        "Turn every song into what the model learns from. Stop at any time; the next start goes on from there.",
-    ),
-    "about.train": (
-        "训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。",
-        "Train the LoRA. The defaults are right for a first try; stopping saves what was learned.",
-    ),
-    "about.strength": (
-        "把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。",
-        "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained.",
-    ),
-    "about.environment": (
-        "运行各步骤需要的东西是否齐全，缺什么、怎么补。",
-        "Whether everything that the steps need is there, and how to mend what is not.",
-    ),
-    "start.prompts": ("生成提示词", "Generate prompts"),
-    "start.lyrics": ("生成歌词", "Generate lyrics"),
-    "start.dataset": ("创建数据集", "Create dataset"),
-    "start.prep": ("开始预处理", "Preprocess"),
-    "start.train": ("开始训练", "Start training"),
-    "start.strength": ("生成成品 LoRA", "Write the LoRA"),
-    "result.dataset": (
-        "结果是歌曲文件夹旁边的 …_filenames 文件夹，不含音频本身。",
-        "The result is the folder …_filenames beside the song folder; it does not hold the audio itself.",
-    ),
-    "result.prep": (
-        "结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
-        "The result is the folder …_prep beside the song folder, one file per song, about 0.2 MB per second of audio. "
-        "The first run downloads the base model.",
-    ),
-    "result.strength": (
-        "把成品文件放进 ComfyUI 的 models/loras，用 LoraLoaderModelOnly 节点加载，强度填 1。",
-        "Put the finished file into ComfyUI's models/loras and load it with the node LoraLoaderModelOnly, strength 1.",
-    ),
-    "status.done": ("已完成", "done"),
-    "status.ready": ("待进行", "to do"),
-    "status.locked": ("未解锁", "locked"),
-    "status.stale": ("需要更新", "out of date"),
-    "status.running": ("运行中", "running"),
-    "status.failed": ("失败", "failed"),
-    "state.running": ("正在运行，进度见下方。", "Running; see the progress below."),
-    "state.stopping": ("正在停止…", "Stopping…"),
-    "state.stale": ("需要更新：{reason}", "Out of date: {reason}"),
-    "state.failed": ("上次运行失败。{reason}", "The last run failed. {reason}"),
-    "locked": ("请先完成第 {number} 步：{why}", "Finish step {number} first: {why}"),
-    "songs.none": ("还没有歌曲。", "There are no songs yet."),
-    "songs.done": ("共有 {count} 首歌。", "Songs in the library: {count}."),
-    "texts.unusable": (
-        "有 {count} 首歌无法读取或没有声音，得不到文本：{songs}。请在“准备音频”页移除或换掉。",
-        "Songs that are unreadable or silent get no text: {count} ({songs}). Remove or replace them on the page “Songs”.",
-    ),
-    "prompt.missing": ("还有 {count} 首歌没有提示词：{songs}", "Songs without a prompt: {count} ({songs})"),
-    "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
-    "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
-    "lyrics.done": ("{count} 首歌都有歌词。", "All songs have lyrics ({count})."),
-    "dataset.missing": ("数据集 {folder} 还没有创建。", "The dataset {folder} has not been made yet."),
-    "dataset.done": ("数据集 {folder} 已创建。", "The dataset {folder} is there."),
-    "prep.none": ("{count} 首歌还没有预处理。", "No song has been preprocessed yet ({count} to do)."),
-    "prep.missing": (
-        "还有 {count} 首歌没有预处理好：{songs}。若一直失败，请看日志，换掉或移除这些歌。",
-        "Not preprocessed: {count} ({songs}). If that keeps failing, see the log, and replace or remove these songs.",
-    ),
-    "prep.done": ("{count} 首歌都已预处理，共 {size}。", "All songs are preprocessed ({count}, {size})."),
-    "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
-    "train.foreign": (
-        "checkpoints 里是另一个项目“{owner}”的 LoRA。",
-        "The checkpoints folder holds the LoRAs of another project, “{owner}”.",
-    ),
-    "train.elsewhere": (
-        "另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。",
-        "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window.",
-    ),
-    "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
-    "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
-    "strength.done": ("成品：{file}", "Finished: {file}"),
-    "stale.audio": ("歌曲 {song} 的音频换过了。", "The audio of {song} was replaced."),
-    "stale.prompt": ("歌曲 {song} 的提示词改过了。", "The prompt of {song} was changed."),
-    "stale.lyrics": ("歌曲 {song} 的歌词改过了。", "The lyrics of {song} were changed."),
-    "stale.timed": ("歌曲 {song} 的歌词时间改过了。", "The timed lyrics of {song} were changed."),
-    "stale.added": ("新加了歌曲 {song}。", "The song {song} was added."),
-    "stale.removed": ("歌曲 {song} 已不在曲库中。", "The song {song} is not in the library any more."),
-    "stale.record": ("歌曲 {song} 在预处理之后改过。", "{song} was changed after it had been preprocessed."),
-    "stale.records": ("预处理数据比训练更新。", "The preprocessed songs are newer than the training."),
-    "stale.orphans": (
-        "_prep 里还有曲库中没有的歌：{songs}。重新运行这一步会把它们移走（可恢复）。",
-        "_prep still holds songs that are not in the library: {songs}. Running this step moves them away (restorable).",
-    ),
-    "stale.before": ("第 {number} 步需要更新。", "Step {number} is out of date."),
-    "stale.lora": ("有了更新的 LoRA：{lora}", "There is a newer LoRA: {lora}"),
-    # Songs
-    "songs.add_files": ("添加歌曲…", "Add songs…"),
-    "songs.add_folder": ("添加文件夹…", "Add folder…"),
-    "songs.play": ("播放", "Play"),
-    "songs.rename": ("改名…", "Rename…"),
-    "songs.remove": ("移除", "Remove"),
-    "songs.total": ("{count} 首，总长 {length}", "{count} songs, {length} in all"),
-    "songs.empty": (
-        "点右上角“添加歌曲…”选择音频文件，可以一次选很多首。\n支持 aac、flac、m4a、mp3、ogg、opus、wav。",
-        "Press “Add songs…” above and choose audio files, as many as you like.\naac, flac, m4a, mp3, ogg, opus and wav.",
-    ),
-    "column.title": ("歌名", "Title"),
-    "column.file": ("文件", "File"),
-    "column.length": ("时长", "Length"),
-    "column.prompt": ("提示词", "Prompt"),
-    "column.lyrics": ("歌词", "Lyrics"),
-    "column.record": ("预处理", "Record"),
-    "mark.ok": ("✓", "✓"),
-    "mark.missing": ("—", "—"),
-    "mark.empty": ("空", "empty"),
-    "mark.old": ("已过时", "old"),
-    "mark.instrumental": ("纯音乐", "instr."),
-    "short.unreadable": ("无法读取", "unreadable"),
-    "short.silent": ("无声", "silent"),
-    "short.long": ("过长", "too long"),
-    "short.empty": ("空文件", "empty"),
-    "problem.unreadable": ("无法读取，文件可能已损坏。请换一个文件。", "cannot be read, perhaps damaged. Replace the file."),
-    "problem.silent": ("几乎全程无声，会被跳过。请换一个文件。", "is silent and would be skipped. Replace the file."),
-    "problem.long": ("超过 6 分钟，只会用前 6 分钟。", "is longer than six minutes; only the first six are used."),
-    "problem.empty": ("是空文件。请移除。", "is an empty file. Remove it."),
-    "problems.found": ("有 {count} 首歌需要注意：", "Songs that need attention: {count}"),
-    "problems.item": ("· {name}：{what}", "· {name}: {what}"),
-    "problems.more": ("……另有 {count} 首，在表中标有 ⚠。", "… and {count} more, marked ⚠ in the table."),
-    "project.name": ("名称", "Name"),
-    "project.folder": ("文件夹", "Folder"),
-    "project.elsewhere": (
-        "“{name}”已在另一个窗口中打开。请到那个窗口里操作，或关闭它以后再试。",
-        "“{name}” is open in another window. Work there, or close that window and try again.",
-    ),
-    "project.retry": ("再试一次", "Try again"),
-    "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
-    "import.done": ("已添加 {count} 首歌。", "Songs added: {count}."),
-    "import.more": ("……另有 {count} 条，见日志。", "… and {count} more, see the log."),
-    "import.nothing": ("没有找到音频文件。支持的格式：{kinds}", "No audio files found. Looked for {kinds}"),
-    "import.missing": ("文件不存在。", "there is no such file."),
-    "import.not_audio": ("不是支持的音频格式，未添加。", "is not an audio file of a known kind; not added."),
-    "import.already_here": ("已经在曲库里。", "is in the library already."),
-    "import.empty": ("是空文件，未添加。", "is an empty file; not added."),
-    "import.unreadable": ("不是有效的 wav 文件，未添加。", "is no valid wav file; not added."),
-    "import.duplicate": ("与 {detail} 内容相同，未添加。", "has the same content as {detail}; not added."),
-    "import.duplicate_used": (
-        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词已补给那首歌。",
-        "has the same content as {detail}; not added, but that song got the texts beside it.",
-    ),
-    "import.duplicate_kept": (
-        "与 {detail} 内容相同，未添加；它旁边的提示词或歌词与曲库中的不同，曲库中的保持不变。",
-        "has the same content as {detail}; not added. The texts beside it differ from that song's, which stay.",
-    ),
-    "import.failed": ("复制失败：{detail}", "could not be copied: {detail}"),
-    "import.cancelled": ("未复制。", "was not copied."),
-    "home.title": ("新项目", "New project"),
-    "home.message": (
-        "歌曲会复制到这里。名称由第一首歌得来，都可以改；以后在“准备音频”页也能改。",
-        "The songs are copied to this place. The name comes from the first song; both can be changed, here or later on the "
-        "page “Songs”.",
-    ),
-    "home.parent": ("放在文件夹", "In folder"),
-    "occupied.title": ("文件夹里已有音频", "This folder holds audio already"),
-    "occupied.message": (
-        "“{folder}”里已经有 {count} 首歌。怎么办？\n\n清空：旧歌曲移到带日期的回收文件夹，可从“项目”菜单恢复。",
-        "“{folder}” already holds {count} songs. What shall be done?\n\nClearing moves the old songs to a dated folder, from "
-        "which the menu “Project” can restore them.",
-    ),
-    "occupied.other": ("换一个文件夹…", "Another folder…"),
-    "occupied.clear": ("清空后使用", "Clear this one"),
-    "occupied.add": ("添加到其中", "Add to it"),
-    "rename.message": ("文件名会随歌名一起更改（中文转成拼音）。", "The file name follows the title."),
-    "remove.message": (
-        "把 {count} 首歌连同提示词和歌词移出曲库？可从“项目”菜单恢复。",
-        "Remove {count} songs with their prompts and lyrics from the library? The menu “Project” can restore them.",
-    ),
-    "removed": ("已移除 {count} 首歌，可从“项目”菜单恢复。", "Songs removed: {count}. The menu “Project” can restore them."),
-    "restored": ("已恢复 {count} 个文件；{replaced} 个同名文件移到了回收文件夹。", "Files restored: {count}; put into the bin in exchange: {replaced}."),
-    "move.title": ("更改项目文件夹", "Another name or folder"),
-    "move.message": (
-        "从 {old}\n改为 {new}\n\n要把歌曲和预处理数据移过去，还是只打开新文件夹？",
-        "From {old}\nto {new}\n\nMove the songs and preprocessed data there, or just open that folder?",
-    ),
-    "move.move": ("移过去", "Move them"),
-    "move.open": ("只打开新文件夹", "Just open it"),
-    "move.done": ("项目现在位于 {new}。", "The project is now in {new}."),
-    "move.exists": ("{path} 已存在且不为空，请换一个名称。", "{path} exists and is not empty. Choose another name."),
-    "bin.remove": ("移除的歌曲", "removed songs"),
-    "bin.clear": ("清空前的曲库", "library before clearing"),
-    "bin.move": ("改名前的数据集", "dataset before moving"),
-    "bin.rename": ("改名时被替换", "replaced by a rename"),
-    "bin.restore": ("恢复时被替换", "replaced by a restoring"),
-    "bin.orphans": ("多余的预处理数据", "records without a song"),
-    "bin.overwritten": ("被覆盖的文本", "overwritten texts"),
-    "bin.add_tag": ("加标签前的提示词", "prompts before a tag was added"),
-    "bin.remove_tag": ("删标签前的提示词", "prompts before a tag was removed"),
-    "bin.replace": ("替换前的文本", "texts before replacing"),
-    "bin.instrumental": ("改为纯音乐前的歌词", "lyrics before [instrumental]"),
-    "bin.": ("旧文件", "old files"),
-    # Texts
-    "texts.previous": ("◀ 上一首", "◀ Previous"),
-    "texts.next": ("下一首 ▶", "Next ▶"),
-    "texts.save": ("保存", "Save"),
-    "texts.play": ("播放", "Play"),
-    "texts.instrumental": ("标为纯音乐", "Instrumental"),
-    "texts.again": ("重新生成这首", "Only this song"),
-    "texts.all": ("全部歌曲", "All songs"),
-    "texts.add_tag": ("加标签（触发词）…", "Add a tag (trigger word)…"),
-    "texts.remove_tag": ("删除标签…", "Remove a tag…"),
-    "texts.replace": ("查找替换…", "Find and replace…"),
-    "texts.instrumental_all": ("标为纯音乐…", "Mark as instrumental…"),
-    "texts.prompt": ("提示词（用逗号分隔）", "Prompt (tags separated by commas)"),
-    "texts.lyrics": ("歌词", "Lyrics"),
-    "texts.saved": ("已保存", "saved"),
-    "texts.unsaved": ("未保存", "not saved yet"),
-    "tag": ("标签", "Tag"),
-    "add_tag.message": ("加在全部 {count} 首歌的提示词最前面；已有的不重复添加。", "Put in front of the prompts of all {count} songs, unless it is there already."),
-    "remove_tag.message": ("从全部 {count} 首歌的提示词中删除。", "Taken out of the prompts of all {count} songs."),
-    "replace.message": ("在全部 {count} 首歌的提示词和歌词中替换。", "In the prompts and lyrics of all {count} songs."),
-    "replace.find": ("查找", "Find"),
-    "replace.by": ("替换为", "Replace by"),
-    "instrumental.message": ("把歌词改为 [instrumental]（共 {count} 首歌）。原歌词可以恢复。", "Set the lyrics to [instrumental] ({count} songs in the library). Old lyrics can be restored."),
-    "instrumental.all": ("全部歌曲", "All songs"),
-    "instrumental.missing": ("只改没有歌词的", "Only those without lyrics"),
-    "changed.texts": ("改动了 {count} 个文件；旧内容可从“项目”菜单恢复。", "Files changed: {count}. The menu “Project” can restore the old texts."),
-    "save.failed": ("无法保存 {file}：{error}。请检查磁盘空间和权限。", "Cannot save {file}: {error}. Check disk space and permissions."),
-    # Fields
-    "field.on": ("开启", "on"),
-    "field.default": ("默认：{value}", "default: {value}"),
-    "field.nothing": ("（空）", "(empty)"),
-    "field.backend": ("识别方式", "Backend"),
-    "help.backend": (
-        "auto 自动选择：有 NVIDIA 显卡用模型（qwen），否则只做信号分析。",
-        "auto: the model (qwen) with an NVIDIA card, else measured from the signal only.",
-    ),
-    "field.model": ("模型", "Model"),
-    "help.model": ("Qwen2.5-Omni 系列，首次使用会下载；3B 更省显存。", "Of the Qwen2.5-Omni family; downloaded at first use. 3B needs less memory."),
-    "field.quantization": ("量化", "Quantization"),
-    "help.quantization": ("nf4 约需 8 GB 显存，none 约需 18 GB。", "nf4 takes about 8 GB of VRAM, none about 18."),
-    "field.bpm": ("加入速度", "Add tempo"),
-    "help.bpm": ("把测得的速度（如 120 bpm）加进标签。", "Add the measured tempo, such as 120 bpm, as a tag."),
-    "field.overwrite": ("覆盖已有", "Overwrite"),
-    "help.overwrite": ("重新生成已有的文本，旧的会留备份。", "Write existing texts again; the old ones are kept as backups."),
-    "field.structure": ("段落标记", "Structure"),
-    "help.structure": ("没有段落标记时，把重复的部分标为 [chorus]，其余标为 [verse]。", "Mark repeated lines as [chorus] and others as [verse] when there are no marks."),
-    "field.lyric_sources": ("歌词来源", "Lyric sources"),
-    "help.lyric_sources": ("按顺序：歌曲旁的 .lrc/.txt，文件内嵌的歌词，模型听写。", "In this order: .lrc or .txt beside the song, lyrics inside the file, the model."),
-    "field.language": ("歌词语言", "Lyric language"),
-    "help.language": ("如 zh、en；留空由模型判断。", "Such as zh or en; empty: the model finds out."),
-    "field.host": ("服务器地址", "Server"),
-    "help.host": ("llama.cpp 服务器的地址。", "Where llama-server listens."),
-    "field.port": ("端口", "Port"),
-    "help.port": ("llama.cpp 服务器的端口。", "Its port."),
-    "field.timeout": ("超时（秒）", "Time-out (s)"),
-    "help.timeout": ("等待 llama.cpp 服务器回答一首歌的时间。", "How long one answer of llama-server may take."),
-    "field.device": ("设备", "Device"),
-    "help.device": ("auto、cuda、mps 或 cpu。", "auto, cuda, mps or cpu."),
-    "field.default_tag": ("默认标签", "Default tags"),
-    "help.default_tag": ("没有提示词的歌用它，多个标签用逗号分隔；可留空。", "For songs without a prompt; tags separated by commas. May stay empty."),
-    "field.ssl": ("SSL 特征", "SSL features"),
-    "help.ssl": (
-        "stored 存盘；at_training 训练时再算，省磁盘；none 不用，最小也最快。",
-        "stored: kept on disk; at_training: computed when training starts, saves disk; none: left out, smallest and fastest.",
-    ),
-    "field.lyric_language": ("歌词语言", "Lyric language"),
-    "help.lyric_language": ("如 zh、en；留空自动判断。", "Such as zh or en; empty: told from each text."),
-    "field.shard": ("分片", "Shard"),
-    "help.shard": ("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything."),
-    "field.batch_size": ("批大小", "Batch size"),
-    "help.batch_size": ("每步同时学习几首歌。显存不足时保持 1。", "Songs per step. Keep 1 unless there is memory to spare."),
-    "field.num_workers": ("数据线程数", "Loader threads"),
-    "help.num_workers": ("DataLoader 使用的线程数，0 表示不另开，通常够用。", "More threads that read data ahead; 0 is enough for most."),
-    "field.tag_dropout": ("标签丢弃率", "Tag dropout"),
-    "help.tag_dropout": ("每个标签在一步中被略去的概率，让 LoRA 不依赖单个标签。", "Chance that a tag is left out of a step, so that no tag becomes indispensable."),
-    "field.learning_rate": ("学习率", "Learning rate"),
-    "help.learning_rate": ("AdamW 用 1e-4 左右，Prodigy 用 1。太大学坏，太小学不动。", "About 1e-4 for AdamW, 1 for Prodigy. Too high ruins, too low learns nothing."),
-    "field.max_steps": ("最大步数", "Steps"),
-    "help.max_steps": ("总共训练多少步。十来首歌 2000 步是个好起点。", "Length of the training. 2000 is a good start for some ten songs."),
-    "field.precision": ("精度", "Precision"),
-    "help.precision": ("30 系及以上用 bf16-mixed；更老的显卡用 16-mixed。", "bf16-mixed for RTX 30 and newer, 16-mixed for older cards."),
-    "field.save_every_n_train_steps": ("保存间隔", "Save every"),
-    "help.save_every_n_train_steps": ("每多少步保存一次 LoRA。", "Steps between two saved LoRAs."),
-    "field.lora_config_path": ("LoRA 配置", "LoRA configuration"),
-    "help.lora_config_path": ("训练哪些层，见 config 文件夹。默认只训练 transformer。", "Which layers are trained, from the folder config. Default: the transformer only."),
-    "field.last_lora_path": ("起始 LoRA", "Start from LoRA"),
-    "help.last_lora_path": ("从已有的 LoRA 文件开始训练；留空从零开始。", "A LoRA file to start from; empty: from nothing."),
-    "field.optimizer": ("优化器", "Optimizer"),
-    "help.optimizer": ("adamw 稳妥；prodigy 自动找学习率（学习率填 1）。", "adamw is the safe choice; prodigy finds its rate itself (set learning rate 1)."),
-    "field.beta1": ("beta1", "beta1"),
-    "help.beta1": ("一阶动量系数。", "Decay of the first moment."),
-    "field.beta2": ("beta2", "beta2"),
-    "help.beta2": ("二阶动量系数；1 − beta2 应大于 1 / 最大步数。", "Decay of the second moment; 1 − beta2 should exceed 1 / steps."),
-    "field.weight_decay": ("权重衰减", "Weight decay"),
-    "help.weight_decay": ("防止权重过大，0 关闭。", "Keeps weights small; 0 turns it off."),
-    "field.warmup_steps": ("预热步数", "Warm-up steps"),
-    "help.warmup_steps": ("学习率从 0 升到设定值的步数。", "Steps over which the learning rate rises."),
-    "field.accumulate_grad_batches": ("梯度累积", "Accumulate"),
-    "help.accumulate_grad_batches": ("累积几批再更新一次，相当于更大的批，不多占显存。", "Batches per update: like a larger batch without more memory."),
-    "field.gradient_clip_val": ("梯度裁剪", "Gradient clipping"),
-    "help.gradient_clip_val": ("限制一步的最大改动，0 关闭。", "Limits one step's change; 0 turns it off."),
-    "field.gradient_clip_algorithm": ("裁剪方式", "Clipping by"),
-    "help.gradient_clip_algorithm": ("norm 按总长，value 按每个值。", "norm: of the whole gradient; value: each number."),
-    "field.ssl_coeff": ("SSL 损失系数", "SSL loss"),
-    "help.ssl_coeff": ("辅助损失的权重，0 关闭并省时省显存。", "Weight of the auxiliary loss; 0 turns it off and saves time and memory."),
-    "field.speaker_dropout": ("说话人丢弃率", "Speaker dropout"),
-    "help.speaker_dropout": ("略去说话人信息的概率。", "Chance that the speaker vector is left out."),
-    "field.lyrics_dropout": ("歌词丢弃率", "Lyrics dropout"),
-    "help.lyrics_dropout": ("略去歌词的概率。", "Chance that the lyrics are left out."),
-    "field.shift": ("时间步偏移", "Shift"),
-    "help.shift": ("噪声时间表的偏移，模型发布时为 3。", "Of the noise schedule; 3 as published."),
-    "field.epochs": ("最大轮数", "Epochs"),
-    "help.epochs": ("整个曲库学习几遍后停止，-1 不限。", "Passes over the library before the end; -1: no limit."),
-    "field.save_last": ("保留个数", "Keep last"),
-    "help.save_last": ("只保留最近几个 LoRA，更早的自动删除；-1 全部保留。", "Number of saved LoRAs that stay; -1 keeps all."),
-    "field.seed": ("随机种子", "Seed"),
-    "help.seed": ("相同的种子得到相同的训练过程。", "The same seed gives the same training."),
-    "field.exp_name": ("实验名称", "Run name"),
-    "help.exp_name": ("日志文件夹的名字。", "Names the folder of the logs."),
-    "field.logger": ("日志方式", "Logger"),
-    "help.logger": ("tensorboard 可用左侧按钮查看。", "tensorboard: see the button on the left."),
-    "field.log_dir": ("日志文件夹", "Log folder"),
-    "help.log_dir": ("训练曲线存放处。", "Where the curves are written."),
-    "field.output_dir": ("输出文件夹", "Output folder"),
-    "help.output_dir": ("LoRA 存放处。", "Where the LoRAs are saved."),
-    "field.save_comfyui": ("同时存 ComfyUI 版", "Also for ComfyUI"),
-    "help.save_comfyui": ("每次保存时另存一份可直接用于 ComfyUI 的文件。", "Write a file for ComfyUI beside every saved LoRA."),
-    "field.max_seconds": ("最长秒数", "Longest crop (s)"),
-    "help.max_seconds": ("每步只取歌曲中随机的一段，省显存；0 用整首。", "Train on a random part of each song, saves memory; 0: whole songs."),
-    "field.base_precision": ("基础模型精度", "Base model"),
-    "help.base_precision": ("int8、nf4 大幅节省显存，略损精度。", "int8 and nf4 save much memory at a small cost in precision."),
-    "field.checkpointing": ("重计算", "Recomputation"),
-    "help.checkpointing": ("all 最省显存；none 最快；auto 看显存决定；也可填块数。", "all saves most memory, none is fastest, auto decides; or a number of blocks."),
-    "field.offload": ("放到内存的块数", "Blocks off the card"),
-    "help.offload": ("把若干层放在内存里轮流载入，显存仍不够时用，会变慢。", "Keep blocks in main memory; slower, for when nothing else fits."),
-    "field.val_every": ("验证间隔", "Validate every"),
-    "help.val_every": ("每多少步计算一次验证损失，0 关闭。", "Steps between two validation losses; 0: never."),
-    "field.ema_decay": ("滑动平均", "Moving average"),
-    "help.ema_decay": ("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter."),
-    "field.plan": ("自动方案", "Plan"),
-    "help.plan": ("auto 先试跑，再选显存放得下的设置。", "auto: try first, then take settings that fit the card."),
-    "field.val_songs": ("验证歌曲数", "Validation songs"),
-    "help.val_songs": ("留出几首不参与训练；-1 自动，0 用训练歌曲验证。", "Songs held out for it; -1: chosen by the library's size, 0: training songs are used."),
-    "field.text_encoder": ("文本编码器位置", "Text encoder"),
-    "help.text_encoder": ("auto、cpu 或 gpu；cpu 省显存。", "auto, cpu or gpu; cpu saves memory on the card."),
-    "field.memory_limit_gb": ("试跑显存上限", "Trial's memory limit"),
-    "help.memory_limit_gb": ("试跑最多用多少 GB，0 为整张卡。", "GB that the trial may use; 0: the whole card."),
-    "field.devices": ("显卡", "Devices"),
-    "help.devices": ("用几张卡，或哪几张。", "How many cards, or which."),
-    "field.num_nodes": ("机器数", "Machines"),
-    "help.num_nodes": ("多机训练的机器数。", "Machines that train together."),
-    "field.strategy": ("并行策略", "Strategy"),
-    "help.strategy": ("多卡时的方式，如 ddp。", "For several cards, such as ddp."),
-    "field.input_name": ("训练出的 LoRA", "Trained LoRA"),
-    "help.input_name": ("默认取最新的一个。", "The latest one unless chosen otherwise."),
-    "field.output_name": ("成品文件名", "Finished file"),
-    "help.output_name": ("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path."),
-    "hint.prodigy_rate": ("Prodigy 自己找学习率，学习率应填 1。", "Prodigy finds the rate itself: set the learning rate to 1."),
-    "hint.high_rate": ("学习率这么大，AdamW 很可能学坏。", "AdamW will probably diverge at such a learning rate."),
-    "hint.beta2": ("1 − beta2 小于 1 / 最大步数：二阶动量来不及稳定。", "1 − beta2 is below 1 / steps: the second moment cannot settle."),
-    "hint.save": ("保存间隔大于最大步数：只会在结束时保存一次。", "Saving less often than the training is long: only the end is saved."),
-    "wrong.int": ("“{value}”不是整数。", "“{value}” is no whole number."),
-    "wrong.float": ("“{value}”不是数字。", "“{value}” is no number."),
-    "wrong.range": ("“{value}”超出范围，应在 {low} 到 {high} 之间。", "“{value}” is outside {low} to {high}."),
-    "wrong.low": ("“{value}”太小，至少为 {low}。", "“{value}” is below {low}."),
-    "wrong.choice": ("“{value}”不可用，应为 {choices}。", "“{value}” is none of {choices}."),
-    "wrong.file": ("找不到文件“{value}”。", "There is no file “{value}”."),
-    "wrong.empty": ("不能为空。", "Must not be empty."),
-    "wrong.start": ("有 {count} 个设置不对，已标红。改好后再开始。", "Wrong settings, marked in red: {count}. Correct them, then start."),
-    "name.empty": ("名称不能为空。", "The name must not be empty."),
-    "name.long": ("名称太长，请不要超过 80 个字符。", "The name is too long; use 80 characters at most."),
-    "name.characters": ("名称不能含有 < > : \" / \\ | ? *，也不能以点或空格开头结尾。", "A name cannot hold < > : \" / \\ | ? *, nor begin or end with a dot or space."),
-    "name.suffix": ("以 _filenames 或 _prep 结尾的名称是给各步骤结果用的，请换一个。", "Names that end in _filenames or _prep belong to the steps' results; choose another."),
-    "name.reserved": ("这个名称被 Windows 保留，请换一个。", "Windows reserves this name; choose another."),
-    "preset.label": ("显存方案", "Preset"),
-    "preset.save": ("保存为…", "Save as…"),
-    "preset.delete": ("删除", "Delete"),
-    "preset.name": ("方案名称", "Name"),
-    "preset.message": ("把现在的训练参数存成方案，各个项目都能用。", "Keep the present training settings for every project."),
-    "preset.taken": ("这是内置方案的名字，请换一个。", "A built-in preset has this name; choose another."),
-    "preset.applied": ("已套用方案“{name}”。", "Preset “{name}” applied."),
-    "advanced.open": ("高级设置 ▾", "Advanced ▾"),
-    "advanced.close": ("收起高级设置 ▴", "Hide advanced ▴"),
-    # Running
-    "run.all": ("运行剩余步骤", "Run all remaining"),
-    "run.stop": ("停止", "Stop"),
-    "run.force": ("强制结束", "Force stop"),
-    "run.idle": ("空闲", "Ready"),
-    "run.running": ("正在运行：{title}", "Running: {title}"),
-    "run.importing": ("正在复制歌曲", "Copying songs"),
-    "run.orphan": ("上次的任务仍在运行", "An earlier run is still going"),
-    "run.stopping_short": ("正在停止：{title}", "Stopping: {title}"),
-    "run.stopping": ("已请求停止：正在完成当前一步并保存。再按一次强制结束。", "Asked to stop: it ends the present step and saves. Press again to end it at once."),
-    "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
-    "run.elapsed": ("已用 {time}", "elapsed {time}"),
-    "run.left": ("剩余 {time}", "left {time}"),
-    "run.loss": ("损失", "loss"),
-    "run.rate": ("{rate} 步/秒", "{rate} it/s"),
-    "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
-    "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
-    "run.stopped_training": (
-        "“{title}”已停止并保存（运行了 {spent}）。再次开始时，选“从最新的继续”就会接着训练。",
-        "{title}: stopped and saved after {spent}. To go on, start it again and choose “Go on from the last”.",
-    ),
-    "run.stopped_only": ("“{title}”已停止（运行了 {spent}）。", "{title}: stopped after {spent}."),
-    "run.songs_failed": (
-        "有 {count} 首歌没有成功：{songs}。原因见日志中的红色行。",
-        "Songs that did not succeed: {count} ({songs}). The red lines of the log say why.",
-    ),
-    "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
-    "run.not_started": ("未能启动", "not started"),
-    "run.nothing": ("所有步骤都已完成。", "All steps are done."),
-    "log.hint": ("各步骤的输出会显示在这里。", "What the steps print appears here."),
-    "log.skipped": ("……此处略去 {count} 行，全部内容在日志文件中。", "… {count} lines left out here; the log file has all of them."),
-    "log.file": ("完整日志：{file}", "Full log: {file}"),
-    "log.ended": ("{title} 结束，退出码 {code}，用时 {spent}", "{title} ended with exit status {code} after {spent}"),
-    "askstale.title": ("前面的步骤需要更新", "An earlier step is out of date"),
-    "askstale.message": ("第 {number} 步“{title}”：{reason}", "Step {number}, {title}. {reason}"),
-    "askstale.first": ("先更新再继续", "Do that first"),
-    "askstale.anyway": ("照样开始", "Start anyway"),
-    "checkpoints.title": ("checkpoints 里已有 LoRA", "The checkpoints folder holds LoRAs"),
-    "checkpoints.message": (
-        "“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
-        "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to "
-        "{moved}, nothing is deleted.",
-    ),
-    "checkpoints.move": ("移走，重新训练", "Move them, start anew"),
-    "checkpoints.resume": ("从最新的继续", "Go on from the last"),
-    "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
-    "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
-    "disk.title": ("磁盘空间可能不够", "The disk may be too small"),
-    "disk.anyway": ("照样开始", "Start anyway"),
-    "train.trial": ("试跑 20 步", "Trial run"),
-    "train.trial_tip": (
-        "用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。",
-        "Twenty steps on the longest song: reports memory, speed and hours for the whole run.",
-    ),
-    "trial.fits": (
-        "试跑完成：{seconds} 秒/步，整个训练（{steps} 步）约需 {hours}，内存或显存最多 {peak}（共 {memory}），检查点约占 {disk}。",
-        "Trial run: {seconds} s per step, about {hours} for all {steps} steps, {peak} of {memory} memory at the most, "
-        "{disk} for checkpoints.",
-    ),
-    "trial.unfit": ("试跑结果：显存放不下。关闭占用显卡的程序，或填“最长秒数”（如 120）。",
-                    "Trial run: it does not fit. Close programs that use the card, or set “Longest crop”, such as 120."),
-    "trial.savings": ("需要这些省显存设置：{flags}", "It needs these savings: {flags}"),
-    "trial.apply": ("采用这些设置", "Use these settings"),
-    "trial.applied": ("已采用试跑找到的设置：{flags}", "The settings found by the trial are set: {flags}"),
-    "chart.title": ("损失曲线", "Loss"),
-    "chart.empty": ("开始训练后，这里会画出损失曲线。", "The loss is drawn here while the training runs."),
-    "chart.raw": ("原始", "raw"),
-    "chart.smooth": ("平滑", "smooth"),
-    "chart.validation": ("验证", "validation"),
-    "chart.rate": ("学习率", "rate"),
-    "tensorboard": ("打开 TensorBoard", "TensorBoard"),
-    "tensorboard.starting": ("正在启动 TensorBoard…", "Starting TensorBoard…"),
-    "tensorboard.ready": ("TensorBoard 已在浏览器中打开：{url}", "TensorBoard is open in the browser: {url}"),
-    "tensorboard.missing": ("没有安装 TensorBoard。", "TensorBoard is not installed."),
-    "tensorboard.failed": ("TensorBoard 没有启动：{detail}", "TensorBoard did not start: {detail}"),
-    "reset": ("恢复默认设置", "Reset settings"),
-    "reset.message": (
-        "把本项目的所有步骤设置以及 Python、模型来源等设置恢复为默认值？歌曲、文本和训练结果都不受影响。",
-        "Set all settings of this project's steps, and those of Python and the model source, back to their defaults? Songs, texts "
-        "and results are not touched.",
-    ),
-    "reset.done": ("已恢复默认设置。", "All settings have their defaults again."),
-    "comfy.copy": ("复制到 ComfyUI", "Copy to ComfyUI"),
-    "comfy.choose": ("选择 ComfyUI 文件夹", "Choose the ComfyUI folder"),
-    "comfy.copied": ("已复制到 {file}", "Copied to {file}"),
-    "orphan.title": ("上次的任务仍在运行", "An earlier run is still going"),
-    "orphan.message": (
-        "上次窗口启动的 {script}（进程 {pid}）还在运行。结束它，还是让它继续？在它结束之前不能开始别的步骤。",
-        "{script} (process {pid}), started by an earlier window, is still running. End it, or let it go on? No other step can start "
-        "before it has ended.",
-    ),
-    "orphan.stop": ("结束它", "End it"),
-    "orphan.leave": ("让它继续", "Let it go on"),
-    "orphan.ended": ("上次的任务已结束。", "The earlier run has ended."),
-    "close.title": ("还在运行", "Something is running"),
-    "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
-    "close.stop": ("停止并退出", "Stop and close"),
-    "close.stay": ("继续运行", "Keep running"),
-    "close.title_unsaved": ("有文本没有保存", "A text is not saved"),
-    "close.unsaved": (
-        "正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。",
-        "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them.",
-    ),
-    "close.keep_text": ("返回编辑", "Back to the text"),
-    "close.discard": ("放弃并退出", "Close without saving"),
-    # Menus and buttons
-    "ok": ("确定", "OK"),
-    "cancel": ("取消", "Cancel"),
-    "apply": ("应用", "Apply"),
-    "browse": ("浏览…", "Browse…"),
-    "open.folder": ("打开歌曲文件夹", "Open song folder"),
-    "open.failed": ("无法打开 {path}：{error}。系统里没有能打开它的程序。", "Cannot open {path}: {error}. No program on this system opens it."),
-    "open.result": ("打开结果文件夹", "Open result folder"),
-    "choose.home": ("选择文件夹", "Choose a folder"),
-    "choose.project": ("选择项目的歌曲文件夹", "Choose a project's song folder"),
-    "choose.audio": ("音频", "Audio"),
-    "choose.all": ("所有文件", "All files"),
-    "menu.project": ("项目", "Project"),
-    "menu.songs": ("歌曲", "Songs"),
-    "menu.run": ("运行", "Run"),
-    "menu.view": ("查看", "View"),
-    "menu.help": ("帮助", "Help"),
-    "menu.new": ("新建项目", "New project"),
-    "menu.open": ("打开项目…", "Open project…"),
-    "menu.recent": ("最近的项目", "Recent projects"),
-    "menu.move": ("改名或移动…", "Rename or move…"),
-    "menu.logs": ("打开日志文件夹", "Open log folder"),
-    "menu.restore": ("恢复移除的文件", "Restore removed files"),
-    "menu.none": ("（无）", "(none)"),
-    "menu.quit": ("退出", "Quit"),
-    "menu.start": ("开始当前步骤", "Start this step"),
-    "menu.scale_auto": ("自动缩放", "Automatic size"),
-    "menu.keys": ("键盘操作", "Keyboard"),
-    "menu.about": ("关于", "About"),
-    "keys.message": (
-        "Alt+1 … Alt+7　各步骤\nF5　开始当前步骤　　Ctrl+F5　运行剩余步骤\nShift+F5　停止\nF6　在步骤、页面、日志之间切换\nF8　环境检查　　"
-        "F9　TensorBoard\nCtrl+O　添加歌曲　　Ctrl+Shift+O　添加文件夹\nCtrl+S　保存文本\nCtrl+PageUp / PageDown　上一首、下一首\n"
-        "F2　改名　　Delete　移除　　Enter　播放",
-        "Alt+1 … Alt+7   the steps\nF5   start this step     Ctrl+F5   run all remaining\nShift+F5   stop\nF6   steps, page, log\n"
-        "F8   environment     F9   TensorBoard\nCtrl+O   add songs     Ctrl+Shift+O   add folder\nCtrl+S   save texts\n"
-        "Ctrl+PageUp / PageDown   previous, next song\nF2   rename     Delete   remove     Enter   play",
-    ),
-    "about.message": (
-        "ACE-Step LoRA {version}\n\n从一个歌曲文件夹到 ComfyUI 里的 LoRA。Apache-2.0 许可。",
-        "ACE-Step LoRA {version}\n\nFrom a folder of songs to a LoRA in ComfyUI. Licence: Apache-2.0.",
-    ),
-    "damaged": (
-        "设置文件损坏，已改名为 {file} 保留，现在使用默认设置。",
-        "A settings file was damaged; it is kept as {file}, and defaults are used.",
-    ),
-    "busy": ("有任务正在运行，请先等它结束或停止它。", "Something is running. Wait for its end, or stop it, first."),
-    "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),
-    "bug": ("程序内部出错：{error}。详情见日志，请反馈。", "Something went wrong inside the program: {error}. The log says more; please report it."),
-    # Environment
-    "env.copy": ("复制报告", "Copy report"),
-    "env.again": ("重新检查", "Check again"),
-    "env.copied": ("报告已复制到剪贴板。", "The report is in the clipboard."),
-    "env.asking": ("正在询问 Python，请稍候…", "Asking Python; this takes a few seconds…"),
-    "env.no_python": (
-        "没有找到运行脚本的 Python。请运行 start.bat（或 python start.py）安装，或在右侧指定 python。",
-        "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings.",
-    ),
-    "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
-    "env.python_setting": (
-        "手动指定的 Python“{path}”不存在，改用了上面这个。",
-        "There is no Python “{path}”, which was chosen by hand; the one above is used instead.",
-    ),
-    "where.setting": ("手动指定", "chosen by hand"),
-    "where.running": ("本窗口所用", "that of this window"),
-    "where.VIRTUAL_ENV": ("已激活的虚拟环境", "the active environment"),
-    "where.CONDA_PREFIX": ("已激活的 conda 环境", "the active conda environment"),
-    "env.python_version": ("Python 版本 {version}", "Python version {version}"),
-    "env.python_old": ("Python {version} 太旧，需要 3.10 到 3.13。", "Python {version} is too old; 3.10 to 3.13 are needed."),
-    "env.python_broken": ("这个 Python 不能用：{error}", "This Python does not work: {error}"),
-    "env.bits": ("这是 32 位的 Python，需要 64 位。", "This is a 32-bit Python; a 64-bit one is needed."),
-    "env.no_torch": ("没有安装 PyTorch。", "PyTorch is not installed."),
-    "env.torch_broken": ("PyTorch 无法载入：{error}", "PyTorch cannot be loaded: {error}"),
-    "env.torch": ("PyTorch {version}，CUDA {cuda}", "PyTorch {version}, CUDA {cuda}"),
-    "env.cpu_torch": ("有 NVIDIA 显卡，但装的是 CPU 版 PyTorch，训练会极慢。", "There is an NVIDIA card, but PyTorch is the CPU build; training would take ages."),
-    "env.no_card": ("没有可用的 NVIDIA 显卡：只能在 CPU 上运行，训练会极慢。", "No usable NVIDIA card: everything runs on the CPU, and training takes ages."),
-    "env.mps": ("使用 Apple 显卡（MPS），训练比 NVIDIA 慢得多。", "An Apple GPU (MPS) is used; training is much slower than on NVIDIA."),
-    "env.card": ("显卡 {name}，显存 {gb} GB，空闲 {free} GB", "{name}, {gb} GB, {free} GB free"),
-    "env.bf16": ("显卡支持 bf16", "The card has bf16"),
-    "env.no_bf16": ("显卡不支持 bf16：请把训练精度改为 16-mixed。", "The card has no bf16: set the training's precision to 16-mixed."),
-    "env.packages": ("缺少软件包：{names}", "Missing packages: {names}"),
-    "env.packages_ok": ("软件包：{names}", "Packages: {names}"),
-    "env.tensorboard": ("没有安装 TensorBoard，只影响“打开 TensorBoard”按钮。", "TensorBoard is not installed; only its button needs it."),
-    "env.pypinyin": ("没有 pypinyin，中文歌名只能得到编号式的文件名。", "pypinyin is missing: Chinese titles get numbered file names."),
-    "env.script": ("找不到脚本 {script}，应在 {folder} 中。", "The script {script} is missing in {folder}."),
-    "env.scripts": ("脚本齐全：{folder}", "All scripts are there: {folder}"),
-    "env.disk": ("空闲磁盘 {free}，预计还需 {need}", "Free disk {free}; still needed, at most: {need}"),
-    "env.disk_short": ("磁盘只剩 {free}，预计需要 {need}。请清理或换一个盘。", "Only {free} of disk are free, {need} may be needed. Free some, or use another disk."),
-    "env.disk_unknown": ("无法得知空闲磁盘：{error}", "The free disk space is unknown: {error}"),
-    "env.weights": ("基础模型已下载（{size}）：{folder}", "The base model is there ({size}): {folder}"),
-    "env.weights_missing": (
-        "基础模型还缺 {parts}，约 {size}，首次运行时从 {source} 下载。",
-        "Of the base model {parts} are missing, about {size}; the first run downloads them from {source}.",
-    ),
-    "env.weights_offline": (
-        "离线模式下缺少基础模型 {parts}（约 {size}，来源 {source}）。请关闭离线，或指定模型文件夹。",
-        "Offline, but {parts} of the base model are missing (about {size}, from {source}). Go online or choose its folder.",
-    ),
-    "mend.python": ("选择 Python…", "Choose Python…"),
-    "mend.program": ("选择程序文件夹…", "Choose folder…"),
-    "mend.install": ("安装环境", "Install"),
-    "mend.tensorboard": ("安装 TensorBoard", "Install TensorBoard"),
-    "mend.pypinyin": ("安装 pypinyin", "Install pypinyin"),
-    "mend.weights": ("现在下载", "Download now"),
-    "mend.source": ("更改来源", "Change source"),
-    "install.menu": ("安装", "Install"),
-    "install.setup": ("安装或修复全部依赖", "Install or mend everything"),
-    "install.group": ("可选：{what}（{name}）", "Optional: {what} ({name})"),
-    "install.weights": ("下载基础模型（约 10 GB，可续传）", "Download the base model (about 10 GB, resumes)"),
-    "group.captioning": ("用 Qwen2.5-Omni 识别提示词和歌词", "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card"),
-    "group.japanese": ("日语歌词", "Japanese lyrics"),
-    "group.prodigy": ("免调度的 Prodigy 优化器", "the schedule-free Prodigy optimizer"),
-    "group.small_cards": ("8 位或 4 位基础模型、8 位 AdamW", "a base model in 8 or 4 bits, 8-bit AdamW"),
-    "group.wandb": ("Weights & Biases 日志", "logging to Weights & Biases"),
-    "install.title": ("安装软件包", "Installation"),
-    "install.by_hand": (
-        "这里没有 start.py 或 Python。请先安装 64 位 Python 3.10 到 3.13，再按 README 安装依赖。",
-        "There is no start.py or no Python here. Install 64-bit Python 3.10 to 3.13, then follow the README.",
-    ),
-    "setting.python": ("运行脚本的 Python", "Python for the scripts"),
-    "setting.python.help": ("留空自动查找：.venv、python 文件夹、已激活的环境、PATH。", "Empty: searched in .venv, the folder python, the active environment, PATH."),
-    "setting.endpoint": ("模型下载来源", "Model source"),
-    "setting.endpoint.help": ("留空用 huggingface.co；国内可选 https://hf-mirror.com。", "Empty: huggingface.co. Or a mirror of it."),
-    "setting.checkpoint_dir": ("基础模型文件夹", "Base model folder"),
-    "setting.checkpoint_dir.help": ("已手动下载时指定；留空用默认缓存。", "Where a copy lies already; empty: the download cache."),
-    "setting.cache": ("下载缓存（HF_HOME）", "Download cache (HF_HOME)"),
-    "setting.cache.help": ("C 盘太小时可换到别的盘。", "Choose another disk when the system's is small."),
-    "setting.program": ("程序文件夹", "Program folder"),
-    "setting.program.help": ("脚本所在处；留空为本程序所在文件夹。", "Where the scripts stand; empty: beside this program."),
-    "setting.offline": ("离线（不访问网络）", "Offline (use no network)"),
-    # Known errors
-    "err.cuda_memory": (
-        "显存不足。把批大小设为 1，选更小的显存方案，关闭占用显卡的程序，再试。",
-        "The card ran out of memory. Set the batch size to 1, choose a smaller preset, close other programs on the card, try again.",
-    ),
-    "err.memory": ("内存不足。关闭其他程序，把数据线程数设为 0。", "Out of main memory. Close other programs and set the loader workers to 0."),
-    "err.paging": (
-        "Windows 虚拟内存（页面文件）太小。在系统高级设置里改为“系统管理的大小”或至少 32 GB，然后重启。",
-        "Windows' paging file is too small. Set it to “system managed” or at least 32 GB in the advanced system settings, then restart.",
-    ),
-    "err.tf32": (
-        "PyTorch 新旧 TF32 开关混用，常见于原版训练脚本。请用本项目的 trainer_new.py，或换 PyTorch 版本。",
-        "Old and new TF32 switches of PyTorch were mixed, as the fork's trainer does. Use this project's trainer_new.py, or another PyTorch.",
-    ),
-    "err.bf16": ("显卡不支持 bf16。把精度改为 16-mixed。", "The card has no bf16. Set the precision to 16-mixed."),
-    "err.triton": ("缺少 Triton 或 C++ 编译器。关闭 torch.compile 相关选项即可。", "Triton or a C++ compiler is missing. Turn torch.compile off."),
-    "err.torchcodec": ("torchcodec 无法使用。安装 FFmpeg，或卸载 torchcodec。", "torchcodec does not work. Install FFmpeg, or uninstall torchcodec."),
-    "err.package": ("缺少软件包 {name}。在“环境检查”页安装。", "The package {name} is missing. Install it from the page “Environment”."),
-    "err.dll": ("有 DLL 无法载入。安装最新的 Microsoft Visual C++ 运行库，再重装 PyTorch。", "A DLL cannot be loaded. Install the latest Microsoft Visual C++ runtime, then PyTorch again."),
-    "err.driver": ("显卡驱动太旧。到 NVIDIA 官网更新驱动。", "The graphics driver is too old. Update it from NVIDIA."),
-    "err.kernel": ("PyTorch 不支持这块显卡。安装与显卡匹配的 CUDA 版 PyTorch。", "This PyTorch does not support the card. Install a build for its CUDA generation."),
-    "err.cpu_torch": ("装的是 CPU 版 PyTorch。在“环境检查”页安装 CUDA 版。", "PyTorch is the CPU build. Install the CUDA build from the page “Environment”."),
-    "err.no_card": ("没有找到 NVIDIA 显卡或驱动。检查驱动，或在设备管理器中启用显卡。", "No NVIDIA card or driver was found. Check the driver."),
-    "err.assert": ("显卡计算出错。重启电脑再试；若再次出现，降低超频或更新驱动。", "A computation on the card failed. Restart and try again; if it comes back, undo overclocking or update the driver."),
-    "err.space": ("磁盘满了。清理空间后再次开始，会接着做。", "The disk is full. Free some space and start again; it goes on from there."),
-    "err.path": ("路径太长。把程序移到更短的路径，如 D:\\ace，或用更短的项目名。", "A path is too long. Move the program to a short one such as D:\\ace, or shorten the project's name."),
-    "err.in_use": ("文件被其他程序占用。关闭播放器、编辑器或同步软件后再试。", "A file is in use. Close players, editors or sync programs, then try again."),
-    "err.permission": ("没有写入权限。把程序移到自己的文件夹，不要放在 Program Files。", "No permission to write. Move the program to a folder of your own, not Program Files."),
-    "err.offline": ("模型没有下载，又处于离线状态。在“环境检查”页关闭离线或指定模型文件夹。", "The model is not downloaded and the network is off. See the page “Environment”."),
-    "err.certificate": ("网络证书验证失败。检查系统时间、代理和杀毒软件。", "A certificate was refused. Check the clock, the proxy and the virus scanner."),
-    "err.refused": ("下载被拒绝：模型名有误，或需要登录。检查模型名和来源。", "The download was refused: wrong model name, or a login is needed. Check name and source."),
-    "err.busy_hub": ("下载来源限制了访问次数。过一会儿再试，或换镜像。", "The model source limits requests. Try later, or use a mirror."),
-    "err.llamacpp": ("连接不上 llama.cpp 服务器。先启动 llama-server，检查地址和端口。", "The llama.cpp server does not answer. Start llama-server; check host and port."),
-    "err.network": ("网络连接失败。检查网络，或在“环境检查”页换成镜像；再次开始会续传。", "The network failed. Check it, or choose a mirror on the page “Environment”; downloads resume."),
-    "err.weights": ("模型文件损坏或名称有误。删除该文件夹后重新下载，或检查模型名。", "A model file is damaged or its name is wrong. Delete that folder and download again, or check the name."),
-    "err.nan": ("损失变成了无效数值。降低学习率，检查有没有损坏的歌。", "The loss is not a number any more. Lower the learning rate; look for a damaged song."),
-    "err.checkpoints": ("checkpoints 文件夹里已有 LoRA。再次开始，选择移走或继续。", "The checkpoints folder holds LoRAs. Start again and choose to move them or go on."),
-    "err.audio": ("有音频无法读取。看日志里的文件名，重新转换或移除它。", "An audio file cannot be read. The log names it: convert it anew or remove it."),
-    "err.workers": ("数据线程出错。把数据线程数设为 0。", "A loader worker failed. Set the loader workers to 0."),
-    "err.wandb": ("Weights & Biases 需要登录。把日志方式改为 tensorboard，或先运行 wandb login。", "Weights & Biases wants a login. Use tensorboard as logger, or run wandb login."),
-    "err.flags": ("脚本不认识某个参数。脚本和窗口的版本可能不一致。", "The script refused a flag. Script and window may be of different versions."),
-    "err.shape": ("文件和模型不匹配：LoRA 的 rank 或模型版本不同。", "A file does not fit the model: another rank or another model."),
-    "err.syntax": ("Python 版本太旧或脚本文件不完整。需要 Python 3.10 到 3.13。", "The Python is too old or a script is incomplete. Python 3.10 to 3.13 is needed."),
-    "err.killed": ("进程被系统结束，多半是内存不足。关闭其他程序再试。", "The system ended the process, mostly for lack of memory. Close other programs and try again."),
-    "err.crash": ("程序崩溃了。更新显卡驱动，或重装 PyTorch。", "The program crashed. Update the graphics driver, or install PyTorch again."),
-    "err.interrupted": ("运行被中断。再次开始会接着做。", "It was interrupted. Start again to go on."),
-    "err.input": ("输入有问题，日志中以 error 开头的行写明了原因。", "Something about the input is wrong; the lines with “error” in the log say what."),
-    "err.start": ("程序无法启动。在“环境检查”页检查 Python。", "The program could not be started. Check Python on the page “Environment”."),
-    "err.no_result": ("脚本说成功了，但没有得到结果：{why}请看日志。", "The script reported success but left no result. {why} See the log."),
-    "err.unknown": ("原因见日志的最后几行。", "The last lines of the log say why."),
-}  # fmt: skip
+# --- 2. Files and names -----------------------------------------------------------------------------------------------
+
+
+def in_language(language: str, texts: tuple[str, str]) -> str:
+    return texts[0 if language == "zh" else 1]
 
 
 def say(language: str, key: str, fields: dict[str, Any] | None = None) -> str:
-    """The sentence `key` in `language`, with its `{fields}` filled in."""
-    text = TEXTS[key][0 if language == "zh" else 1]
+    """The sentence `key` of `TEXTS` in `language`, with its `{fields}` filled in."""
+    text = in_language(language, TEXTS[key])
     return text.format(**fields) if fields else text
 
 
 def text_or(language: str, key: str, fallback: str) -> str:
     return say(language, key) if key in TEXTS else fallback
-
-
-# --- 3. Files and names ---------------------------------------------------------------------------------------------
 
 
 def program_folder() -> Path:
@@ -1080,7 +388,7 @@ def human_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# --- 4. Settings and project ----------------------------------------------------------------------------------------
+# --- 3. Settings and project ------------------------------------------------------------------------------------------
 
 
 def settings_path(program: Path) -> Path:
@@ -1289,7 +597,7 @@ def move_project(project: Project, new_home: Path) -> Project:
     return project
 
 
-# --- 5. Songs -------------------------------------------------------------------------------------------------------
+# --- 4. Songs ---------------------------------------------------------------------------------------------------------
 
 SIDECARS = ("_prompt.txt", "_lyrics.txt", "_lyrics.lrc", ".lrc", ".txt")
 
@@ -1888,7 +1196,7 @@ def compare_fingerprints(old: dict[str, list[str]], new: dict[str, list[str]]) -
     return None
 
 
-# --- 6. Steps -------------------------------------------------------------------------------------------------------
+# --- 5. Steps ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1902,7 +1210,8 @@ class Field:
     low: float | None = None
     high: float | None = None
     basic: bool = False  # shown without opening "advanced", and always on the command line
-    script_help: str = ""  # of a flag that only the script explains
+    label: tuple[str, str] = ("", "")  # Chinese, English
+    help: tuple[str, str] = ("", "")
     script_default: str | None = None  # what the script takes when the flag is not given; None: not known
 
     def problem(self, text: str, program: Path) -> tuple[str, dict[str, str]] | None:
@@ -1941,89 +1250,202 @@ class Step:
     values: str  # where its settings are kept: steps 2 and 3 share theirs
     fields: tuple[Field, ...] = ()
     filled: tuple[str, ...] = ()  # flags that the window fills in itself
+    # rail, title, about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
+    texts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
+
+# fmt: off
+# Shared by several steps.
+DEVICE = Field("device", "text", "auto", label=("设备", "Device"),
+               help=("auto、cuda、mps 或 cpu。", "auto, cuda, mps or cpu."))
+LORA_CONFIG = Field("lora_config_path", "combo", "./config/lora_config_transformer_only.json",
+                    label=("LoRA 配置", "LoRA configuration"),
+                    help=("训练哪些层，见 config 文件夹。默认只训练 transformer。", "Which layers are trained, from the folder config. Default: the transformer only."))
+# fmt: on
 
 CAPTION_FIELDS = (
-    Field("backend", "choice", "auto", ("auto", "qwen", "llamacpp", "analysis"), basic=True),
-    Field(
-        "model", "combo", "Qwen/Qwen2.5-Omni-7B",
-        (
-            "Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B-GPTQ-Int4",
-            "ACE-Step/acestep-captioner", "ACE-Step/acestep-transcriber",
-        ),
-        basic=True,
-    ),
-    Field("quantization", "choice", "auto", ("auto", "nf4", "int8", "none")),
-    Field("bpm", "bool", "false"),
-    Field("overwrite", "bool", "false"),
-    Field("structure", "choice", "on", ("on", "off")),
-    Field("host", "text", "127.0.0.1"),
-    Field("port", "int", "8080", low=1, high=65535),
+    Field("backend", "choice", "auto", ("auto", "qwen", "llamacpp", "analysis"), basic=True, label=("识别方式", "Backend"),
+          help=("auto 自动选择：有 NVIDIA 显卡用模型（qwen），否则只做信号分析。", "auto: the model (qwen) with an NVIDIA card, else measured from the signal only.")),
+    Field("model", "combo", "Qwen/Qwen2.5-Omni-7B",
+          ("Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B-GPTQ-Int4", "ACE-Step/acestep-captioner", "ACE-Step/acestep-transcriber"),
+          basic=True, label=("模型", "Model"),
+          help=("Qwen2.5-Omni 系列，首次使用会下载；3B 更省显存。", "Of the Qwen2.5-Omni family; downloaded at first use. 3B needs less memory.")),
+    Field("quantization", "choice", "auto", ("auto", "nf4", "int8", "none"), label=("量化", "Quantization"),
+          help=("nf4 约需 8 GB 显存，none 约需 18 GB。", "nf4 takes about 8 GB of VRAM, none about 18.")),
+    Field("bpm", "bool", "false", label=("加入速度", "Add tempo"),
+          help=("把测得的速度（如 120 bpm）加进标签。", "Add the measured tempo, such as 120 bpm, as a tag.")),
+    Field("overwrite", "bool", "false", label=("覆盖已有", "Overwrite"),
+          help=("重新生成已有的文本，旧的会留备份。", "Write existing texts again; the old ones are kept as backups.")),
+    Field("structure", "choice", "on", ("on", "off"), label=("段落标记", "Structure"),
+          help=("没有段落标记时，把重复的部分标为 [chorus]，其余标为 [verse]。", "Mark repeated lines as [chorus] and others as [verse] when there are no marks.")),
+    Field("host", "text", "127.0.0.1", label=("服务器地址", "Server"),
+          help=("llama.cpp 服务器的地址。", "Where llama-server listens.")),
+    Field("port", "int", "8080", low=1, high=65535, label=("端口", "Port"),
+          help=("llama.cpp 服务器的端口。", "Its port.")),
+    Field("language", "text", "", label=("歌词语言", "Lyric language"),
+          help=("如 zh、en；留空由模型判断。", "Such as zh or en; empty: the model finds out.")),
+    Field("seed", "int", "0", label=("随机种子", "Seed"),
+          help=("相同的种子得到相同的训练过程。", "The same seed gives the same training.")),
+    Field("lyric_sources", "text", "", label=("歌词来源", "Lyric sources"),
+          help=("按顺序：歌曲旁的 .lrc/.txt，文件内嵌的歌词，模型听写。", "In this order: .lrc or .txt beside the song, lyrics inside the file, the model.")),
+    DEVICE,
+    Field("timeout", "float", "600.0", label=("超时（秒）", "Time-out (s)"),
+          help=("等待 llama.cpp 服务器回答一首歌的时间。", "How long one answer of llama-server may take.")),
 )  # fmt: skip
 
 TRAIN_FIELDS = (
-    Field("batch_size", "int", "1", low=1, high=64, basic=True),
-    Field("num_workers", "int", "0", low=0, high=32, basic=True),
-    Field("tag_dropout", "float", "0.5", low=0, high=1, basic=True),
-    Field("learning_rate", "float", "1e-4", low=0, high=10, basic=True),
-    Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True),
-    Field(
-        "precision", "combo", "bf16-mixed",
-        ("bf16-mixed", "16-mixed", "32-true"), basic=True,
-    ),
-    Field("save_every_n_train_steps", "int", "100", low=1, high=10_000_000, basic=True),
-    Field("lora_config_path", "combo", "./config/lora_config_transformer_only.json"),
-    Field("base_precision", "choice", "bf16", ("bf16", "int8", "nf4")),
-    Field("checkpointing", "combo", "auto", ("auto", "all", "none")),
-    Field("offload", "int", "0", low=0, high=24),
-    Field("max_seconds", "float", "0.0", low=0, high=MAX_SONG_SECONDS),
-    Field("plan", "choice", "none", ("none", "auto")),
-    Field("save_comfyui", "bool", "false"),
-    Field("val_every", "int", "0", low=0, high=10_000_000),
-    Field("last_lora_path", "file", ""),
-    Field("optimizer", "choice", "adamw", ("adamw", "prodigy")),
-    Field("beta1", "float", "0.9", low=0, high=0.999999),
-    Field("beta2", "float", "0.99", low=0, high=0.999999),
-    Field("weight_decay", "float", "1e-2", low=0, high=10),
-    Field("warmup_steps", "int", "10", low=0, high=10_000_000),
-    Field("accumulate_grad_batches", "int", "1", low=1, high=10_000),
-    Field("gradient_clip_val", "float", "1.0", low=0, high=1e6),
-    Field("gradient_clip_algorithm", "choice", "norm", ("norm", "value")),
-    Field("ssl_coeff", "float", "1.0", low=0, high=100),
-    Field("speaker_dropout", "float", "0.0", low=0, high=1),
-    Field("lyrics_dropout", "float", "0.0", low=0, high=1),
-    Field("shift", "float", "3.0", low=0.01, high=100),
-    Field("epochs", "int", "-1", low=-1, high=10_000_000),
-    Field("save_last", "int", "5", low=-1, high=10_000),
-    Field("seed", "int", "", low=0),
-    Field("exp_name", "text", "ace_step_lora"),
-    Field("logger", "choice", "tensorboard", ("tensorboard", "wandb", "csv", "none")),
-    Field("log_dir", "text", "logs/{name}"),
-    Field("output_dir", "text", "checkpoints"),
+    Field("batch_size", "int", "1", low=1, high=64, basic=True, label=("批大小", "Batch size"),
+          help=("每步同时学习几首歌。显存不足时保持 1。", "Songs per step. Keep 1 unless there is memory to spare.")),
+    Field("num_workers", "int", "0", low=0, high=32, basic=True, label=("数据线程数", "Loader threads"),
+          help=("DataLoader 使用的线程数，0 表示不另开，通常够用。", "More threads that read data ahead; 0 is enough for most.")),
+    Field("tag_dropout", "float", "0.5", low=0, high=1, basic=True, label=("标签丢弃率", "Tag dropout"),
+          help=("每个标签在一步中被略去的概率，让 LoRA 不依赖单个标签。", "Chance that a tag is left out of a step, so that no tag becomes indispensable.")),
+    Field("learning_rate", "float", "1e-4", low=0, high=10, basic=True, label=("学习率", "Learning rate"),
+          help=("AdamW 用 1e-4 左右，Prodigy 用 1。太大学坏，太小学不动。", "About 1e-4 for AdamW, 1 for Prodigy. Too high ruins, too low learns nothing.")),
+    Field("max_steps", "int", "2000", low=1, high=10_000_000, basic=True, label=("最大步数", "Steps"),
+          help=("总共训练多少步。十来首歌 2000 步是个好起点。", "Length of the training. 2000 is a good start for some ten songs.")),
+    Field("precision", "combo", "bf16-mixed", ("bf16-mixed", "16-mixed", "32-true"), basic=True,
+          label=("精度", "Precision"),
+          help=("30 系及以上用 bf16-mixed；更老的显卡用 16-mixed。", "bf16-mixed for RTX 30 and newer, 16-mixed for older cards.")),
+    Field("save_every_n_train_steps", "int", "100", low=1, high=10_000_000, basic=True, label=("保存间隔", "Save every"),
+          help=("每多少步保存一次 LoRA。", "Steps between two saved LoRAs.")),
+    LORA_CONFIG,
+    Field("base_precision", "choice", "bf16", ("bf16", "int8", "nf4"), label=("基础模型精度", "Base model"),
+          help=("int8、nf4 大幅节省显存，略损精度。", "int8 and nf4 save much memory at a small cost in precision.")),
+    Field("checkpointing", "combo", "auto", ("auto", "all", "none"), label=("重计算", "Recomputation"),
+          help=("all 最省显存；none 最快；auto 看显存决定；也可填块数。", "all saves most memory, none is fastest, auto decides; or a number of blocks.")),
+    Field("offload", "int", "0", low=0, high=24, label=("放到内存的块数", "Blocks off the card"),
+          help=("把若干层放在内存里轮流载入，显存仍不够时用，会变慢。", "Keep blocks in main memory; slower, for when nothing else fits.")),
+    Field("max_seconds", "float", "0.0", low=0, high=MAX_SONG_SECONDS, label=("最长秒数", "Longest crop (s)"),
+          help=("每步只取歌曲中随机的一段，省显存；0 用整首。", "Train on a random part of each song, saves memory; 0: whole songs.")),
+    Field("plan", "choice", "none", ("none", "auto"), label=("自动方案", "Plan"),
+          help=("auto 先试跑，再选显存放得下的设置。", "auto: try first, then take settings that fit the card.")),
+    Field("save_comfyui", "bool", "false", label=("同时存 ComfyUI 版", "Also for ComfyUI"),
+          help=("每次保存时另存一份可直接用于 ComfyUI 的文件。", "Write a file for ComfyUI beside every saved LoRA.")),
+    Field("val_every", "int", "0", low=0, high=10_000_000, label=("验证间隔", "Validate every"),
+          help=("每多少步计算一次验证损失，0 关闭。", "Steps between two validation losses; 0: never.")),
+    Field("last_lora_path", "file", "", label=("起始 LoRA", "Start from LoRA"),
+          help=("从已有的 LoRA 文件开始训练；留空从零开始。", "A LoRA file to start from; empty: from nothing.")),
+    Field("optimizer", "choice", "adamw", ("adamw", "prodigy"), label=("优化器", "Optimizer"),
+          help=("adamw 稳妥；prodigy 自动找学习率（学习率填 1）。", "adamw is the safe choice; prodigy finds its rate itself (set learning rate 1).")),
+    Field("beta1", "float", "0.9", low=0, high=0.999999, label=("beta1", "beta1"),
+          help=("一阶动量系数。", "Decay of the first moment.")),
+    Field("beta2", "float", "0.99", low=0, high=0.999999, label=("beta2", "beta2"),
+          help=("二阶动量系数；1 − beta2 应大于 1 / 最大步数。", "Decay of the second moment; 1 − beta2 should exceed 1 / steps.")),
+    Field("weight_decay", "float", "1e-2", low=0, high=10, label=("权重衰减", "Weight decay"),
+          help=("防止权重过大，0 关闭。", "Keeps weights small; 0 turns it off.")),
+    Field("warmup_steps", "int", "10", low=0, high=10_000_000, label=("预热步数", "Warm-up steps"),
+          help=("学习率从 0 升到设定值的步数。", "Steps over which the learning rate rises.")),
+    Field("accumulate_grad_batches", "int", "1", low=1, high=10_000, label=("梯度累积", "Accumulate"),
+          help=("累积几批再更新一次，相当于更大的批，不多占显存。", "Batches per update: like a larger batch without more memory.")),
+    Field("gradient_clip_val", "float", "1.0", low=0, high=1e6, label=("梯度裁剪", "Gradient clipping"),
+          help=("限制一步的最大改动，0 关闭。", "Limits one step's change; 0 turns it off.")),
+    Field("gradient_clip_algorithm", "choice", "norm", ("norm", "value"), label=("裁剪方式", "Clipping by"),
+          help=("norm 按总长，value 按每个值。", "norm: of the whole gradient; value: each number.")),
+    Field("ssl_coeff", "float", "1.0", low=0, high=100, label=("SSL 损失系数", "SSL loss"),
+          help=("辅助损失的权重，0 关闭并省时省显存。", "Weight of the auxiliary loss; 0 turns it off and saves time and memory.")),
+    Field("speaker_dropout", "float", "0.0", low=0, high=1, label=("说话人丢弃率", "Speaker dropout"),
+          help=("略去说话人信息的概率。", "Chance that the speaker vector is left out.")),
+    Field("lyrics_dropout", "float", "0.0", low=0, high=1, label=("歌词丢弃率", "Lyrics dropout"),
+          help=("略去歌词的概率。", "Chance that the lyrics are left out.")),
+    Field("shift", "float", "3.0", low=0.01, high=100, label=("时间步偏移", "Shift"),
+          help=("噪声时间表的偏移，模型发布时为 3。", "Of the noise schedule; 3 as published.")),
+    Field("epochs", "int", "-1", low=-1, high=10_000_000, label=("最大轮数", "Epochs"),
+          help=("整个曲库学习几遍后停止，-1 不限。", "Passes over the library before the end; -1: no limit.")),
+    Field("save_last", "int", "5", low=-1, high=10_000, label=("保留个数", "Keep last"),
+          help=("只保留最近几个 LoRA，更早的自动删除；-1 全部保留。", "Number of saved LoRAs that stay; -1 keeps all.")),
+    Field("seed", "int", "", low=0, label=("随机种子", "Seed"),
+          help=("相同的种子得到相同的训练过程。", "The same seed gives the same training.")),
+    Field("exp_name", "text", "ace_step_lora", label=("实验名称", "Run name"),
+          help=("日志文件夹的名字。", "Names the folder of the logs.")),
+    Field("logger", "choice", "tensorboard", ("tensorboard", "wandb", "csv", "none"), label=("日志方式", "Logger"),
+          help=("tensorboard 可用左侧按钮查看。", "tensorboard: see the button on the left.")),
+    Field("log_dir", "text", "logs/{name}", label=("日志文件夹", "Log folder"),
+          help=("训练曲线存放处。", "Where the curves are written.")),
+    Field("output_dir", "text", "checkpoints", label=("输出文件夹", "Output folder"),
+          help=("LoRA 存放处。", "Where the LoRAs are saved.")),
+    Field("ema_decay", "float", "0.0", label=("滑动平均", "Moving average"),
+          help=("保存权重的滑动平均，结果更平滑。", "Keep a moving average of the adapter.")),
+    Field("val_songs", "int", "-1", label=("验证歌曲数", "Validation songs"),
+          help=("留出几首不参与训练；-1 自动，0 用训练歌曲验证。", "Songs held out for it; -1: chosen by the library's size, 0: training songs are used.")),
+    DEVICE,
+    Field("devices", "int", "1", label=("显卡", "Devices"),
+          help=("用几张卡，或哪几张。", "How many cards, or which.")),
+    Field("num_nodes", "int", "1", label=("机器数", "Machines"),
+          help=("多机训练的机器数。", "Machines that train together.")),
+    Field("strategy", "text", "auto", label=("并行策略", "Strategy"),
+          help=("多卡时的方式，如 ddp。", "For several cards, such as ddp.")),
+    Field("text_encoder", "choice", "auto", ("auto", "cpu", "gpu"), label=("文本编码器位置", "Text encoder"),
+          help=("auto、cpu 或 gpu；cpu 省显存。", "auto, cpu or gpu; cpu saves memory on the card.")),
+    Field("compile", "bool", "false", label=("编译加速", "Compile"),
+          help=("用 Triton 编译一部分运算，在显卡上更快；不能编译时照常运行。", "Compile parts of the model with Triton: faster on a card; goes on without where that does not work.")),
+    Field("memory_limit_gb", "float", "0.0", label=("试跑显存上限", "Trial's memory limit"),
+          help=("试跑最多用多少 GB，0 为整张卡。", "GB that the trial may use; 0: the whole card.")),
 )  # fmt: skip
 
 STEPS = (
-    Step("songs", 1, "", "songs"),
-    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only")),
-    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only")),
-    Step(
-        "dataset", 4, "convert2hf_dataset_new.py", "dataset",
-        (Field("default_tag", "text", ""),), ("data_dir", "output_name"),
-    ),
-    Step(
-        "prep", 5, "preprocess_dataset_new.py", "prep",
-        (Field("ssl", "choice", "stored", ("stored", "none", "at_training")),), ("input_name", "output_dir"),
-    ),
-    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, ("dataset_path", "resume", "trial")),
-    Step(
-        "strength", 7, "add_alpha_in_lora.py", "strength",
-        (
-            Field("input_name", "combo", "{lora}", basic=True),
-            Field("output_name", "text", "{name}-{step}.safetensors", basic=True),
-            Field("lora_config_path", "combo", "{config}", basic=True),
-        ),
-        ("overwrite",),  # never wanted: a file that is there gets a dated name first
-    ),
+    Step("songs", 1, "", "songs", texts={
+        "rail": ("准备音频", "Songs"),
+        "title": ("准备音频", "Songs"),
+        "about": ("添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。", "Add the songs to learn from. They are copied under readable file names; your originals stay untouched."),
+    }),
+    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+        "rail": ("提示词", "Prompts"),
+        "title": ("生成提示词", "Prompts"),
+        "about": ("为每首歌写出风格标签（流派、乐器、情绪、人声），生成后可以逐首修改。", "Describe every song by tags (genre, instruments, mood, voice). Look through them and correct them afterwards."),
+        "start": ("生成提示词", "Generate prompts"),
+    }),
+    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+        "rail": ("歌词", "Lyrics"),
+        "title": ("生成歌词", "Lyrics"),
+        "about": ("取得每首歌的歌词；没有人声的音乐标记为 [instrumental]。生成后请对照修改。", "Get the words of every song; music without voice becomes [instrumental]. Check them afterwards."),
+        "start": ("生成歌词", "Generate lyrics"),
+    }),
+    Step("dataset", 4, "convert2hf_dataset_new.py", "dataset", (
+        Field("default_tag", "text", "", label=("默认标签", "Default tags"),
+              help=("没有提示词的歌用它，多个标签用逗号分隔；可留空。", "For songs without a prompt; tags separated by commas. May stay empty.")),
+    ), ("data_dir", "output_name"), texts={
+        "rail": ("数据集", "Dataset"),
+        "title": ("创建数据集", "Dataset"),
+        "about": ("把歌曲、提示词和歌词登记成一份清单，只需几秒钟。", "List the songs with their prompts and lyrics in a dataset. Takes seconds."),
+        "start": ("创建数据集", "Create dataset"),
+        "result": ("结果是歌曲文件夹旁边的 …_filenames 文件夹，不含音频本身。", "The result is the folder …_filenames beside the song folder; it does not hold the audio itself."),
+    }),
+    Step("prep", 5, "preprocess_dataset_new.py", "prep", (
+        Field("ssl", "choice", "stored", ("stored", "none", "at_training"), label=("SSL 特征", "SSL features"),
+              help=("stored 存盘；at_training 训练时再算，省磁盘；none 不用，最小也最快。", "stored: kept on disk; at_training: computed when training starts, saves disk; none: left out, smallest and fastest.")),
+        Field("lyric_language", "text", "", label=("歌词语言", "Lyric language"),
+              help=("如 zh、en；留空自动判断。", "Such as zh or en; empty: told from each text.")),
+        DEVICE,
+        Field("shard", "text", "1/1", label=("分片", "Shard"),
+              help=("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything.")),
+    ), ("input_name", "output_dir"), texts={
+        "rail": ("音频预处理", "Preprocessing"),
+        "title": ("音频预处理", "Preprocessing"),
+        "about": ("把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。", "Turn every song into what the model learns from. Stop at any time; the next start goes on from there."),
+        "start": ("开始预处理", "Preprocess"),
+        "result": ("结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
+                   "The result is the folder …_prep beside the song folder, one file per song, about 0.2 MB per second of audio. The first run downloads the base model."),
+    }),
+    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, ("dataset_path", "resume", "trial"), texts={
+        "rail": ("训练", "Training"),
+        "title": ("训练", "Training"),
+        "about": ("训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。", "Train the LoRA. The defaults are right for a first try; stopping saves what was learned."),
+        "start": ("开始训练", "Start training"),
+    }),
+    Step("strength", 7, "add_alpha_in_lora.py", "strength", (
+        Field("input_name", "combo", "{lora}", basic=True, label=("训练出的 LoRA", "Trained LoRA"),
+              help=("默认取最新的一个。", "The latest one unless chosen otherwise.")),
+        Field("output_name", "text", "{name}-{step}.safetensors", basic=True, label=("成品文件名", "Finished file"),
+              help=("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path.")),
+        replace(LORA_CONFIG, default="{config}", basic=True),
+    ), ("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
+        "rail": ("LoRA 强度", "LoRA strength"),
+        "title": ("LoRA 权重优化", "LoRA strength"),
+        "about": ("把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。", "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained."),
+        "start": ("生成成品 LoRA", "Write the LoRA"),
+        "result": ("把成品文件放进 ComfyUI 的 models/loras，用 LoraLoaderModelOnly 节点加载，强度填 1。", "Put the finished file into ComfyUI's models/loras and load it with the node LoraLoaderModelOnly, strength 1."),
+    }),
 )  # fmt: skip
 STEP = {step.key: step for step in STEPS}
 LLAMACPP_SCRIPT = "generate_prompts_lyrics_llamacpp.py"
@@ -2119,15 +1541,14 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
             # What the script does when the flag is not given is what the form has to say.
             same = known.default == row.default or _as_number(known.default) == _as_number(row.default) is not None
             changes["default"] = row.default if same else known.default
-        shown.append(replace(row, **changes, script_help=known.help, script_default=known.default))
+        shown.append(replace(row, **changes, script_default=known.default))
     table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
     for flag in flags.values():
         if flag.name not in table:
             default = flag.default or ("false" if flag.kind == "bool" else "")
             kind = "combo" if flag.kind == "choice" and not default else flag.kind
-            shown.append(
-                Field(flag.name, kind, default, flag.choices, script_help=flag.help, script_default=flag.default)
-            )
+            label, text = (flag.name, flag.name), (flag.help, flag.help)
+            shown.append(Field(flag.name, kind, default, flag.choices, None, None, False, label, text, flag.default))
     return shown
 
 
@@ -2188,7 +1609,7 @@ class Workspace:
         own_script = is_file(self.program / LLAMACPP_SCRIPT)
         if step in ("prompts", "lyrics") and own_script and not self.knows(step, "backend"):
             # The fork has its llama.cpp captioner as a script of its own.
-            fields.insert(0, Field("backend", "choice", "qwen", ("qwen", "llamacpp"), basic=True))
+            fields.insert(0, replace(CAPTION_FIELDS[0], default="qwen", choices=("qwen", "llamacpp")))
         found = {"lora_config_path": self._configs, "input_name": self._lora_files}
         return [replace(row, choices=found[row.flag]()) if row.flag in found else row for row in fields]
 
@@ -2541,7 +1962,7 @@ PRESETS: dict[str, dict[str, str]] = {
 }
 
 
-# --- 7. Environment -------------------------------------------------------------------------------------------------
+# --- 6. Environment ---------------------------------------------------------------------------------------------------
 
 
 def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path]]:
@@ -2828,7 +2249,7 @@ def report_text(findings: list[Finding], language: str) -> str:
     return "\n".join(lines)
 
 
-# --- 8. Log text ----------------------------------------------------------------------------------------------------
+# --- 7. Log text ------------------------------------------------------------------------------------------------------
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _SECOND_BAR = re.compile(r"\n\r?([^\n\x1b]*)\x1b\[A")
@@ -3208,7 +2629,7 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     return [round(tick, 12) for tick in ticks if low - size * 1e-6 <= tick <= high + size * 1e-6]
 
 
-# --- 9. Running -----------------------------------------------------------------------------------------------------
+# --- 8. Running -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -3553,7 +2974,1403 @@ class TensorBoard:
         self._process, self.url = None, ""
 
 
-# --- 10. Look -------------------------------------------------------------------------------------------------------
+# --- 9. Session -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of something: a sentence for the banner, perhaps with a button."""
+
+    level: str  # good, info, warn, bad
+    sentence: str
+    button: str = ""  # text key
+    do: Callable[[], Any] | None = None  # None: the window knows what it opens for this key
+
+
+@dataclass(frozen=True)
+class Question:
+    """What only the user can decide. `answer` is called with the key of the choice and the texts of the entries."""
+
+    title: str  # text key
+    message: str
+    choices: tuple[tuple[str, str], ...]  # key, text key of the label; Enter takes the first, Escape "cancel"
+    answer: Callable[..., Reply]
+    icon: str = "info"
+    danger: str = ""  # the choice that is shown in red
+    entries: tuple[tuple[str, str], ...] = ()  # text key of the label, text
+    wrong: Callable[[list[str]], str] = lambda texts: ""  # what is wrong with the entries
+    browse: str = ""  # text key of the title of a folder chooser that fills the last entry
+
+
+Reply = Outcome | Question | None
+CANCEL = ("cancel", "cancel")
+OK = (("ok", "ok"), CANCEL)
+
+
+class Session:
+    """The open project with its songs and the states of its steps, the settings, and what goes on at present.
+
+    `state` is one of: idle; importing; running; stopping (a run was asked to end); left over (a run of an earlier,
+    killed window goes on); closing (the window waits for the end of what goes on); leaving (that has ended); closed.
+    """
+
+    def __init__(self, program: Path, settings: Settings):
+        self.settings = settings
+        self.own_program = program_folder()  # what holds when the settings name no other folder
+        self.project = Project(values=dict(settings.draft))
+        self.space = Workspace(self.project, settings, program)
+        self.songs: list[Song] = []
+        self.states: dict[str, StepState] = {}
+        self.state = "idle"
+        self.current_song = ""
+        self.banner: Outcome | None = None
+        self.joined: set[Path] = set()  # homes with songs that the user agreed to add to
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
+        self.save_due = float("inf")
+        self.next_look = 0.0
+        self._lock: FolderLock | None = None  # on the project's folder
+        self._seen: Any = None
+        # What shows the session puts its own functions here; without a display nothing has to be shown.
+        self.on_open: list[Callable[[], None]] = []  # another project is open
+        self.on_program: Callable[[], None] = lambda: None  # other scripts, perhaps other flags
+        self.store_texts: Callable[[], bool] = lambda: True  # False, told, when what is typed could not be stored
+        self.repaint: Callable[[], None] = lambda: None
+        self.paint_banner: Callable[[], None] = lambda: None
+        self.ask: Callable[[Question], None] = lambda question: None
+        self.log: Callable[..., None] = lambda lines, current="", skipped=0: None
+        self.lead_to: Callable[..., None] = lambda page, wrong=(): None  # `wrong`: flags to be marked there
+        self.keep_home: Callable[[], None] = lambda: None  # the project stays where it is, whatever was typed
+        self.read_flags()
+
+    @property
+    def program(self) -> Path:
+        return self.space.program
+
+    @property
+    def busy(self) -> bool:
+        return self.state != "idle"
+
+    def t(self, key: str, **fields: Any) -> str:
+        return say(self.settings.language, key, fields)
+
+    def shown(self, path: Path) -> str:
+        return shown_path(path, self.program)
+
+    # Telling
+
+    def tell(self, reply: Reply) -> None:
+        """Show an outcome until the next one, ask a question; nothing for None."""
+        if isinstance(reply, Outcome):
+            self.banner = reply
+            self.paint_banner()
+        elif isinstance(reply, Question):
+            self.ask(reply)
+
+    def hush(self) -> None:
+        self.banner = None
+        self.paint_banner()
+
+    def outcome(self, level: str, key: str, **fields: Any) -> Outcome:
+        return Outcome(level, self.t(key, **fields))
+
+    def failed(self, error: OSError) -> Outcome:
+        return self.outcome("bad", "failed.file", error=error)
+
+    def ended(self) -> None:
+        """What went on has ended."""
+        self.state = "leaving" if self.state == "closing" else "idle"
+
+    def reason(self, state: StepState) -> str:
+        """The sentence that says why a step is in this state."""
+        fields = dict(state.fields)
+        if isinstance(fields.get("why"), StepState):
+            fields["why"] = self.reason(fields["why"])
+        sentence = self.t(state.reason, **fields) if state.reason else ""
+        return self.t("state.stale", reason=sentence) if state.status == "stale" else sentence
+
+    # The project
+
+    def open(self, home: Path | None) -> bool:
+        """Show the project in `home` (None: a new one). False, with the reason told, when that cannot be now."""
+        if self.busy:
+            self.tell(self.outcome("info", "busy"))
+            return False
+        if not self.store_texts():
+            return False
+        lock = None
+        if home is not None:
+            home = absolute(home)
+            lock = self.claim(home)
+            if lock is None:
+                if not self.states:  # at the start there is no other project to stay with
+                    self.open(None)
+                self.tell(self._elsewhere(home))
+                return False
+        self.save()
+        if self._lock is not lock:
+            self.release()
+        self._lock = lock
+        drafts = {step: dict(values) for step, values in self.settings.draft.items()}
+        self.project = Project.load(home) if home else Project(values=drafts)
+        self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
+        self.current_song = ""
+        self.banner = None
+        if home:
+            self.settings.remember(home)
+            self.save_settings()
+        self._read_disk()
+        for react in self.on_open:
+            react()
+        if self.project.damaged:
+            self.tell(self.outcome("warn", "damaged", file=self.project.damaged))
+        return True
+
+    def claim(self, home: Path) -> FolderLock | None:
+        """The lock on a project's folder; None when another window has the project open."""
+        return self._lock if self._lock is not None and self._lock.folder == home else FolderLock.take(home)
+
+    def _elsewhere(self, home: Path) -> Outcome:
+        sentence = self.t("project.elsewhere", name=home.name)
+        return Outcome("warn", sentence, "project.retry", lambda: self.open(home))
+
+    def clear(self, home: Path) -> Reply:
+        """Move everything in a song folder into its bin; the outcome when that failed."""
+        lock = self.claim(home)
+        if lock is None:
+            return self._elsewhere(home)
+        try:
+            clear_library(Project.load(home))
+        except OSError as error:
+            return self.failed(error)
+        finally:
+            if lock is not self._lock:
+                lock.release()
+        return None
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    # The folders
+
+    def _read_disk(self) -> bool:
+        self.songs = scan_library(self.project)
+        self.states = examine(self.space, self.songs)
+        seen = (repr(self.songs), repr(self.states))
+        changed, self._seen = seen != self._seen, seen
+        return changed
+
+    def look(self, force: bool = False) -> None:
+        """Read the folders; repaint when something differs from what is shown."""
+        if self._read_disk() or force:
+            self.repaint()
+
+    def read_flags(self) -> None:
+        self.space.flags = {script: read_flags(self.program / script) for script in (*SCRIPTS, LLAMACPP_SCRIPT)}
+
+    def tick(self) -> None:
+        """Work off what other threads handed over, write what is due, look at the folders now and then."""
+        deadline = time.monotonic() + DRAIN_BUDGET_S
+        while time.monotonic() < deadline and not self.inbox.empty():
+            self.inbox.get_nowait()()
+        now = time.monotonic()
+        if now >= self.save_due:
+            self.save()
+        if now >= self.next_look:
+            self.next_look = now + DISK_MS / 1000
+            self.look()
+
+    # Settings
+
+    def set_value(self, step: str, row: Field, text: str) -> None:
+        """A field was edited: keep the value, say what is wrong with it, store it."""
+        self.project.set_value(STEP[step].values, row.flag, text, self.space.default(row))
+        if self.project.home is None:
+            self.settings.draft = self.project.values
+        self.save_soon()
+        self.repaint()
+
+    def set_values(self, values: dict[str, str]) -> None:
+        """Set settings of the training at once."""
+        for row in self.space.fields("train"):
+            if row.flag in values:
+                self.project.set_value("train", row.flag, values[row.flag], self.space.default(row))
+        self.save()
+        self.repaint()
+
+    def save_soon(self) -> None:
+        # One write for a burst of key strokes; closing and starting flush it.
+        self.save_due = time.monotonic() + 0.2
+
+    def save(self) -> None:
+        """Write the project's file now, or the settings' while there is no project; a failure is told."""
+        self.save_due = float("inf")
+        if self.project.home is None:
+            self.save_settings()
+        else:
+            self._write(self.project.save, Path(PROJECT_FILE))
+
+    def save_settings(self) -> None:
+        self._write(self.settings.save, self.settings.path)
+
+    def _write(self, save: Callable[[], None], file: Path) -> None:
+        try:
+            save()
+        except OSError as error:
+            self.tell(self.outcome("bad", "save.failed", file=file, error=error.strerror or error))
+
+    def change_setting(self, key: str, value: Any) -> None:
+        setattr(self.settings, key, value)
+        self.save_settings()
+        if key == "program":
+            self._use_program(Path(value) if value and is_folder(Path(value)) else self.own_program)
+        self.look(force=True)
+
+    def _use_program(self, program: Path) -> None:
+        self.space.program = program
+        self.read_flags()
+        self.on_program()
+
+    def reset(self) -> None:
+        """Every setting back to its default; no file of the user's is touched."""
+        self.project.values.clear()
+        fresh = Settings(self.settings.path)
+        for key in (
+            "python", "program", "checkpoint_dir", "endpoint", "cache", "offline", "comfyui", "draft", "scale",
+            "geometry", "log_height",
+        ):  # fmt: skip
+            setattr(self.settings, key, getattr(fresh, key))
+        self.save()
+        self._use_program(self.own_program)
+
+
+# Where the project lies
+
+
+def change_home(session: Session, name: str, folder: str) -> Reply:
+    """Give the project another name or place: before there are songs just so, afterwards by a question."""
+    folder = folder.strip()
+    problem = name_problem(Path(folder).name if folder else name)
+    target, home = absolute(session.program / folder), session.project.home
+    if session.busy or (not problem and home == target):
+        return None
+    if problem:
+        return session.outcome("bad", problem)
+    if home is None or not session.songs:
+        return use_home(session, target)
+
+    def answer(key: str) -> Reply:
+        if key == "cancel":
+            return session.keep_home()
+        return _move_home(session, target) if key == "move" else use_home(session, target)
+
+    return Question(
+        "move.title", session.t("move.message", old=session.shown(home), new=session.shown(target)),
+        (("move", "move.move"), ("open", "move.open"), CANCEL), answer,
+    )  # fmt: skip
+
+
+def use_home(session: Session, target: Path) -> Reply:
+    """Make `target` the project's folder; when songs stand there already the user says what becomes of them."""
+    if holds_audio(target) and target not in session.joined and not (target / PROJECT_FILE).exists():
+        return ask_occupied(session, target, lambda home: use_home(session, home))
+    draft = session.project.values if session.project.home is None else None
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return session.failed(error)
+    if session.open(target):
+        if draft and not session.project.values:
+            session.project.values = {step: dict(values) for step, values in draft.items()}
+        session.settings.draft = {}
+        session.save()
+        session.save_settings()
+        session.look(force=True)
+    return None
+
+
+def _move_home(session: Session, target: Path) -> Reply:
+    old, space = session.project.home, session.space
+    try:
+        owned = not space.foreign_owner() and (space.checkpoints() / OWNER_FILE).exists()
+        move_project(session.project, target)
+        if owned:
+            space.claim_checkpoints()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and error.errno is None:  # of `move_project`, not of the system
+            return session.outcome("bad", "move.exists", path=error)
+        session.open(target if target.is_dir() and not (old and old.is_dir()) else old)
+        return session.failed(error)
+    session.open(target)
+    return session.outcome("good", "move.done", new=session.shown(target))
+
+
+def ask_occupied(session: Session, home: Path, use: Callable[[Path], Reply]) -> Question:
+    """The folder already holds audio: another folder, clear this one, or add to it."""
+
+    def answer(key: str) -> Reply:
+        if key == "cancel":
+            return session.keep_home()
+        if key == "other":
+            name = unique_name(home.name, [path.name for path in home.parent.iterdir()])
+            return ask_home(session, name, home.parent, use)
+        failure = session.clear(home) if key == "clear" else None
+        if failure is None:
+            session.joined.add(home)
+        return failure or use(home)
+
+    count = sum(is_audio(path) for path in home.iterdir())
+    return Question(
+        "occupied.title", session.t("occupied.message", folder=session.shown(home), count=count),
+        (("other", "occupied.other"), ("clear", "occupied.clear"), ("add", "occupied.add"), CANCEL),
+        answer, icon="stale",
+    )  # fmt: skip
+
+
+def ask_home(session: Session, name: str, parent: Path, use: Callable[[Path], Reply]) -> Question:
+    """Propose a name and a place, both to be changed by hand."""
+
+    def answer(key: str, *texts: str) -> Reply:
+        if key == "cancel":
+            return None
+        home = absolute(session.program / texts[1].strip() / texts[0].strip())
+        return ask_occupied(session, home, use) if holds_audio(home) else use(home)
+
+    def wrong(texts: list[str]) -> str:
+        key = name_problem(texts[0].strip()) or ("" if texts[1].strip() else "wrong.empty")
+        return session.t(key) if key else ""
+
+    return Question(
+        "home.title", session.t("home.message"), OK, answer, wrong=wrong, browse="choose.home",
+        entries=(("project.name", name), ("home.parent", session.shown(parent))),
+    )  # fmt: skip
+
+
+# Songs and their texts
+
+
+def ask_rename(session: Session, song: Song) -> Reply:
+    def answer(key: str, *texts: str) -> Reply:
+        outcome = None
+        if key == "ok":
+            try:
+                session.current_song = rename_song(session.project, song, texts[0].strip())
+            except OSError as error:
+                outcome = session.failed(error)
+            session.look(force=True)
+        return outcome
+
+    return None if session.busy else ask_for_texts(session, "songs.rename", "rename.message", answer, song.title)
+
+
+def ask_for_texts(
+    session: Session, title: str, message: str, answer: Callable[..., Reply], text: str = "",
+    entries: tuple[str, ...] = ("column.title",), **fields: Any,
+) -> Question:  # fmt: skip
+    """A question with entries, of which the first must not be empty."""
+    return Question(
+        title, session.t(message, **fields), OK, answer, entries=tuple((label, text) for label in entries),
+        wrong=lambda texts: "" if texts[0].strip() else session.t("wrong.empty"),
+    )  # fmt: skip
+
+
+def ask_remove(session: Session, songs: list[Song]) -> Question:
+    def answer(key: str) -> Reply:
+        if key != "remove":
+            return None
+        outcome = session.outcome("good", "removed", count=len(songs))
+        try:
+            remove_songs(session.project, songs)
+        except OSError as error:
+            outcome = session.failed(error)
+        session.look(force=True)
+        return outcome
+
+    names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
+    message = session.t("remove.message", count=len(songs)) + "\n\n" + names
+    return Question("songs.remove", message, (("remove", "songs.remove"), CANCEL), answer)
+
+
+def restore(session: Session, folder: Path) -> Reply:
+    """Put back what lies in a folder of the bin."""
+    if session.busy or session.project.home is None or not session.store_texts():
+        return None
+    try:
+        restored, replaced = restore_from_bin(session.project.home, folder)
+    except OSError as error:
+        return session.failed(error)
+    session.look(force=True)
+    return session.outcome("good", "restored", count=len(restored), replaced=len(replaced))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path).strip("\n")
+    except OSError:
+        return ""
+
+
+def _with_tag(song: Song, tag: str) -> dict[Path, str]:
+    return {song.prompt_path: add_tag(_text_of(song.prompt_path), tag)}
+
+
+def _without_tag(song: Song, tag: str) -> dict[Path, str]:
+    path = song.prompt_path
+    return {path: remove_tag(_text_of(path), tag)} if path.exists() else {}
+
+
+def _replaced(song: Song, old: str, new: str) -> dict[Path, str]:
+    texts = {path: _text_of(path) for path in (song.prompt_path, song.lyrics_path) if path.exists()}
+    return {path: text.replace(old, new) for path, text in texts.items() if text.replace(old, new) != text}
+
+
+# What can be done to the texts of all songs: the entries of its question, and what it makes of one song's texts.
+TEXT_CHANGES: dict[str, tuple[tuple[str, ...], Callable[..., dict[Path, str]]]] = {
+    "add_tag": (("tag",), _with_tag),
+    "remove_tag": (("tag",), _without_tag),
+    "replace": (("replace.find", "replace.by"), _replaced),
+}
+
+
+def ask_change(session: Session, kind: str) -> Reply:
+    """Ask for what a change of all texts needs (see TEXT_CHANGES, and `instrumental_all`), then make it."""
+    if session.project.home is None or not session.songs or session.busy:
+        return None
+    if kind == "instrumental_all":
+        return _ask_instrumental(session)
+    entries, change = TEXT_CHANGES[kind]
+
+    def answer(key: str, *texts: str) -> Reply:
+        return _change_all(session, lambda song: change(song, *texts), kind) if key == "ok" else None
+
+    count = len(session.songs)
+    return ask_for_texts(session, f"texts.{kind}", f"{kind}.message", answer, entries=entries, count=count)
+
+
+def _ask_instrumental(session: Session) -> Question:
+    def answer(key: str) -> Reply:
+        def change(song: Song) -> dict[Path, str]:
+            return {song.lyrics_path: INSTRUMENTAL} if key == "all" or song.lyrics in ("missing", "empty") else {}
+
+        return None if key == "cancel" else _change_all(session, change, "instrumental")
+
+    return Question(
+        "texts.instrumental_all", session.t("instrumental.message", count=len(session.songs)),
+        (("missing", "instrumental.missing"), ("all", "instrumental.all"), CANCEL), answer,
+    )  # fmt: skip
+
+
+def _change_all(session: Session, change: Callable[[Song], dict[Path, str]], reason: str) -> Reply:
+    """Change texts of all songs; copies of the old ones go into the bin."""
+    if not session.store_texts():
+        return None
+    changes: dict[Path, str] = {}
+    for song in scan_library(session.project):
+        changes.update(change(song))
+    try:
+        count = change_texts(session.project, changes, reason)
+    except OSError as error:
+        return session.failed(error)
+    session.look(force=True)
+    return session.outcome("good" if count else "info", "changed.texts", count=count)
+
+
+class OpenSong:
+    """A song whose texts are edited, with what its files held when they were read."""
+
+    KINDS = ("prompt", "lyrics")
+
+    def __init__(self, session: Session, song: Song):
+        self.session, self.song = session, song
+        self.loaded = {kind: self.read(kind) for kind in self.KINDS}
+
+    def path(self, kind: str) -> Path:
+        return self.song.prompt_path if kind == "prompt" else self.song.lyrics_path
+
+    def read(self, kind: str) -> str:
+        return _text_of(self.path(kind)).rstrip("\n")
+
+    def reread(self, texts: dict[str, str]) -> list[str]:
+        """Take what another program wrote meanwhile, for the texts that are not being edited; gives those."""
+        fresh = {kind: self.read(kind) for kind, text in texts.items() if text == self.loaded[kind]}
+        changed = [kind for kind, text in fresh.items() if text != self.loaded[kind]]
+        self.loaded.update(fresh)
+        return changed
+
+    def write(self, texts: dict[str, str]) -> bool:
+        """Write what differs from the files; a text that changed on disk meanwhile goes into the bin first.
+
+        False, told, when it could not be written.
+        """
+        home = self.session.project.home
+        if home is None or not self.song.audio.parent.is_dir():
+            return True
+        for kind, text in texts.items():
+            path = self.path(kind)
+            if text == self.loaded[kind]:
+                continue
+            try:
+                if path.exists() and self.read(kind) != self.loaded[kind]:
+                    remove_to_bin(home, [path], "overwritten", copy=True)
+                write_atomically(path, text)
+            except OSError as error:
+                self.session.tell(
+                    self.session.outcome("bad", "save.failed", file=path.name, error=error.strerror or error)
+                )
+                return False
+            self.loaded[kind] = text
+        self.session.next_look = 0.0
+        return True
+
+
+# Presets
+
+
+def apply_preset(session: Session, name: str) -> Outcome:
+    """Set a preset's values; flags that the trainer does not know stay out.
+
+    One of the user's own sets everything. One for a card sets what it is about and takes back what another card's
+    preset set; the rest is the user's.
+    """
+    own, card, values = session.settings.presets.get(name, {}), PRESETS.get(name), {}
+    for row in session.space.fields("train"):
+        default = session.space.default(row)
+        if card is None:
+            text = own.get(row.flag, default)
+        elif row.flag in card:
+            text = card[row.flag]
+        elif session.space.value("train", row) in {other.get(row.flag) for other in PRESETS.values()}:
+            text = default
+        else:
+            continue
+        if row.kind != "choice" or text in row.choices:
+            values[row.flag] = text
+    session.set_values(values)
+    return session.outcome("info", "preset.applied", name=name)
+
+
+def ask_save_preset(session: Session) -> Question:
+    def answer(key: str, *texts: str) -> Reply:
+        if key == "ok":
+            session.settings.presets[texts[0].strip()] = dict(session.project.values.get("train", {}))
+            session.save_settings()
+            session.repaint()
+        return None
+
+    def wrong(texts: list[str]) -> str:
+        name = texts[0].strip()
+        return session.t("wrong.empty") if not name else session.t("preset.taken") if name in PRESETS else ""
+
+    entries = (("preset.name", ""),)
+    return Question("preset.save", session.t("preset.message"), OK, answer, entries=entries, wrong=wrong)
+
+
+# --- 10. Importing ----------------------------------------------------------------------------------------------------
+
+
+class Importer:
+    """Copies songs into the project and looks into those that were not looked at yet, both in the background."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.progress = (0, 0, "")  # done, all, name of the song
+        self._cancelled = threading.Event()
+        self._looked_at: list[Song] = []
+        self._probing: set[tuple[Path, tuple[int, int]]] = set()
+        self._next_save = 0.0
+
+    def add(self, paths: list[Path]) -> Reply:
+        """Add files and folders: choose the home first when there is none, then copy in the background."""
+        session = self.session
+        if session.busy or not paths:
+            return None
+        session.lead_to("songs")
+        files = find_sources(paths)
+        audio = [path for path in files if is_audio(path)]
+        if not audio:
+            return session.outcome("warn", "import.nothing", kinds=" ".join(AUDIO_EXTENSIONS))
+        home = session.project.home
+        if home is None:
+            root = session.program / SONGS_ROOT
+            taken = [path.name for path in root.iterdir()] if root.is_dir() else []
+            name = unique_name(readable_name(audio[0].stem), taken)
+            return ask_home(session, name, root, lambda home: self.copy(home, files))
+        if holds_audio(home) and home not in session.joined:
+            return ask_occupied(session, home, lambda home: self.copy(home, files))
+        return self.copy(home, files)
+
+    def copy(self, home: Path, files: list[Path]) -> Reply:
+        """Start to copy `files` into the project in `home`, which is opened when it is not yet."""
+        session = self.session
+        session.joined.add(home)
+        if session.project.home != home:
+            reply = use_home(session, home)
+            if session.project.home != home:
+                return reply
+        session.hush()
+        session.state = "importing"
+        self.progress = (0, 0, "")
+        self._cancelled.clear()
+        project = session.project
+
+        def added(name: str, title: str) -> None:
+            session.inbox.put(lambda: project.titles.__setitem__(name, title))
+
+        def progress(*figures: Any) -> None:
+            session.inbox.put(lambda: self._follow(*figures))
+
+        def work() -> None:
+            try:
+                report = import_songs(files, home, progress, added, self._cancelled.is_set)
+            except OSError as error:
+                report = ImportReport(refused=[(str(home), f"import.failed|{error.strerror or error}")])
+            session.inbox.put(lambda: self._ended(report))
+
+        threading.Thread(target=work, daemon=True, name="import").start()
+        session.repaint()
+        return None
+
+    def cancel(self) -> None:
+        """End copying after the present song."""
+        self._cancelled.set()
+
+    def _follow(self, done: int, total: int, name: str) -> None:
+        self.progress = (done, total, name)
+        if time.monotonic() >= self._next_save:  # not for every song: saving waits for the disk
+            self._next_save = time.monotonic() + DISK_MS / 1000
+            self.session.save()
+            self.session.look(force=True)
+
+    def _ended(self, report: ImportReport) -> None:
+        session = self.session
+        session.ended()
+        if session.project.probes or report.added:
+            session.save()
+        lines = [session.t("import.done", count=len(report.added))]
+        for name, reason in report.refused:
+            key, _, detail = reason.partition("|")
+            lines.append(session.t("problems.item", name=name, what=session.t(key, detail=detail)))
+        session.log([f"— {lines[0]}", *lines[1:]])
+        hidden = len(lines) - 1 - MAX_BANNER_LINES
+        if hidden > 0:
+            lines = [*lines[: 1 + MAX_BANNER_LINES], session.t("import.more", count=hidden)]
+        session.look(force=True)
+        session.tell(Outcome("warn" if report.refused else "good", "\n".join(lines)))
+
+    def tick(self) -> None:
+        """Find lengths and faults of songs that were not looked at yet, in the background."""
+        session = self.session
+        if session.state == "importing" or session.songs is self._looked_at:
+            return
+        self._looked_at = session.songs
+        # A replaced file is looked at again; one that could not be judged is not asked for every other second.
+        wanted = {(song.audio, song.stats["audio"]) for song in session.songs if not song.probed} - self._probing
+        if not wanted:
+            return
+        self._probing |= wanted
+        unknown = sorted(path for path, _ in wanted)
+        project, python = session.project, find_python(session.settings, session.program)
+        environment = session.settings.child_environment()
+
+        def tell(path: Path, probe: list[Any]) -> None:
+            session.inbox.put(lambda: project.probes.__setitem__(path.name, probe))
+
+        def work() -> None:
+            probe_songs(unknown, python, session.program, environment, tell)
+            session.inbox.put(lambda: self._probed(project, unknown))
+
+        threading.Thread(target=work, daemon=True, name="probe").start()
+
+    def _probed(self, project: Project, asked: list[Path]) -> None:
+        session = self.session
+        if project is not session.project:
+            return
+        names = list_files(project.home) if project.home else {}
+        project.probes = {name: probe for name, probe in project.probes.items() if name in names}
+        session.save()
+        session.look(force=True)
+        found = [song for song in session.songs if song.problem and song.audio in asked]
+        if not found:
+            return
+        session.log([f"— {song.audio.name}: {song.detail}" for song in found if song.detail])
+        lines = [session.t("problems.found", count=len(found))]
+        for song in found[:MAX_BANNER_LINES]:
+            lines.append(session.t("problems.item", name=song.title, what=session.t(f"problem.{song.problem}")))
+        if len(found) > MAX_BANNER_LINES:
+            lines.append(session.t("problems.more", count=len(found) - MAX_BANNER_LINES))
+        if session.banner and session.banner.level == "warn":  # what was not added a moment ago stays to be read
+            lines.insert(0, session.banner.sentence)
+        session.tell(Outcome("warn", "\n".join(lines)))
+
+
+# --- 11. Step runs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What runs, from its start to its end."""
+
+    step: str = ""  # a step's key, or "command" for an installation; '': nothing runs
+    title: str = ""  # of a command
+    trial: bool = False
+    receipt: dict[str, Any] = field(default_factory=dict)  # what the step reads
+    begun: float = field(default_factory=time.time)
+    stop_by: float = float("inf")  # when a run that was asked to end is killed
+    failed_songs: list[str] = field(default_factory=list)  # as its lines tell
+    progress: Progress | None = None
+    bar: Progress | None = None
+    after: Callable[[], None] = lambda: None
+
+    def name(self, session: Session) -> str:
+        return self.title or session.t(f"title.{self.step}")
+
+    def read(self, found: Progress) -> None:
+        if found.failed and found.label not in self.failed_songs:
+            self.failed_songs.append(found.label)
+        if found.unit == "bar":
+            self.bar = found
+        else:
+            self.progress = found
+
+    def figures(self, session: Session, elapsed: float) -> tuple[float, str]:
+        """(part that is done, elapsed and left time, steps per second, loss)."""
+        t, shown = session.t, self.progress or self.bar
+        words = [t("run.elapsed", time=human_seconds(elapsed))]
+        if shown is None:
+            return 0.0, words[0]
+        left = shown.left
+        if left is None and shown.done:
+            left = elapsed / shown.done * (shown.total - shown.done)
+        words = [f"{shown.done}/{shown.total}", *words, t("run.left", time=human_seconds(left))]
+        if shown.rate:
+            words.append(t("run.rate", rate=f"{shown.rate:.2f}" if shown.rate >= 0.1 else f"{shown.rate:.3f}"))
+        if shown.loss is not None:
+            words.append(f"{t('run.loss')} {shown.loss:.4f}")
+        return shown.done / max(1, shown.total), "    ".join(words)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How the last run failed; kept so that it can be said in another language."""
+
+    run: Run
+    code: int | None
+    errors: list[tuple[str, dict[str, str]]]
+
+    def outcome(self, session: Session) -> Outcome:
+        t, step, code, errors = session.t, self.run.step, self.code, self.errors
+        number = STEP[step].number if step in STEP else "–"
+        shown = t("run.not_started") if code is None else code
+        lines = [t("run.failed", number=number, title=self.run.name(session), code=shown)]
+        order = [name for name, _ in KNOWN_ERRORS]
+        # What the window itself found out (no result, failed songs) says more than the exit status.
+        known = [item for item in errors if item[0] not in order] or explain_exit(code, errors)
+        if code is None and not errors:
+            known = [("err.start", {})]
+        lines += [t(name, **fields) for name, fields in known]
+        of_environment = any(name in ENVIRONMENT_ERRORS for name, _ in known)
+        return Outcome("bad", "\n".join(lines), "title.environment" if of_environment else "menu.logs")
+
+
+def trial_outcome(session: Session, begun: float) -> Reply:
+    """What a trial since `begun` measured, in a sentence, with a button for the savings that it found."""
+    result = read_trial(session.space.log_folder(), begun)
+    if result is None:
+        return None
+    sentence = trial_sentence(session.settings.language, result)
+    session.log([f"— {line}" for line in sentence.split("\n")])
+
+    def use_savings() -> Reply:
+        session.set_values({flag: str(value) for flag, value in result["savings"].items()})
+        return session.outcome("good", "trial.applied", flags=saving_flags(result))
+
+    outcome = Outcome("good" if result.get("fits") else "bad", sentence)
+    return replace(outcome, button="trial.apply", do=use_savings) if result.get("savings") else outcome
+
+
+def ask_stale(session: Session, stale: Step, first: Callable[[], Reply], anyway: Callable[[], Reply]) -> Question:
+    """A step that was to be started reads what an earlier one made, and that is out of date."""
+    title, reason = session.t(f"title.{stale.key}"), session.reason(session.states[stale.key])
+    answers = {"first": first, "anyway": anyway, "cancel": lambda: None}
+    return Question(
+        "askstale.title", session.t("askstale.message", number=stale.number, title=title, reason=reason),
+        (("first", "askstale.first"), ("anyway", "askstale.anyway"), CANCEL), lambda key: answers[key](), icon="stale",
+    )  # fmt: skip
+
+
+def ask_checkpoints(session: Session, go_on: Callable[[str], Reply], give_up: Callable[[], None]) -> Question:
+    """What becomes of the LoRAs that are there before a training: moved away, or gone on from."""
+    space = session.space
+    loras, foreign, folder = space.loras(), space.foreign_owner(), session.shown(space.checkpoints())
+    resume = (("resume", "checkpoints.resume"),) if space.can_resume() and not foreign else ()
+    message = session.t(
+        "checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}"
+    )
+    if foreign:
+        message += "\n\n" + session.t("train.foreign", owner=foreign)
+    return Question(
+        "checkpoints.title", message, (("move", "checkpoints.move"), *resume, CANCEL),
+        lambda key: go_on(key) if key != "cancel" else give_up(), icon="stale",
+    )  # fmt: skip
+
+
+def ask_disk(session: Session, go_on: Callable[[], Reply], give_up: Callable[[], None]) -> Question:
+    """The disk may be too small for what a step writes."""
+    free, need = free_bytes(session.project.records), disk_estimate(session.space, session.songs)
+    return Question(
+        "disk.title", session.t("env.disk_short", free=human_bytes(free), need=human_bytes(need)),
+        (CANCEL, ("anyway", "disk.anyway")), lambda key: go_on() if key == "anyway" else give_up(), icon="stale",
+    )  # fmt: skip
+
+
+def _disk_is_short(session: Session) -> bool:
+    try:
+        return free_bytes(session.project.records) < disk_estimate(session.space, session.songs)
+    except OSError:
+        return False
+
+
+class TrainingCurve:
+    """The figures of the training that runs, or ran last: from its file, else from its lines."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.curve: Curve | None = None
+        self._next_look = 0.0
+
+    def opened(self) -> None:
+        """Take the project's last training."""
+        metrics = find_metrics(self.session.space.log_folder()) if self.session.project.home else None
+        self.curve = Curve(metrics) if metrics else None
+        self.poll()
+
+    def poll(self) -> bool:
+        return self.curve is not None and self.curve.poll()
+
+    def read(self, line: str, found: Progress | None) -> None:
+        curve = self.curve
+        if line.startswith("metrics: ") and curve is not None:
+            self.curve = Curve(self.session.program / line[9:].strip())
+            return
+        if found is None or found.loss is None or curve is None or curve.path is not None:
+            return
+        if found.done not in curve.steps[-1:]:
+            curve.add(found.done, found.loss, None, found.learning_rate)
+
+    def follow(self, begun: float) -> bool:
+        """Whether the curve of the training that began then may have grown; looks once a second."""
+        if self.curve is None or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + 1.0
+        if self.curve.path is None:
+            # The fork's trainer does not say where its figures go; a file of an earlier run is not this run's.
+            path = find_metrics(self.session.space.log_folder())
+            if path is not None and path.stat().st_mtime >= begun - 1:
+                self.curve = Curve(path)
+        return self.curve.poll() or self.curve.path is None
+
+
+class TrainingFolder:
+    """The checkpoints folder, which belongs to one training while that fills it."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self._lock: FolderLock | None = None
+
+    def take(self, answer: str) -> bool:
+        """Make it this training's own, after moving away what is there for the answer "move"; False: it is taken."""
+        space = self.session.space
+        self._lock = FolderLock.take(space.checkpoints())
+        if self._lock is None:
+            return False
+        if answer == "move":
+            moved = self.session.shown(space.move_checkpoints())
+            self.session.log([f"— {self.session.t('checkpoints.moved', folder=moved)}"])
+        space.claim_checkpoints()
+        return True
+
+    def heirs(self) -> tuple[int, ...]:
+        return self._lock.heirs() if self._lock else ()
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def find_obstacle(session: Session, key: str) -> Outcome | None:
+    """Why a step cannot be started, as far as it can be known without asking anybody."""
+    wrong = session.space.problems(key)
+    if wrong:
+        session.lead_to(key, wrong)
+        return session.outcome("bad", "wrong.start", count=len(wrong))
+    script = session.space.script(key)
+    if find_python(session.settings, session.program) is None:
+        return Outcome("bad", session.t("env.no_python"), "title.environment")
+    if not script.is_file():
+        sentence = session.t("env.script", script=script.name, folder=session.program)
+        return Outcome("bad", sentence, "title.environment")
+    return None
+
+
+def make_room(session: Session, key: str) -> None:
+    """Put away what would be in the way of a step; raises OSError."""
+    if key == "prep" and session.project.home:
+        orphans = orphan_records(session.project, session.songs)
+        if remove_to_bin(session.project.home, orphans, "orphans"):
+            session.log([f"— {session.t('orphans.moved', songs=_names([path.stem for path in orphans]))}"])
+    output = session.space.lora_output() if key == "strength" else None
+    if output is not None and output.is_file():
+        os.replace(output, unique_path(output.with_name(f"{output.stem}_{stamp()}{output.suffix}")))
+    stop_file = session.space.stop_file(key)
+    if stop_file is not None:
+        stop_file.unlink(missing_ok=True)  # one that was left behind would end the run at its first step
+
+
+def find_errors(
+    session: Session, run: Run, code: int | None, errors: list[tuple[str, dict[str, str]]]
+) -> Failure | None:
+    """What is wrong with the end of a run whose lines told of `errors`; None when it has done what it should."""
+    state = session.states.get(run.step)
+    if code == 0 and state is not None and not run.trial and state.status not in ("done", "stale"):
+        # Exit status 0 without the result: the fork's scripts report some failures that way.
+        return Failure(run, code, [*errors, ("err.no_result", {"why": session.reason(state)})])
+    if code == 0:
+        return None
+    if run.failed_songs and not errors:
+        fields = {"count": str(len(run.failed_songs)), "songs": _names(run.failed_songs)}
+        errors = [("run.songs_failed", fields)]
+    return Failure(run, code, errors)
+
+
+class StepRuns:
+    """Starts the steps' scripts and follows them to their end; what has to be asked or said is the answer."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.runner = Runner()
+        self.run = Run()
+        self.chain: list[str] = []  # steps that "run all remaining" still has to start
+        self.results: dict[str, str] = {}  # step -> failed, stopped: of this session
+        self.training = TrainingCurve(session)
+        self.failure: Failure | None = None
+        self.mark = ""  # how the last run ended, for the window's title
+        self.announce: Callable[[], None] = lambda: None  # somebody may look at another window
+        self._chain_answers: dict[str, str] = {}
+        self._folder = TrainingFolder(session)
+        self._ended: Event | None = None
+        self._last_current = ""
+        session.on_open.append(self._project_opened)
+
+    def _project_opened(self) -> None:
+        self.results.clear()
+        self.mark, self.failure = "", None
+        self.training.opened()
+
+    # Starting
+
+    def can_start(self, key: str) -> bool:
+        state = self.session.states.get(key)
+        return not self.session.busy and state is not None and state.status != "locked" and key != "songs"
+
+    def start(
+        self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None
+    ) -> Reply:
+        """Check everything that can be checked, ask what has to be asked, then run the step's script."""
+        if not self.session.store_texts():
+            self.give_up()
+            return None
+        self.session.look(force=True)
+        if not self.can_start(key):
+            return None
+        only, answers = list(only), dict(answers or {})
+
+        def again(**more: str) -> Reply:
+            return self.start(key, only, trial, {**answers, **more})
+
+        reply = find_obstacle(self.session, key) or self._question(key, trial, answers, again)
+        reply = reply or self._launch(key, only, trial, answers.get("checkpoints", ""))
+        if isinstance(reply, Outcome):
+            self.give_up()
+        return reply
+
+    def _question(self, key: str, trial: bool, answers: dict[str, str], again: Callable[..., Reply]) -> Question | None:
+        session = self.session
+        earlier = STEPS[: STEP[key].number - 1]
+        stale = next((step for step in earlier if session.states[step.key].status == "stale"), None)
+        if stale and "stale" not in answers and not self.chain and key not in ("prompts", "lyrics"):
+            return ask_stale(session, stale, lambda: self._begin_chain(stale.key, key), lambda: again(stale="anyway"))
+        if key == "train" and session.space.loras() and not trial and "checkpoints" not in answers:
+            return ask_checkpoints(session, lambda choice: again(checkpoints=choice), self.give_up)
+        if key in ("prep", "train") and "disk" not in answers and _disk_is_short(session):
+            return ask_disk(session, lambda: again(disk="anyway"), self.give_up)
+        return None
+
+    def _launch(self, key: str, only: list[str], trial: bool, checkpoints: str) -> Reply:
+        session, space = self.session, self.session.space
+        try:
+            if key == "train" and not trial and not self._folder.take(checkpoints):
+                return session.outcome("bad", "train.elsewhere", folder=session.shown(space.checkpoints()))
+            make_room(session, key)
+        except OSError as error:
+            self._folder.release()
+            return session.failed(error)
+        arguments = space.arguments(key, only=only, resume=checkpoints == "resume", trial=trial)
+        if key == "train":
+            self.training.curve = Curve()
+        receipt = {} if trial or only else take_receipt(space, key, session.songs)
+        self._start(Run(key, trial=trial, receipt=receipt), [space.script(key).name, *arguments])
+        return None
+
+    def command(self, arguments: list[str], title: str, after: Callable[[], None], python: Path | None = None) -> None:
+        """Run something that is no step, such as an installation, with the same log and stop button."""
+        if not self.session.busy:
+            self._start(Run("command", title, after=after), arguments, python)
+
+    def _start(self, run: Run, arguments: list[str], python: Path | None = None) -> None:
+        session = self.session
+        python = python or find_python(session.settings, session.program)
+        session.save()
+        session.hush()
+        self.results.pop(run.step, None)
+        self.run, self.failure, self._ended = run, None, None
+        session.state = "running"
+        home = session.project.home
+        log_folder = (home if home and is_folder(home) else user_config_folder()) / LOGS_FOLDER
+        log_path = unique_path(log_folder / f"{stamp()}_{run.step}.log")
+        command = subprocess.list2cmdline([session.shown(Path(str(python))), *arguments])
+        session.log([f"$ {command}", f"— {session.t('log.file', file=session.shown(log_path))}"])
+        self.runner.start(
+            [str(python), *arguments], session.program, session.settings.child_environment(), log_path,
+            session.space.stop_file(run.step), self._folder.heirs(),
+        )  # fmt: skip
+        session.repaint()
+
+    # One after the other
+
+    def give_up(self) -> None:
+        """Nothing more is started by itself."""
+        self.chain = []
+
+    def run_all(self) -> Reply:
+        """Start every step that is not done, in order; the first failure ends it."""
+        session = self.session
+        session.look(force=True)
+        if session.busy or not session.songs:
+            return None
+        self.chain, self._chain_answers = remaining_steps(session.states), {}
+        if not self.chain:
+            return session.outcome("good", "run.nothing")
+        if "train" in self.chain and session.space.loras():
+            # Asked now: nobody sits there hours later, when its turn comes.
+            return ask_checkpoints(session, self._go_on_with, self.give_up)
+        return self._next_in_chain()
+
+    def _go_on_with(self, checkpoints: str) -> Reply:
+        self._chain_answers = {"checkpoints": checkpoints}
+        return self._next_in_chain()
+
+    def _begin_chain(self, first: str, last: str) -> Reply:
+        keys = [step.key for step in STEPS]
+        self.chain = keys[keys.index(first) : keys.index(last) + 1]
+        return self._next_in_chain()
+
+    def _next_in_chain(self) -> Reply:
+        key = self.chain[0]
+        self.session.lead_to(key)
+        reply = self.start(key, answers=self._chain_answers if key == "train" else None)
+        if self.session.state != "running" and not isinstance(reply, Question):
+            self.give_up()
+        return reply
+
+    def _advance_chain(self, key: str, succeeded: bool) -> Reply:
+        if not succeeded or self.chain[:1] != [key]:
+            self.give_up()
+        self.chain = self.chain[1:]
+        return self._next_in_chain() if self.chain else None
+
+    # Following
+
+    def tick(self) -> None:
+        """Take what the child wrote, and its end."""
+        session = self.session
+        self._take_output()
+        for event in self.runner.poll():
+            if event.kind == "ended":
+                self._ended = event
+            elif session.project.home and self.runner.pid:
+                script = STEP[self.run.step].script if self.run.step in STEP else ""
+                session.project.backend_run = {"pid": self.runner.pid, "script": script}
+                session.save_soon()
+        # The last lines come first: the explanation belongs below them.
+        if self._ended is not None and not self.runner.text.waiting:
+            event, self._ended = self._ended, None
+            self._take_output()
+            self._end(event)
+        if self.runner.stopping == "gentle" and time.monotonic() > self.run.stop_by:
+            session.log([f"— {session.t('run.killing')}"])
+            self.runner.kill()
+
+    def _take_output(self) -> None:
+        """Hand on what the child wrote, for a bounded time."""
+        text, deadline = self.runner.text, time.monotonic() + DRAIN_BUDGET_S
+        while True:
+            skipped, lines, current = text.take(INSERT_LINES)
+            if not lines and not skipped and current == self._last_current:
+                break
+            self._last_current = current
+            self.session.log(lines, current, skipped)
+            for line in [*lines[-50:], current]:
+                found = parse_progress(line)
+                if found is not None:
+                    self.run.read(found)
+                if self.run.step == "train":
+                    self.training.read(line, found)
+            if time.monotonic() > deadline or not text.waiting:
+                break
+
+    def describe(self, key: str) -> tuple[str, str]:
+        """(status for the icon, sentence) of a step."""
+        session = self.session
+        if self.run.step == key:
+            return "running", session.t("state.running" if session.state == "running" else "state.stopping")
+        state = session.states.get(key, StepState("locked"))
+        sentence = session.reason(state)
+        if state.status == "ready" and self.results.get(key) == "failed":
+            return "failed", session.t("state.failed", reason=sentence)
+        return state.status, sentence
+
+    # Ending
+
+    def stop(self) -> None:
+        """First call: ask the script to save and end. Second call: end the whole process tree."""
+        session = self.session
+        self.give_up()
+        if session.state == "running":
+            session.state = "stopping"
+            self.run.stop_by = time.monotonic() + STOP_SECONDS.get(self.run.step, DEFAULT_STOP_SECONDS)
+            self.runner.request_stop()
+            session.log([f"— {session.t('run.stopping')}"])
+        else:
+            self.runner.kill()
+        session.repaint()
+
+    def _end(self, event: Event) -> None:
+        """One place for every end: done, failed, stopped, never started."""
+        session, run, code = self.session, self.run, event.code
+        stopped, self.run = session.state != "running", Run()
+        spent = human_seconds(time.monotonic() - self.runner.started_at)
+        if code is None:
+            session.log([event.error])
+        session.ended()
+        self._folder.release()
+        session.project.backend_run = {}
+        if code == 0 and run.receipt:
+            session.project.receipts[run.step] = {**run.receipt, "finished": time.time()}
+        self.training.poll()
+        session.save()
+        session.look(force=True)
+        outcome = self._outcome(run, code, stopped, spent)
+        session.tell(outcome)
+        if run.trial and not stopped:
+            session.tell(trial_outcome(session, run.begun))
+        title = run.name(session)
+        session.log([f"— {session.t('log.ended', title=title, code='-' if code is None else code, spent=spent)}"])
+        sign = "■" if stopped else "✓" if outcome.level == "good" else "✗"
+        self.mark = f"{sign} {title} – "
+        self.announce()
+        run.after()
+        if self.chain:
+            session.tell(self._advance_chain(run.step, outcome.level == "good"))
+        session.repaint()
+
+    def _outcome(self, run: Run, code: int | None, stopped: bool, spent: str) -> Outcome:
+        session, fields = self.session, {"title": run.name(self.session), "spent": spent}
+        if stopped:
+            self.results[run.step] = "stopped"
+            if run.step != "train":
+                return session.outcome("info", "run.stopped", **fields)
+            # The fork's trainer cannot go on, and a trial leaves nothing to go on from.
+            can_resume = session.space.can_resume() and not run.trial
+            return session.outcome("info", "run.stopped_training" if can_resume else "run.stopped_only", **fields)
+        self.failure = find_errors(session, run, code, list(self.runner.text.errors))
+        if self.failure is None:
+            return session.outcome("good", "run.done", **fields)
+        if not run.trial:
+            self.results[run.step] = "failed"
+        return self.failure.outcome(session)
+
+
+class LeftOver:
+    """A run that an earlier, killed window left behind; nothing can be started while it goes on."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self._next_look = 0.0
+        session.on_open.append(self._find)
+
+    def _named(self) -> tuple[int, str]:
+        run = self.session.project.backend_run
+        return int(run.get("pid") or 0), str(run.get("script") or "?")
+
+    def _find(self) -> None:
+        if process_runs(*self._named()):
+            self.session.state = "left over"
+
+    def watch(self) -> None:
+        """Notice its end."""
+        if self.session.state != "left over" or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + DISK_MS / 1000
+        if not process_runs(*self._named()):
+            self.session.state, self.session.project.backend_run = "idle", {}
+            self.session.look(force=True)
+
+    def question(self) -> Question:
+        pid, script = self._named()
+        return Question(
+            "orphan.title", self.session.t("orphan.message", script=script, pid=pid),
+            (("stop", "orphan.stop"), ("cancel", "orphan.leave")),
+            lambda key: self.end() if key == "stop" else None, icon="stale", danger="stop",
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """SIGTERM lets our trainer save; whatever is left after a while is killed."""
+        pid, script = self._named()
+
+        def work() -> None:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGTERM)
+            deadline = time.monotonic() + 60
+            while process_runs(pid, script) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            if process_runs(pid, script):
+                with contextlib.suppress(OSError):
+                    os.killpg(pid, signal.SIGKILL)
+            self.session.inbox.put(lambda: self.session.tell(self.session.outcome("good", "orphan.ended")))
+
+        threading.Thread(target=work, daemon=True).start()
+
+
+# --- 12. Other programs -----------------------------------------------------------------------------------------------
+
+
+class Environment:
+    """What the scripts' Python has, what is missing, and how it is installed."""
+
+    def __init__(self, session: Session, runs: StepRuns):
+        self.session, self.runs = session, runs
+        self.report: dict[str, Any] | None = None  # what the scripts' Python said about itself
+        self.asking = False
+
+    def _python(self) -> Path | None:
+        return find_python(self.session.settings, self.session.program)
+
+    def query(self, only_if_unknown: bool = False) -> None:
+        """Ask the scripts' Python what it has, in the background: importing torch there takes seconds."""
+        if only_if_unknown and (self.report is not None or self.asking):
+            return
+        session, python = self.session, self._python()
+        self.report, self.asking = None, python is not None
+        session.repaint()
+        if python is None:
+            return
+
+        def work() -> None:
+            report = query_python(python, session.settings.child_environment(), session.program)
+
+            def store() -> None:
+                self.report, self.asking = report, False
+                session.repaint()
+
+            session.inbox.put(store)
+
+        threading.Thread(target=work, daemon=True, name="environment").start()
+
+    def findings(self) -> list[Finding]:
+        session = self.session
+        candidates = python_candidates(session.settings, session.program)
+        return judge_environment(session.space, session.songs, candidates[0] if candidates else None, self.report)
+
+    def installations(self) -> list[tuple[str, list[str]]]:
+        """(label, arguments after the Python) of everything that can be installed or downloaded with one click."""
+        session, start = self.session, self.session.program / "start.py"
+        found = []
+        if start.is_file():
+            found.append((session.t("install.setup"), [str(start), "setup"]))
+            for group, what in read_groups(start).items():
+                text = text_or(session.settings.language, f"group.{group}", what)
+                found.append((session.t("install.group", name=group, what=text), [str(start), "install", group]))
+        if (session.program / "ace_lora" / "base_weights.py").is_file():
+            place = session.settings.checkpoint_dir
+            options = ["--checkpoint_dir", place] if place else []
+            found.append((session.t("install.weights"), ["-m", "ace_lora.base_weights", *options]))
+        return found
+
+    def install(self, arguments: list[str], python: Path | None = None) -> Reply:
+        """Run Python with these arguments (None: the scripts' Python), then ask it again."""
+        if python is None and self._python() is None:
+            return self.session.outcome("warn", "install.by_hand")
+        return self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
+
+    def _installed(self) -> None:
+        self.session.read_flags()
+        self.query()
+
+    def mend(self, what: str) -> Reply:
+        """The button beside a problem, as far as an installation is its answer."""
+        if what in ("tensorboard", "pypinyin"):
+            # pypinyin runs in the window's own process, TensorBoard in the scripts' Python.
+            own = Path(sys.executable) if what == "pypinyin" and not FROZEN else None
+            return self.install(["-m", "pip", "install", what], own)
+        start = self.session.program / "start.py"
+        if what == "weights":
+            return self.install(self.installations()[-1][1])
+        if not start.is_file():
+            return self.session.outcome("warn", "install.by_hand")
+        return self.install([str(start), "setup"])
+
+
+def open_tensorboard(session: Session, board: TensorBoard) -> Outcome:
+    """Start TensorBoard on the trainings' figures; what came of it is told by `tensorboard_outcome`."""
+    python = find_python(session.settings, session.program)
+    if python is None:
+        return Outcome("bad", session.t("env.no_python"), "title.environment")
+    board.open(python, session.space.log_folder(), session.program, session.settings.child_environment())
+    return session.outcome("info", "tensorboard.starting")
+
+
+def tensorboard_outcome(session: Session, kind: str, detail: str) -> Outcome:
+    """Open the browser when TensorBoard is ready; `kind`, `detail`: see `TensorBoard.answers`."""
+    if kind == "ready":
+        webbrowser.open(detail)
+        return session.outcome("good", "tensorboard.ready", url=detail)
+    if kind == "missing":
+        return Outcome("bad", session.t("tensorboard.missing"), "mend.tensorboard")
+    return session.outcome("bad", "tensorboard.failed", detail=detail)
+
+
+def copy_to_comfyui(session: Session, folder: Path) -> None:
+    """Copy the finished LoRA into ComfyUI's folder for LoRAs, in the background."""
+    output = session.space.lora_output()
+    assert output is not None
+    target = unique_path(folder / output.name)
+
+    def work() -> None:
+        temporary = target.with_name(f".tmp-{target.name}")
+        try:
+            shutil.copy2(output, temporary)
+            os.replace(temporary, target)
+            outcome = session.outcome("good", "comfy.copied", file=target)
+        except OSError as error:
+            outcome = session.failed(error)
+            temporary.unlink(missing_ok=True)
+        session.inbox.put(lambda: session.tell(outcome))
+
+    threading.Thread(target=work, daemon=True, name="comfyui").start()
+
+
+# --- 13. Look ---------------------------------------------------------------------------------------------------------
 
 COLOURS = {
     "rail": "#eef1f6", "surface": "#ffffff", "line": "#d3dae4", "text": "#1b2430", "muted": "#5b6777",
@@ -3797,7 +4614,7 @@ def _distance(x: float, y: float, x1: float, y1: float, x2: float, y2: float) ->
     return ((x - x1 - along * dx) ** 2 + (y - y1 - along * dy) ** 2) ** 0.5
 
 
-# --- 11. Widgets ----------------------------------------------------------------------------------------------------
+# --- 14. Widgets ------------------------------------------------------------------------------------------------------
 
 
 def wrapped(label: ttk.Label) -> ttk.Label:
@@ -4163,7 +4980,7 @@ class Banner:
 
     LOOKS = {"good": ("Good", "done"), "info": ("Info", "info"), "warn": ("Warn", "stale"), "bad": ("Bad", "failed")}  # noqa: RUF012
 
-    def __init__(self, ui: Ui, parent: tk.Widget):
+    def __init__(self, ui: Ui, parent: tk.Widget, close: Callable[[], None]):
         self._ui = ui
         # An empty holder keeps the banner's place in the window.
         holder = ttk.Frame(parent, style="Rail.TFrame", height=1)
@@ -4175,12 +4992,11 @@ class Banner:
         self.text = wrapped(ttk.Label(self.frame, justify="left"))
         self.text.grid(row=0, column=1, sticky="ew")
         self.action = ttk.Button(self.frame, style="Small.TButton")
-        close = ttk.Button(self.frame, text="✕", style="Small.TButton", command=self.hide)
-        close.grid(row=0, column=3, sticky="n", padx=(ui.px(8), 0))
-        self.shown: tuple[str, str, tuple[str, Callable[[], None]] | None] | None = None
+        ttk.Button(self.frame, text="✕", style="Small.TButton", command=close).grid(
+            row=0, column=3, sticky="n", padx=(ui.px(8), 0)
+        )
 
     def show(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
-        self.shown = (level, message, action)
         style, icon = self.LOOKS[level]
         self.frame.configure(style=f"{style}.TFrame")
         self._icon.configure(style=f"{style}.TLabel", image=self._ui.icon(icon, 20))
@@ -4193,7 +5009,6 @@ class Banner:
         self.frame.pack(fill="x")
 
     def hide(self) -> None:
-        self.shown = None
         self.frame.pack_forget()
         self.frame.master.configure(height=1)  # a frame keeps the height of what has left it
 
@@ -4237,13 +5052,13 @@ class FieldRow:
         self._filling = False
         self.variable = tk.StringVar(parent)
         # Without a translated name (a flag that only the script knows) the flag names itself.
-        self.label = ttk.Label(parent, text=text_or(ui.language, f"field.{row.flag}", row.flag))
+        self.label = ttk.Label(parent, text=in_language(ui.language, row.label))
         self.label.grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(3))
         self.widget = self._make_widget(parent)
         self.widget.grid(row=line, column=1, sticky="ew", pady=ui.px(3))
         self.note = wrapped(ttk.Label(parent, style="Small.TLabel"))
         self.note.grid(row=line, column=2, sticky="ew", padx=(ui.px(12), 0))
-        self._help = text_or(ui.language, f"help.{row.flag}", row.script_help)
+        self._help = in_language(ui.language, row.help)
         default = row.default or ui.t("field.nothing")
         tip = f"--{row.flag}" + ("" if "{" in row.default else "\n" + ui.t("field.default", value=default))
         Tip(ui, self.label, tip)
@@ -4370,40 +5185,78 @@ class Editor:
 
 
 class Dialog:
-    """A window above the main one with buttons; closes itself, then calls `answer` with the pressed button's key."""
+    """A window above the main one that asks a question; closes itself, then hands on what the answer leads to."""
 
     def __init__(
-        self, ui: Ui, parent: tk.Misc, title: str, buttons: list[tuple[str, str, str]], answer: Callable[[str], None],
-        cancel: str = "cancel",
-    ):  # fmt: skip
-        """`buttons`: (key, label, style), the first has the focus; `cancel`: the key for Escape and the cross."""
-        self._ui, self._answer, self._cancel = ui, answer, cancel
+        self, ui: Ui, parent: tk.Misc, question: Question, done: Callable[[Reply], None], choose: Callable[[str], str]
+    ):
+        """`choose` opens a folder chooser with a title."""
+        self._ui, self._question, self._done, self._choose = ui, question, done, choose
         self.closed = False
+        self.message = question.message
         self.window = window = tk.Toplevel(
             parent, background=COLOURS["surface"], highlightthickness=1, highlightbackground=COLOURS["line"]
         )
         window.withdraw()
-        window.title(title)
+        window.title(ui.t(question.title))
         window.transient(parent.winfo_toplevel())
         outer = ttk.Frame(window, padding=ui.px(20))
         outer.pack(fill="both", expand=True)
-        self.body = ttk.Frame(outer)
-        self.body.pack(fill="both", expand=True)
+        body = ttk.Frame(outer)
+        body.pack(fill="both", expand=True)
+        self.entries: list[ttk.Entry] = []
+        if question.entries:
+            self._add_entries(body)
+        else:
+            ttk.Label(body, image=ui.icon(question.icon, 28)).pack(side="left", anchor="n", padx=(0, ui.px(14)))
+            text = ttk.Label(body, text=question.message, wraplength=ui.px(460), justify="left")
+            text.pack(side="left", fill="x", expand=True)
+        self.buttons = self._add_buttons(outer)
+        window.bind("<Escape>", lambda _event: self.press("cancel"))
+        window.protocol("WM_DELETE_WINDOW", lambda: self.press("cancel"))
+        self._show((self.entries or list(self.buttons.values()))[0])
+
+    def _add_buttons(self, outer: ttk.Frame) -> dict[str, ttk.Button]:
+        ui, buttons = self._ui, {}
         row = ttk.Frame(outer)
         row.pack(fill="x", pady=(ui.px(18), 0))
-        self.buttons: dict[str, ttk.Button] = {}
         # Made in reading order, so that Tab walks from left to right.
-        spacer = ttk.Frame(row)
-        spacer.pack(side="left", expand=True, fill="x")
-        for key, label, style in buttons:
-            button = ttk.Button(row, text=label, style=style, command=lambda key=key: self.press(key))
+        ttk.Frame(row).pack(side="left", expand=True, fill="x")
+        for key, label in self._question.choices:
+            style = "Danger.TButton" if key == self._question.danger else "TButton" if buttons else "Primary.TButton"
+            button = ttk.Button(row, text=ui.t(label), style=style, command=lambda key=key: self.press(key))
             button.bind("<Return>", lambda _event, key=key: self.press(key))
             button.pack(side="left", padx=(ui.px(8), 0))
-            self.buttons[key] = button
-        window.bind("<Escape>", lambda _event: self.press(self._cancel))
-        window.protocol("WM_DELETE_WINDOW", lambda: self.press(self._cancel))
+            buttons[key] = button
+        return buttons
 
-    def show(self, focus: tk.Widget | None = None) -> None:
+    def _add_entries(self, body: ttk.Frame) -> None:
+        ui, question = self._ui, self._question
+        body.columnconfigure(1, weight=1)
+        ttk.Label(body, text=question.message, wraplength=ui.px(520), justify="left").grid(
+            row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12))
+        )
+        for line, (label, text) in enumerate(question.entries, start=1):
+            ttk.Label(body, text=ui.t(label)).grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(4))
+            entry = ttk.Entry(body, width=48)
+            entry.insert(0, text)
+            entry.grid(row=line, column=1, sticky="ew", pady=ui.px(4))
+            entry.bind("<Return>", lambda _event: self.press("ok"))
+            self.entries.append(entry)
+        if question.browse:
+            browse = ttk.Button(body, text=ui.t("browse"), command=self._browse)
+            browse.grid(row=len(self.entries), column=2, padx=(ui.px(8), 0))
+        self._note = ttk.Label(body, style="SmallBad.TLabel", wraplength=ui.px(520), justify="left")
+        self._note.grid(row=len(self.entries) + 1, column=0, columnspan=3, sticky="w", pady=(ui.px(8), 0))
+        self.entries[0].selection_range(0, "end")
+
+    def _browse(self) -> None:
+        chosen = self._choose(self._ui.t(self._question.browse))
+        if chosen:
+            self.entries[-1].delete(0, "end")
+            self.entries[-1].insert(0, chosen)
+
+    def _show(self, focus: tk.Widget) -> None:
         window, parent = self.window, self.window.master.winfo_toplevel()
         window.update_idletasks()
         width, height = window.winfo_reqwidth(), window.winfo_reqheight()
@@ -4413,7 +5266,7 @@ class Dialog:
         window.resizable(False, False)
         window.deiconify()
         window.lift()
-        (focus or next(iter(self.buttons.values()))).focus_set()
+        focus.focus_set()
         self._grab()
 
     def _grab(self, tries: int = 20) -> None:
@@ -4425,95 +5278,28 @@ class Dialog:
                 self.window.after(30, self._grab, tries - 1)
 
     def press(self, key: str) -> None:
+        """Answer, unless what stands in the entries cannot be taken: then say so, and stay."""
         if self.closed:
             return
-        if key != self._cancel and not self.check(key):
+        texts = [entry.get() for entry in self.entries]
+        wrong = self._question.wrong(texts) if self.entries and key != "cancel" else ""
+        if wrong:
+            self._note.configure(text=wrong)
             return
         self.closed = True
         self.window.grab_release()
         self.window.destroy()
-        self._answer(key)
-
-    def check(self, _key: str) -> bool:
-        """Whether the dialog may close with this button; dialogs with entries say what is wrong instead."""
-        return True
+        self._done(self._question.answer(key, *texts))
 
 
-class Question(Dialog):
-    """A sentence and some buttons."""
-
-    def __init__(
-        self, ui: Ui, parent: tk.Misc, title: str, message: str, buttons: list[tuple[str, str, str]],
-        answer: Callable[[str], None], cancel: str = "cancel", icon: str = "info",
-    ):  # fmt: skip
-        super().__init__(ui, parent, title, buttons, answer, cancel)
-        self.message = message
-        ttk.Label(self.body, image=ui.icon(icon, 28)).pack(side="left", anchor="n", padx=(0, ui.px(14)))
-        ttk.Label(self.body, text=message, wraplength=ui.px(460), justify="left").pack(
-            side="left", fill="x", expand=True
-        )
-        self.show()
-
-
-class EntryDialog(Dialog):
-    """A sentence and one or more entries; `problem(values)` gives what is wrong, and keeps the dialog open."""
-
-    def __init__(
-        self, ui: Ui, parent: tk.Misc, title: str, message: str, entries: list[tuple[str, str]], ok: str, cancel: str,
-        done: Callable[[list[str]], None], problem: Callable[[list[str]], str] = lambda _values: "",
-        browse: Callable[[], str] | None = None, browse_label: str = "",
-    ):  # fmt: skip
-        """`entries`: (label, text). `browse` fills the last entry from a folder chooser."""
-        super().__init__(
-            ui, parent, title, [("ok", ok, "Primary.TButton"), ("cancel", cancel, "TButton")],
-            lambda key: done(self.values) if key == "ok" else None,
-        )  # fmt: skip
-        self._problem = problem
-        self.values: list[str] = []
-        body = self.body
-        body.columnconfigure(1, weight=1)
-        if message:
-            ttk.Label(body, text=message, wraplength=ui.px(520), justify="left").grid(
-                row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12))
-            )
-        self.entries: list[ttk.Entry] = []
-        for number, (label, text) in enumerate(entries):
-            ttk.Label(body, text=label).grid(row=number + 1, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(4))
-            entry = ttk.Entry(body, width=48)
-            entry.insert(0, text)
-            entry.grid(row=number + 1, column=1, sticky="ew", pady=ui.px(4))
-            entry.bind("<Return>", lambda _event: self.press("ok"))
-            self.entries.append(entry)
-        if browse is not None:
-
-            def fill() -> None:
-                chosen = browse()
-                if chosen:
-                    self.entries[-1].delete(0, "end")
-                    self.entries[-1].insert(0, chosen)
-
-            ttk.Button(body, text=browse_label, command=fill).grid(row=len(entries), column=2, padx=(ui.px(8), 0))
-        self._note = ttk.Label(body, style="SmallBad.TLabel", wraplength=ui.px(520), justify="left")
-        self._note.grid(row=len(entries) + 1, column=0, columnspan=3, sticky="w", pady=(ui.px(8), 0))
-        self.entries[0].selection_range(0, "end")
-        self.show(self.entries[0])
-
-    def check(self, _key: str) -> bool:
-        self.values = [entry.get() for entry in self.entries]
-        problem = self._problem(self.values)
-        self._note.configure(text=problem)
-        return not problem
-
-
-# --- 12. Pages ------------------------------------------------------------------------------------------------------
+# --- 15. Pages --------------------------------------------------------------------------------------------------------
 
 
 class StepPage:
     """The frame that every step's page has: what it does, its state, its start button, its settings."""
 
-    def __init__(self, app: App, parent: tk.Widget, key: str):
-        self.app, self.ui, self.key = app, app.ui, key
-        ui = app.ui
+    def __init__(self, ui: Ui, parent: tk.Widget, session: Session, runs: StepRuns, questions: Questions, key: str):
+        self.ui, self.session, self.runs, self.questions, self.key = ui, session, runs, questions, key
         self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
         self.frame.columnconfigure(0, weight=1)
         self.frame.rowconfigure(2, weight=1)
@@ -4548,8 +5334,8 @@ class StepPage:
         self.start_button.pack(side="right")
 
     def start(self) -> None:
-        if not self.app.asking:  # a second press before the first one's question is on the screen
-            self.app.start_step(self.key)
+        if not self.questions.asking:  # a second press before the first one's question is on the screen
+            self.session.tell(self.runs.start(self.key))
 
     def shown(self) -> None:
         """The page has come to the front."""
@@ -4560,7 +5346,7 @@ class StepPage:
 
     def refresh(self) -> None:
         """Paint from the project's state; called after every change."""
-        status, sentence = self.app.describe(self.key)
+        status, sentence = self.runs.describe(self.key)
         style = {"done": "Good", "stale": "Warn", "failed": "Bad"}.get(status, "Info")
         self.strip.configure(style=f"{style}.TFrame")
         for label in (self.strip_icon, self.strip_text):
@@ -4568,10 +5354,10 @@ class StepPage:
         self.strip_icon.configure(image=self.ui.icon(status, 18))
         self.strip_text.configure(text=sentence)
         if self.start_button is not None:
-            startable = self.app.can_start(self.key)
+            startable = self.runs.can_start(self.key)
             self.start_button.configure(state="normal" if startable else "disabled")
         if self.forms:
-            problems = self.app.space.problems(self.key)
+            problems = self.session.space.problems(self.key)
             if status == "locked":  # what earlier steps will fill in is not the user's mistake
                 problems = {flag: problem for flag, problem in problems.items() if problem[0] != "wrong.empty"}
             for form in self.forms:
@@ -4580,14 +5366,14 @@ class StepPage:
     def make_form(self, parent: tk.Widget, fields: list[Field], wide: bool = False) -> FieldForm:
         form = FieldForm(
             self.ui, parent, fields,
-            get=lambda row: self.app.space.value(self.key, row),
-            put=lambda row, text: self.app.set_value(self.key, row, text), wide=wide,
+            get=lambda row: self.session.space.value(self.key, row),
+            put=lambda row, text: self.session.set_value(self.key, row, text), wide=wide,
         )  # fmt: skip
         self.forms.append(form)
         return form
 
     def split_fields(self) -> tuple[list[Field], list[Field]]:
-        fields = self.app.space.fields(self.key)
+        fields = self.session.space.fields(self.key)
         return [row for row in fields if row.basic], [row for row in fields if not row.basic]
 
     def show_wrong(self, flags: Iterable[str]) -> None:
@@ -4612,7 +5398,7 @@ class FormPage(StepPage):
         scroll.frame.grid(row=0, column=0, sticky="nsew")
         inner = scroll.inner
         inner.columnconfigure(0, weight=1)
-        self._fields = self.app.space.fields(self.key)
+        self._fields = self.session.space.fields(self.key)
         # These steps have few settings: hiding them would only cost a click.
         form = self.make_form(inner, self._fields, wide=self.key == "strength")
         form.frame.grid(row=0, column=0, sticky="ew")
@@ -4625,14 +5411,14 @@ class FormPage(StepPage):
         self.open_button.pack(side="left")
         self.comfy_button = None
         if self.key == "strength":
-            self.comfy_button = ttk.Button(row, text=ui.t("comfy.copy"), command=self.app.copy_to_comfyui)
+            self.comfy_button = ttk.Button(row, text=ui.t("comfy.copy"), command=self.questions.copy_to_comfyui)
             self.comfy_button.pack(side="left", padx=(ui.px(8), 0))
 
     def refresh(self) -> None:
         super().refresh()
         for row in self.forms[0].rows:
             if isinstance(row.widget, ttk.Combobox) and row.row.kind == "combo":
-                fresh = next((f for f in self.app.space.fields(self.key) if f.flag == row.row.flag), row.row)
+                fresh = next((f for f in self.session.space.fields(self.key) if f.flag == row.row.flag), row.row)
                 row.widget.configure(values=fresh.choices)
         exists = self._result() is not None
         self.open_button.configure(state="normal" if exists else "disabled")
@@ -4640,11 +5426,11 @@ class FormPage(StepPage):
             self.comfy_button.configure(state="normal" if exists else "disabled")
 
     def _result(self) -> Path | None:
-        project = self.app.project
+        project = self.session.project
         if project.home is None:
             return None
         if self.key == "strength":
-            output = self.app.space.lora_output()
+            output = self.session.space.lora_output()
             return output.parent if output is not None and output.is_file() else None
         folder = project.dataset if self.key == "dataset" else project.records
         return folder if folder.is_dir() else None
@@ -4652,7 +5438,7 @@ class FormPage(StepPage):
     def _open(self) -> None:
         folder = self._result()
         if folder is not None:
-            self.app.show_path(folder)
+            self.questions.open_path(folder)
 
 
 class SongsPage(StepPage):
@@ -4668,15 +5454,32 @@ class SongsPage(StepPage):
     )
 
     def build(self) -> None:
-        ui, app = self.ui, self.app
-        self._coupling = False
+        ui, questions = self.ui, self.questions
+        self.session.keep_home = self.fill_place
         self.body.columnconfigure(0, weight=1)
         self.body.rowconfigure(2, weight=1)
-        ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=app.ask_folder).pack(side="right")
+        ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=questions.ask_folder).pack(side="right")
         self.add_button = ttk.Button(
-            self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=app.ask_files
+            self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=questions.ask_files
         )
         self.add_button.pack(side="right", padx=(0, ui.px(8)))
+        self._build_place()
+        tools = ttk.Frame(self.body)
+        tools.grid(row=1, column=0, sticky="ew", pady=(0, ui.px(6)))
+        self.tools: list[ttk.Button] = []
+        for key, command in (("play", self._play), ("rename", self._rename), ("remove", self._remove)):
+            button = ttk.Button(tools, text=ui.t(f"songs.{key}"), style="Small.TButton", command=command)
+            button.pack(side="left", padx=(0, ui.px(6)))
+            self.tools.append(button)
+        ttk.Button(tools, text=ui.t("open.folder"), style="Small.TButton", command=questions.open_home).pack(
+            side="left"
+        )
+        self.total = ttk.Label(tools, style="Small.TLabel")
+        self.total.pack(side="right")
+        self._build_table()
+
+    def _build_place(self) -> None:
+        ui = self.ui
         place = ttk.Frame(self.body)
         place.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(8)))
         place.columnconfigure(1, weight=1)
@@ -4693,19 +5496,8 @@ class SongsPage(StepPage):
         self.apply_button.grid(row=0, column=5, padx=(ui.px(8), 0))
         for entry in (name, folder):
             entry.bind("<Return>", lambda _event: self.apply())
-        self.name.trace_add("write", lambda *_: self._couple(self.name))
-        self.folder.trace_add("write", lambda *_: self._couple(self.folder))
-        tools = ttk.Frame(self.body)
-        tools.grid(row=1, column=0, sticky="ew", pady=(0, ui.px(6)))
-        self.tools: list[ttk.Button] = []
-        for key, command in (("play", self._play), ("rename", self._rename), ("remove", self._remove)):
-            button = ttk.Button(tools, text=ui.t(f"songs.{key}"), style="Small.TButton", command=command)
-            button.pack(side="left", padx=(0, ui.px(6)))
-            self.tools.append(button)
-        ttk.Button(tools, text=ui.t("open.folder"), style="Small.TButton", command=app.open_home).pack(side="left")
-        self.total = ttk.Label(tools, style="Small.TLabel")
-        self.total.pack(side="right")
-        self._build_table()
+        self.name.trace_add("write", self._name_changed)
+        self.folder.trace_add("write", self._folder_changed)
 
     def _build_table(self) -> None:
         ui = self.ui
@@ -4734,50 +5526,42 @@ class SongsPage(StepPage):
         self.table.bind("<Return>", lambda _event: self._play())
         self.table.bind("<Delete>", lambda _event: self._remove())
         self.table.bind("<F2>", lambda _event: self._rename())
-        self.app.accept_drops(self.table)
+        self.questions.accept_drops(self.table)
 
-    def _couple(self, changed: tk.StringVar) -> None:
+    def _name_changed(self, *_names: str) -> None:
         """The folder's last part is the name: typing one changes the other."""
-        if self._coupling:
-            return
-        self._coupling = True
-        folder = Path(self.folder.get()) if self.folder.get().strip() else Path(SONGS_ROOT) / "x"
-        if changed is self.name:
-            if not name_problem(self.name.get()):
-                self.folder.set(str(folder.parent / self.name.get()))
-        else:
-            self.name.set(folder.name)
-        self._coupling = False
+        name, folder = self.name.get(), Path(self.folder.get().strip() or Path(SONGS_ROOT) / "x")
+        if folder.name != name and not name_problem(name):
+            self.folder.set(str(folder.parent / name))
+        self._show_apply()
+
+    def _folder_changed(self, *_names: str) -> None:
+        self.name.set(Path(self.folder.get().strip()).name)
         self._show_apply()
 
     def _show_apply(self) -> None:
-        home = self.app.project.home
-        typed = self.folder.get().strip()
-        same = bool(home) and typed == shown_path(home, self.app.program) and self.name.get() == home.name
-        self.apply_button.configure(state="disabled" if same or not typed or self.app.busy else "normal")
+        home, typed = self.session.project.home, self.folder.get().strip()
+        same = bool(home) and typed == self.session.shown(home) and self.name.get() == home.name
+        self.apply_button.configure(state="disabled" if same or not typed or self.session.busy else "normal")
 
     def fill_place(self) -> None:
-        self._coupling = True
-        home = self.app.project.home
-        self.name.set(home.name if home else "")
-        self.folder.set(shown_path(home, self.app.program) if home else "")
-        self._coupling = False
-        self._show_apply()
+        home = self.session.project.home
+        self.folder.set(self.session.shown(home) if home else "")
 
     def _browse(self) -> None:
-        chosen = self.app.choose_folder(self.ui.t("choose.home"))
+        chosen = self.questions.choose_folder(self.ui.t("choose.home"))
         if chosen:
-            self.folder.set(shown_path(Path(chosen), self.app.program))
+            self.folder.set(self.session.shown(Path(chosen)))
 
     def apply(self) -> None:
-        self.app.change_home(self.name.get(), self.folder.get())
+        self.session.tell(change_home(self.session, self.name.get(), self.folder.get()))
 
     def shown(self) -> None:
         self.fill_place()
 
     def refresh(self) -> None:
         super().refresh()
-        ui, songs = self.ui, self.app.songs
+        ui, songs = self.ui, self.session.songs
         fill_table(self.table, self._shown_rows, {song.audio.name: self._row(song) for song in songs})
         if songs:
             self.empty.place_forget()
@@ -4787,7 +5571,7 @@ class SongsPage(StepPage):
         self.total.configure(
             text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--")
         )
-        self.add_button.configure(state="disabled" if self.app.busy else "normal")
+        self.add_button.configure(state="disabled" if self.session.busy else "normal")
         self._show_apply()
         self._selected()
 
@@ -4801,73 +5585,38 @@ class SongsPage(StepPage):
 
     def selection(self) -> list[Song]:
         chosen = set(self.table.selection())
-        return [song for song in self.app.songs if song.audio.name in chosen]
+        return [song for song in self.session.songs if song.audio.name in chosen]
 
     def _selected(self) -> None:
         chosen = self.selection()
         if len(chosen) == 1:
-            self.app.current_song = chosen[0].audio.name
+            self.session.current_song = chosen[0].audio.name
         for button in self.tools:
             button.configure(state="normal" if chosen else "disabled")
         if len(chosen) != 1:
             self.tools[1].configure(state="disabled")
-        if self.app.busy:
+        if self.session.busy:
             self.tools[1].configure(state="disabled")
             self.tools[2].configure(state="disabled")
 
     def _play(self) -> None:
         for song in self.selection()[:1]:
-            self.app.show_path(song.audio)
+            self.questions.open_path(song.audio)
 
     def _rename(self) -> None:
         for song in self.selection()[:1]:
-            self.ask_rename(song)
-
-    def ask_rename(self, song: Song) -> None:
-        app, t = self.app, self.ui.t
-        if app.busy:
-            return
-
-        def done(values: list[str]) -> None:
-            try:
-                app.current_song = rename_song(app.project, song, values[0].strip())
-            except OSError as error:
-                app.say("bad", t("failed.file", error=error))
-            app.look_at_disk(force=True)
-
-        app.dialog = EntryDialog(
-            self.ui, app.root, t("songs.rename"), t("rename.message"), [(t("column.title"), song.title)], t("ok"), t("cancel"),
-            done, lambda values: "" if values[0].strip() else t("wrong.empty"),
-        )  # fmt: skip
+            self.session.tell(ask_rename(self.session, song))
 
     def _remove(self) -> None:
-        if self.selection() and not self.app.busy:
-            self.ask_remove(self.selection())
-
-    def ask_remove(self, songs: list[Song]) -> None:
-        app, t = self.app, self.ui.t
-
-        def answer(key: str) -> None:
-            if key != "remove":
-                return
-            try:
-                remove_songs(app.project, songs)
-            except OSError as error:
-                app.say("bad", t("failed.file", error=error))
-            else:
-                app.say("good", t("removed", count=len(songs)))
-            app.look_at_disk(force=True)
-
-        names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
-        app.ask(t("songs.remove"), t("remove.message", count=len(songs)) + "\n\n" + names,
-                [("remove", t("songs.remove"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")], answer)  # fmt: skip
+        if self.selection() and not self.session.busy:
+            self.session.tell(ask_remove(self.session, self.selection()))
 
 
 class TextsPage(StepPage):
     """Steps 2 and 3: the captioning settings, and two editors for the texts of one song at a time."""
 
     def build(self) -> None:
-        ui, app = self.ui, self.app
+        ui = self.ui
         self.add_start()
         self.advanced_button = ttk.Button(self.actions, text=ui.t("advanced.open"), command=self._toggle)
         self.advanced_button.pack(side="right", padx=(0, ui.px(8)))
@@ -4885,12 +5634,12 @@ class TextsPage(StepPage):
         self.texts.grid(row=1, column=0, sticky="nsew")
         self.texts.columnconfigure(1, weight=1)
         self.texts.rowconfigure(1, weight=1)
-        self.open_song: Song | None = None
-        self._loaded: dict[str, str] = {}  # prompt, lyrics: the text of the file as it was read
+        self._open_song: OpenSong | None = None
         self._save_timer: str | None = None
         self._build_list()
+        self._build_tools()
         self._build_editors()
-        app.root.after_idle(self._load_first)
+        self.frame.after_idle(self._load_first)
 
     def _build_list(self) -> None:
         ui = self.ui
@@ -4907,7 +5656,7 @@ class TextsPage(StepPage):
         side_bar(self.list)
         self.list.bind("<<TreeviewSelect>>", self._chosen)
 
-    def _build_editors(self) -> None:
+    def _build_tools(self) -> None:
         ui = self.ui
         tools = ttk.Frame(self.texts)
         tools.grid(row=0, column=1, sticky="ew", pady=(0, ui.px(6)))
@@ -4917,22 +5666,24 @@ class TextsPage(StepPage):
             button = ttk.Button(tools, text=ui.t(f"texts.{key}"), style="Small.TButton", command=command)
             button.pack(side="left", padx=(0, ui.px(6)))
             self.tools.append(button)
-        if self.app.space.knows(self.key, "only") and self.app.space.flags.get(STEP[self.key].script):
-            button = ttk.Button(tools, text=ui.t("texts.again"), style="Small.TButton", command=self._again)
-            button.pack(side="left", padx=(0, ui.px(6)))
-            self.again_button = button
-        else:
-            self.again_button = None
+        self.again_button = None
+        if self.session.space.knows(self.key, "only") and self.session.space.flags.get(STEP[self.key].script):
+            self.again_button = ttk.Button(tools, text=ui.t("texts.again"), style="Small.TButton", command=self._again)
+            self.again_button.pack(side="left", padx=(0, ui.px(6)))
         all_songs = ttk.Menubutton(tools, text=ui.t("texts.all"), style="TMenubutton")
         menu = tk.Menu(all_songs, tearoff=False)
-        for key, command in (("add_tag", self.app.ask_add_tag), ("remove_tag", self.app.ask_remove_tag),
-                             ("replace", self.app.ask_replace), ("instrumental_all", self.app.ask_instrumental)):  # fmt: skip
-            menu.add_command(label=ui.t(f"texts.{key}"), command=command)
+        for kind in (*TEXT_CHANGES, "instrumental_all"):
+            menu.add_command(
+                label=ui.t(f"texts.{kind}"), command=lambda kind=kind: self.session.tell(ask_change(self.session, kind))
+            )
         all_songs.configure(menu=menu)
         all_songs.pack(side="right")
         self.tools.append(all_songs)
         self.status = ttk.Label(tools, style="Small.TLabel")
         self.status.pack(side="right", padx=(0, ui.px(10)))
+
+    def _build_editors(self) -> None:
+        ui = self.ui
         panes = ttk.Frame(self.texts)
         panes.grid(row=1, column=1, sticky="nsew")
         panes.columnconfigure(0, weight=2, uniform="texts")
@@ -4970,23 +5721,30 @@ class TextsPage(StepPage):
     def left(self) -> bool:
         return self.save()
 
+    @property
+    def open_song(self) -> Song | None:
+        return self._open_song.song if self._open_song else None
+
     def _load_first(self) -> None:
         if not self.frame.winfo_exists():
             return
-        names = [song.audio.name for song in self.app.songs]
-        if self.open_song and self.open_song.audio.name in names and self.app.current_song == self.open_song.audio.name:
+        names, current = [song.audio.name for song in self.session.songs], self.session.current_song
+        if self.open_song and self.open_song.audio.name in names and current == self.open_song.audio.name:
             self.reload()
         elif names:
-            name = self.app.current_song if self.app.current_song in names else names[0]
-            self.list.selection_set(name)
-            self.list.see(name)
-            self._open(next(song for song in self.app.songs if song.audio.name == name))
+            name = current if current in names else names[0]
+            self._select(name)
+            self._open(self.session.songs[names.index(name)])
         else:
             self._open(None)
 
+    def _select(self, name: str) -> None:
+        self.list.selection_set(name)
+        self.list.see(name)
+
     def _chosen(self, _event: tk.Event) -> None:
         chosen = self.list.selection()
-        song = next((song for song in self.app.songs if chosen and song.audio.name == chosen[0]), None)
+        song = next((song for song in self.session.songs if chosen and song.audio.name == chosen[0]), None)
         if song and (self.open_song is None or song.audio != self.open_song.audio):
             self._open(song)
 
@@ -4997,41 +5755,24 @@ class TextsPage(StepPage):
             if self.open_song is not None and self.list.exists(self.open_song.audio.name):
                 self.list.selection_set(self.open_song.audio.name)
             return
-        self.open_song = song
+        self._open_song = OpenSong(self.session, song) if song else None
         if song is not None:
-            self.app.current_song = song.audio.name
+            self.session.current_song = song.audio.name
         for kind, editor in self.editors.items():
-            text = self._read(kind)
-            self._loaded[kind] = text
-            editor.set(text, song is not None)
+            editor.set(self._open_song.loaded[kind] if self._open_song else "", song is not None)
         self._say_status()
 
-    def _path(self, kind: str) -> Path | None:
-        if self.open_song is None:
-            return None
-        return self.open_song.prompt_path if kind == "prompt" else self.open_song.lyrics_path
+    def _texts(self) -> dict[str, str]:
+        return {kind: editor.get() for kind, editor in self.editors.items()}
 
-    def _read(self, kind: str) -> str:
-        path = self._path(kind)
-        try:
-            return read_text(path).rstrip("\n") if path else ""
-        except OSError:
-            return ""
-
-    def dirty(self) -> list[str]:
-        return [
-            kind
-            for kind, editor in self.editors.items()
-            if self.open_song and editor.get() != self._loaded.get(kind, "")
-        ]
+    def dirty(self) -> bool:
+        return self._open_song is not None and self._texts() != self._open_song.loaded
 
     def reload(self) -> None:
         """Show what a script or another program wrote meanwhile; texts that are being edited stay."""
-        for kind, editor in self.editors.items():
-            text = self._read(kind)
-            if kind not in self.dirty() and text != self._loaded.get(kind):
-                self._loaded[kind] = text
-                editor.set(text, self.open_song is not None)
+        if self._open_song is not None:
+            for kind in self._open_song.reread(self._texts()):
+                self.editors[kind].set(self._open_song.loaded[kind], True)
         self._say_status()
 
     def _edited(self) -> None:
@@ -5042,48 +5783,28 @@ class TextsPage(StepPage):
         self._save_timer = self.frame.after(AUTOSAVE_MS, self.save)
 
     def save(self) -> bool:
-        """Write what differs from the files; a text that changed on disk meanwhile goes into the bin first.
-
-        False when it could not be written.
-        """
+        """Write what differs from the files; False when it could not be written."""
         if self._save_timer:
             self.frame.after_cancel(self._save_timer)
             self._save_timer = None
-        if self.open_song is None or not self.open_song.audio.parent.is_dir():
-            return True
-        for kind in self.dirty():
-            path, text = self._path(kind), self.editors[kind].get()
-            assert path is not None and self.app.project.home is not None
-            try:
-                if path.exists() and self._read(kind) != self._loaded.get(kind, ""):
-                    remove_to_bin(self.app.project.home, [path], "overwritten", copy=True)
-                write_atomically(path, text)
-            except OSError as error:
-                self.app.say("bad", self.ui.t("save.failed", file=path.name, error=error.strerror or error))
-                return False
-            self._loaded[kind] = text
+        stored = self._open_song is None or self._open_song.write(self._texts())
         self._say_status()
-        self.app.disk_changed()
-        return True
+        return stored
 
     def _say_status(self) -> None:
-        if self.open_song is None:
-            self.status.configure(text="")
-        else:
-            self.status.configure(text=self.ui.t("texts.unsaved" if self.dirty() else "texts.saved"))
+        status = self.ui.t("texts.unsaved" if self.dirty() else "texts.saved") if self._open_song else ""
+        self.status.configure(text=status)
 
     def step_song(self, direction: int) -> None:
-        names = [song.audio.name for song in self.app.songs]
-        if not names:
-            return
-        here = names.index(self.open_song.audio.name) if self.open_song and self.open_song.audio.name in names else 0
-        name = names[max(0, min(len(names) - 1, here + direction))]
-        self.list.selection_set(name)
-        self.list.see(name)
+        names = [song.audio.name for song in self.session.songs]
+        if names:
+            name = self.open_song.audio.name if self.open_song else ""
+            here = names.index(name) if name in names else 0
+            self._select(names[max(0, min(len(names) - 1, here + direction))])
 
     def _play(self) -> None:
         if self.open_song:
-            self.app.show_path(self.open_song.audio)
+            self.questions.open_path(self.open_song.audio)
 
     def _instrumental(self) -> None:
         if self.open_song:
@@ -5095,23 +5816,21 @@ class TextsPage(StepPage):
 
     def _again(self) -> None:
         if self.open_song:
-            self.save()
-            self.app.start_step(self.key, only=[self.open_song.audio.name])
+            self.session.tell(self.runs.start(self.key, only=[self.open_song.audio.name]))
 
     def refresh(self) -> None:
         super().refresh()
-        kind = "prompt" if self.key == "prompts" else "lyrics"
-        rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in self.app.songs}
+        session, kind = self.session, "prompt" if self.key == "prompts" else "lyrics"
+        rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in session.songs}
         fill_table(self.list, self._shown_rows, {name: (values, ()) for name, values in rows.items()})
         for tool in self.tools:
-            tool.configure(state="normal" if self.app.songs else "disabled")
+            tool.configure(state="normal" if session.songs else "disabled")
         if self.again_button is not None:
-            self.again_button.configure(
-                state="normal" if self.app.songs and self.app.can_start(self.key) else "disabled"
-            )
+            usable = session.songs and self.runs.can_start(self.key)
+            self.again_button.configure(state="normal" if usable else "disabled")
         if self.open_song is not None and not self.open_song.audio.exists():
             self.save()  # its texts may still be wanted when the audio comes back
-            self.open_song = None
+            self._open_song = None
             self._load_first()
         elif self.open_song is not None:
             self.reload()
@@ -5124,10 +5843,12 @@ class TrainPage(StepPage):
         ui = self.ui
         self.add_start()
         self.trial_button = None
-        flags = self.app.space.flags.get("trainer_new.py")
+        flags = self.session.space.flags.get("trainer_new.py")
         if flags and "trial" in flags:
             self.trial_button = ttk.Button(
-                self.actions, text=ui.t("train.trial"), command=lambda: self.app.start_step("train", trial=True)
+                self.actions,
+                text=ui.t("train.trial"),
+                command=lambda: self.session.tell(self.runs.start("train", trial=True)),
             )
             self.trial_button.pack(side="right", padx=(0, ui.px(8)))
             Tip(ui, self.trial_button, ui.t("train.trial_tip"))
@@ -5151,7 +5872,7 @@ class TrainPage(StepPage):
         self.advanced = self.make_form(inner, advanced)
         self.chart = LossChart(ui, self.body)
         self.chart.canvas.grid(row=0, column=1, sticky="nsew")
-        self.chart.show(self.app.curve)
+        self.chart.show(self.runs.training.curve)
 
     def _build_presets(self, inner: ttk.Frame) -> None:
         ui = self.ui
@@ -5172,49 +5893,16 @@ class TrainPage(StepPage):
         self.delete_button.pack(side="left", padx=(ui.px(6), 0))
 
     def apply_preset(self, name: str) -> None:
-        """Set a preset's values; flags that the trainer does not know stay out.
-
-        One of the user's own sets everything. One for a card sets what it is about and takes back what another card's
-        preset set; the rest is the user's.
-        """
-        app = self.app
-        own, card = app.settings.presets.get(name), PRESETS.get(name)
-        for row in app.space.fields("train"):
-            default = app.space.default(row)
-            if card is None:
-                text = (own or {}).get(row.flag, default)
-            elif row.flag in card:
-                text = card[row.flag]
-            elif app.space.value("train", row) in {other.get(row.flag) for other in PRESETS.values()}:
-                text = default
-            else:
-                continue
-            if row.kind != "choice" or text in row.choices:
-                app.project.set_value("train", row.flag, text, default)
-        app.save_project()
-        app.refresh()
-        app.say("info", self.ui.t("preset.applied", name=name))
+        self.session.tell(apply_preset(self.session, name))
 
     def ask_save_preset(self) -> None:
-        app, t = self.app, self.ui.t
-
-        def done(values: list[str]) -> None:
-            app.settings.presets[values[0].strip()] = dict(app.project.values.get("train", {}))
-            app.save_settings()
-            app.refresh()
-
-        def problem(values: list[str]) -> str:
-            name = values[0].strip()
-            return t("wrong.empty") if not name else t("preset.taken") if name in PRESETS else ""
-
-        app.dialog = EntryDialog(self.ui, app.root, t("preset.save"), t("preset.message"), [(t("preset.name"), "")],
-                                 t("ok"), t("cancel"), done, problem)  # fmt: skip
+        self.session.tell(ask_save_preset(self.session))
 
     def delete_preset(self, name: str) -> None:
-        if self.app.settings.presets.pop(name, None) is not None:
-            self.app.save_settings()
+        if self.session.settings.presets.pop(name, None) is not None:
+            self.session.save_settings()
             self.preset.set("")
-            self.app.refresh()
+            self.refresh()
 
     def _toggle(self) -> None:
         if self.advanced.frame.winfo_manager():
@@ -5230,7 +5918,7 @@ class TrainPage(StepPage):
 
     def refresh(self) -> None:
         super().refresh()
-        space = self.app.space
+        space = self.session.space
         values = {row.flag: space.value("train", row) for row in space.fields("train")}
         hints = [self.ui.t(key) for key in training_hints(values)]
         self.hints.configure(text="\n".join(hints))
@@ -5238,19 +5926,18 @@ class TrainPage(StepPage):
             self.hints.grid()
         else:
             self.hints.grid_remove()
-        own = self.app.settings.presets
+        own = self.session.settings.presets
         self.preset.configure(values=[*PRESETS, *own])
         self.delete_button.configure(state="normal" if self.preset.get() in own else "disabled")
         if self.trial_button is not None:
-            self.trial_button.configure(state="normal" if self.app.can_start("train") else "disabled")
+            self.trial_button.configure(state="normal" if self.runs.can_start("train") else "disabled")
 
 
 class EnvironmentPage:
     """What the scripts need, what is there, and a way to mend what is not."""
 
-    def __init__(self, app: App, parent: tk.Widget):
-        self.app, self.ui = app, app.ui
-        ui = app.ui
+    def __init__(self, ui: Ui, parent: tk.Widget, session: Session, environment: Environment, questions: Questions):
+        self.ui, self.session, self.environment, self.questions = ui, session, environment, questions
         self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
         self.frame.columnconfigure(0, weight=11, uniform="environment")
         self.frame.columnconfigure(1, weight=9, uniform="environment")
@@ -5262,17 +5949,7 @@ class EnvironmentPage:
         wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(
             row=1, column=0, sticky="ew"
         )
-        packages = ttk.Menubutton(head, text=ui.t("install.menu"), style="TMenubutton")
-        menu = tk.Menu(packages, tearoff=False)
-        for label, argv in app.installations():
-            menu.add_command(label=label, command=lambda argv=argv: app.install(argv))
-        packages.configure(menu=menu)
-        if menu.index("end") is not None:
-            packages.grid(row=0, column=1, rowspan=2, padx=(ui.px(8), 0))
-        for column, (key, command) in enumerate(
-            (("env.copy", app.copy_report), ("env.again", app.query_environment)), start=2
-        ):
-            ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
+        self._build_commands(head)
         self._list = ScrollFrame(ui, self.frame)
         self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))
         self._list.inner.columnconfigure(1, weight=1)
@@ -5281,50 +5958,68 @@ class EnvironmentPage:
         settings.frame.grid(row=1, column=1, sticky="nsew")
         self._build_settings(settings.inner)
 
+    def _build_commands(self, head: ttk.Frame) -> None:
+        ui, tell, environment = self.ui, self.session.tell, self.environment
+        packages = ttk.Menubutton(head, text=ui.t("install.menu"), style="TMenubutton")
+        menu = tk.Menu(packages, tearoff=False)
+        for label, arguments in environment.installations():
+            menu.add_command(label=label, command=lambda arguments=arguments: tell(environment.install(arguments)))
+        packages.configure(menu=menu)
+        if menu.index("end") is not None:
+            packages.grid(row=0, column=1, rowspan=2, padx=(ui.px(8), 0))
+        for column, key, command in ((2, "env.copy", self._copy_report), (3, "env.again", environment.query)):
+            ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
+
+    def _copy_report(self) -> None:
+        self.frame.clipboard_clear()
+        self.frame.clipboard_append(report_text(self.environment.findings(), self.ui.language))
+        self.session.tell(self.session.outcome("good", "env.copied"))
+
+    SETTINGS = (
+        ("python", "file"),
+        ("endpoint", ""),
+        ("checkpoint_dir", "folder"),
+        ("cache", "folder"),
+        ("program", "folder"),
+    )
+
     def _build_settings(self, box: ttk.Frame) -> None:
-        ui, app = self.ui, self.app
+        ui = self.ui
         box.columnconfigure(0, weight=1)
         self.variables: dict[str, tk.Variable] = {}
         self.widgets: dict[str, tk.Widget] = {}
-        line = 0
-        for key, browse in (
-            ("python", "file"),
-            ("endpoint", ""),
-            ("checkpoint_dir", "folder"),
-            ("cache", "folder"),
-            ("program", "folder"),
-        ):
-            ttk.Label(box, text=ui.t(f"setting.{key}")).grid(row=line, column=0, columnspan=2, sticky="w")
-            variable = tk.StringVar(box, getattr(app.settings, key))
-            if key == "endpoint":
-                widget: ttk.Entry = ttk.Combobox(box, textvariable=variable, values=MIRRORS, width=20)
-            else:
-                widget = ttk.Entry(box, textvariable=variable, width=20)
-            widget.grid(row=line + 1, column=0, sticky="ew", pady=(ui.px(2), 0))
-            if browse:
-                ttk.Button(
-                    box,
-                    text=ui.t("browse"),
-                    style="Small.TButton",
-                    command=lambda key=key, kind=browse: self._browse(key, kind),
-                ).grid(row=line + 1, column=1, padx=(ui.px(6), 0))
-            wrapped(ttk.Label(box, text=ui.t(f"setting.{key}.help"), style="Small.TLabel")).grid(
-                row=line + 2, column=0, columnspan=2, sticky="ew", pady=(ui.px(1), ui.px(8))
-            )
-            for event in ("<Return>", "<FocusOut>", "<<ComboboxSelected>>"):
-                widget.bind(event, lambda _event, key=key: self._store(key))
-            self.variables[key], self.widgets[key] = variable, widget
-            line += 3
-        offline = tk.BooleanVar(box, app.settings.offline)
+        for line, (key, chooser) in enumerate(self.SETTINGS):
+            self._build_setting(box, 3 * line, key, chooser)
+        offline = tk.BooleanVar(box, self.session.settings.offline)
         check = ttk.Checkbutton(
             box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline")
         )
-        check.grid(row=line, column=0, columnspan=2, sticky="w")
+        check.grid(row=3 * len(self.SETTINGS), column=0, columnspan=2, sticky="w")
         self.variables["offline"], self.widgets["offline"] = offline, check
+
+    def _build_setting(self, box: ttk.Frame, line: int, key: str, chooser: str) -> None:
+        ui = self.ui
+        ttk.Label(box, text=ui.t(f"setting.{key}")).grid(row=line, column=0, columnspan=2, sticky="w")
+        variable = tk.StringVar(box, getattr(self.session.settings, key))
+        if key == "endpoint":
+            widget: ttk.Entry = ttk.Combobox(box, textvariable=variable, values=MIRRORS, width=20)
+        else:
+            widget = ttk.Entry(box, textvariable=variable, width=20)
+        widget.grid(row=line + 1, column=0, sticky="ew", pady=(ui.px(2), 0))
+        if chooser:
+            ttk.Button(
+                box, text=ui.t("browse"), style="Small.TButton", command=lambda: self._browse(key, chooser)
+            ).grid(row=line + 1, column=1, padx=(ui.px(6), 0))
+        wrapped(ttk.Label(box, text=ui.t(f"setting.{key}.help"), style="Small.TLabel")).grid(
+            row=line + 2, column=0, columnspan=2, sticky="ew", pady=(ui.px(1), ui.px(8))
+        )
+        for event in ("<Return>", "<FocusOut>", "<<ComboboxSelected>>"):
+            widget.bind(event, lambda _event: self._store(key))
+        self.variables[key], self.widgets[key] = variable, widget
 
     def _browse(self, key: str, kind: str) -> None:
         title = self.ui.t(f"setting.{key}")
-        chosen = self.app.choose_file(title) if kind == "file" else self.app.choose_folder(title)
+        chosen = self.questions.choose_file(title) if kind == "file" else self.questions.choose_folder(title)
         if chosen:
             self.variables[key].set(chosen)
             self._store(key)
@@ -5332,15 +6027,22 @@ class EnvironmentPage:
     def _store(self, key: str) -> None:
         value = self.variables[key].get()
         value = value.strip() if isinstance(value, str) else value
-        if value != getattr(self.app.settings, key):
-            self.app.change_setting(key, value)
+        if value != getattr(self.session.settings, key):
+            self.session.change_setting(key, value)
+            if key in ("python", "program"):
+                self.environment.query()
 
-    def fill(self) -> None:
-        for key, variable in self.variables.items():
-            variable.set(getattr(self.app.settings, key))
+    def _mend(self, what: str) -> None:
+        """The button beside a problem: choose another file or folder, or install something."""
+        if what in self.widgets:
+            self._browse(what, dict(self.SETTINGS)[what])
+        elif what == "source":
+            self.widgets["endpoint"].focus_set()
+        else:
+            self.session.tell(self.environment.mend(what))
 
     def shown(self) -> None:
-        self.app.query_environment(only_if_unknown=True)
+        self.environment.query(only_if_unknown=True)
 
     def left(self) -> bool:
         for key in self.variables:
@@ -5348,8 +6050,8 @@ class EnvironmentPage:
         return True
 
     def refresh(self) -> None:
-        findings = self.app.findings()
-        lines = [f"{finding.level}{finding.say(self.ui.language)}{self.app.busy}" for finding in findings]
+        findings = self.environment.findings()
+        lines = [f"{finding.level}{finding.say(self.ui.language)}{self.session.busy}" for finding in findings]
         if lines == self._shown:
             return
         self._shown = lines
@@ -5366,11 +6068,14 @@ class EnvironmentPage:
             if finding.mend and (finding.level != "ok"):
                 label = ui.t(f"mend.{finding.mend}")
                 button = ttk.Button(
-                    inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self.app.mend(mend)
+                    inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self._mend(mend)
                 )
                 button.grid(row=line, column=2, sticky="ne", padx=(ui.px(8), ui.px(4)), pady=ui.px(2))
-                if self.app.busy and finding.mend in ("install", "tensorboard", "pypinyin", "weights"):
+                if self.session.busy and finding.mend in ("install", "tensorboard", "pypinyin", "weights"):
                     button.configure(state="disabled")
+
+
+# --- 16. Questions ----------------------------------------------------------------------------------------------------
 
 
 def open_in_system(path: Path) -> None:
@@ -5383,115 +6088,230 @@ def open_in_system(path: Path) -> None:
                          stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
 
 
-# --- 13. Window -----------------------------------------------------------------------------------------------------
+class Questions:
+    """Every dialog: shows a `Question` and hands on what its answer leads to; choosers of files and folders."""
 
-
-class App:
-    """Owns the project, the runner and the widgets. Handlers change state, then call `refresh`, which alone paints."""
-
-    def __init__(
-        self, root: tk.Tk, program: Path, settings: Settings, home: Path | None = None, sources: Iterable[Path] = ()
-    ):
-        self.root, self.settings = root, settings
-        self.program = program
-        self.project = Project(values=dict(settings.draft))
-        self.space = Workspace(self.project, settings, program)
-        self.songs: list[Song] = []
-        self.states: dict[str, StepState] = {}
-        self.runner, self.tensorboard = Runner(), TensorBoard()
-        self.state = "idle"  # idle, running, stopping
-        self.running_step = ""  # a step's key, or "command" for an installation
-        self.running_trial = False
-        self.importing = False
-        self.closing = False
-        self.current_song = ""
-        self.chain: list[str] = []  # steps that "run all remaining" still has to start
-        self.results: dict[str, str] = {}  # step -> failed, stopped: of this session
-        self.curve: Curve | None = None
-        self.progress: Progress | None = None
-        self.bar: Progress | None = None
-        self.report: dict[str, Any] | None = None  # what the scripts' Python said about itself
+    def __init__(self, root: tk.Tk, session: Session, importer: Importer):
+        self.root, self.session, self.importer = root, session, importer
+        self.ui: Ui  # set whenever the window is built
         self.dialog: Dialog | None = None
-        self._lock: FolderLock | None = None  # on the project's folder
-        self._training_lock: FolderLock | None = None  # on the checkpoints folder, while a training fills it
-        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
         self.choose_files: Callable[[str], Iterable[str]] = self._choose_files
         self.choose_folder: Callable[[str], str] = lambda title: filedialog.askdirectory(
-            parent=self.root, title=title, mustexist=False
+            parent=root, title=title, mustexist=False
         )
-        self.choose_file: Callable[[str], str] = lambda title: filedialog.askopenfilename(parent=self.root, title=title)
-        self._receipt: dict[str, Any] = {}
-        self._chain_answers: dict[str, str] = {}
-        self._joined: set[Path] = set()  # homes with songs that the user agreed to add to
-        self._probing: set[tuple[Path, tuple[int, int]]] = set()
-        self._asking = False
-        self._after_run: Callable[[int | None], None] | None = None
-        self._ended: Event | None = None
-        self._orphan = 0  # a run that an earlier, killed window left behind
-        self._cancel_import = False
-        self._started_wall = 0.0
-        self._next_disk = self._next_curve = self._next_import_save = 0.0
-        self._save_timer: str | None = None
-        self._tick_timer: str | None = None
-        self._signature: Any = None
-        self._failed_songs: list[str] = []  # of the present run, as its lines tell
-        self._failed_run: tuple[str, int | None, list[tuple[str, dict[str, str]]]] | None = None
+        self.choose_file: Callable[[str], str] = lambda title: filedialog.askopenfilename(parent=root, title=title)
+
+    def ask(self, question: Question) -> None:
+        self.dialog = Dialog(self.ui, self.root, question, self.session.tell, self.choose_folder)
+
+    @property
+    def asking(self) -> bool:
+        return self.dialog is not None and not self.dialog.closed
+
+    def _choose_files(self, title: str) -> Iterable[str]:
+        kinds = [(self.ui.t("choose.audio"), " ".join(f"*{e} *{e.upper()}" for e in AUDIO_EXTENSIONS))]
+        kinds.append((self.ui.t("choose.all"), "*"))
+        return filedialog.askopenfilenames(parent=self.root, title=title, filetypes=kinds)
+
+    def ask_files(self) -> None:
+        if not self.session.busy:
+            self.add([Path(path) for path in self.choose_files(self.ui.t("songs.add_files"))])
+
+    def ask_folder(self) -> None:
+        chosen = "" if self.session.busy else self.choose_folder(self.ui.t("songs.add_folder"))
+        if chosen:
+            self.add([Path(chosen)])
+
+    def add(self, paths: list[Path]) -> None:
+        """Add files and folders of songs."""
+        self.session.tell(self.importer.add(paths))
+
+    def accept_drops(self, widget: tk.Widget) -> None:
+        """Let files be dropped on `widget` where Tk has the tkdnd extension (some Linux and macOS installations)."""
+        with contextlib.suppress(tk.TclError):
+            self.root.tk.call("package", "require", "tkdnd")
+            self.root.tk.call("tkdnd::drop_target", "register", widget, "DND_Files")
+            command = self.root.register(lambda data: self.add([Path(p) for p in self.root.tk.splitlist(data)]))
+            self.root.tk.call("bind", widget, "<<Drop:DND_Files>>", f"{command} %D")
+
+    def ask_project(self) -> None:
+        chosen = "" if self.session.busy else self.choose_folder(self.ui.t("choose.project"))
+        if chosen and is_folder(Path(chosen)):
+            self.session.open(Path(chosen))
+
+    def open_path(self, path: Path) -> None:
+        """Play a song, show a folder: with what the system has for it."""
+        try:
+            open_in_system(path)
+        except OSError as error:
+            self.session.tell(self.session.outcome("warn", "open.failed", path=path, error=error.strerror or error))
+
+    def open_home(self, inner: str = "") -> None:
+        """Show the project's folder, or one in it."""
+        home = self.session.project.home
+        if home and is_folder(home / inner):
+            self.open_path(home / inner)
+
+    def copy_to_comfyui(self) -> None:
+        """Copy the finished LoRA into ComfyUI's models/loras, which is asked for once."""
+        session, output = self.session, self.session.space.lora_output()
+        if output is None or not output.is_file():
+            return
+        folder = Path(session.settings.comfyui) if session.settings.comfyui else None
+        if folder is None or not folder.is_dir():
+            chosen = self.choose_folder(self.ui.t("comfy.choose"))
+            if not chosen:
+                return
+            folder = Path(chosen)
+            inner = folder / "models" / "loras"
+            folder = inner if inner.is_dir() else folder
+            session.settings.comfyui = str(folder)
+            session.save_settings()
+        copy_to_comfyui(session, folder)
+
+    def _explain(self, title: str, message: str, icon: str = "info") -> None:
+        self.ask(Question(title, message, (("cancel", "ok"),), lambda key: None, icon=icon))
+
+    def show_keys(self) -> None:
+        self._explain("menu.keys", self.ui.t("keys.message"))
+
+    def show_about(self) -> None:
+        self._explain("menu.about", self.ui.t("about.message", version=VERSION), "app")
+
+
+# --- 17. Window -------------------------------------------------------------------------------------------------------
+
+# What stands in the menus: text key, which also names the command, and its key. None is a line; "recent projects",
+# "removed files" and the choice of language and size are filled in (see `Menus`).
+MENUS: dict[str, tuple[tuple[str, str] | None, ...]] = {
+    "menu.project": (
+        ("menu.new", "Ctrl+N"), ("menu.open", ""), ("menu.move", ""), ("open.folder", ""), ("menu.logs", ""), None,
+        ("menu.recent", ""), ("menu.restore", ""), None, ("menu.quit", "Ctrl+Q"),
+    ),
+    "menu.songs": (
+        ("songs.add_files", "Ctrl+O"), ("songs.add_folder", "Ctrl+Shift+O"), None, ("texts.add_tag", ""),
+        ("texts.remove_tag", ""), ("texts.replace", ""), ("texts.instrumental_all", ""),
+    ),
+    "menu.run": (
+        ("menu.start", "F5"), ("run.all", "Ctrl+F5"), ("run.stop", "Shift+F5"), None, ("tensorboard", "F9"),
+        ("reset", ""),
+    ),
+    "menu.view": (("title.environment", "F8"), None),
+    "menu.help": (("menu.keys", ""), ("menu.about", "")),
+}  # fmt: skip
+
+
+def key_sequence(shown: str) -> str:
+    """Tk's name of a key as the menus show it: Ctrl+Shift+O is <Control-Shift-O>."""
+    *held, key = shown.replace("Ctrl", "Control").split("+")
+    return "<" + "-".join([*held, key if len(key) > 1 or "Shift" in held else key.lower()]) + ">"
+
+
+class Menus:
+    """The menu bar, made of the table above; a command is found by its text key."""
+
+    def __init__(
+        self, ui: Ui, session: Session, commands: dict[str, Callable[[], Any]], change_look: Callable[..., None]
+    ):
+        self._ui, self._session, self._change_look = ui, session, change_look
+        self.bar = tk.Menu(ui.root)
+        filled = {"menu.recent": self.fill_recent, "menu.restore": self.fill_bin}
+        self.filled: dict[str, tk.Menu] = {}
+        # The variables only carry the marks.
+        self._marks = {key: tk.StringVar(ui.root, getattr(session.settings, key)) for key in ("language", "scale")}
+        for label, rows in MENUS.items():
+            menu = tk.Menu(self.bar, tearoff=False)
+            for row in rows:
+                if row is None:
+                    menu.add_separator()
+                elif row[0] in filled:
+                    self.filled[row[0]] = tk.Menu(menu, tearoff=False, postcommand=filled[row[0]])
+                    menu.add_cascade(label=ui.t(row[0]), menu=self.filled[row[0]])
+                else:
+                    menu.add_command(label=ui.t(row[0]), accelerator=row[1], command=commands[row[0]])
+            if label == "menu.view":
+                self._add_looks(menu)
+            self.bar.add_cascade(label=ui.t(label), menu=menu)
+        ui.root.configure(menu=self.bar)
+
+    def _add_looks(self, menu: tk.Menu) -> None:
+        def choice(key: str, value: str, label: str) -> None:
+            menu.add_radiobutton(
+                label=label, value=value, variable=self._marks[key], command=lambda: self._change_look(**{key: value})
+            )
+
+        for language, label in LANGUAGES.items():
+            choice("language", language, label)
+        menu.add_separator()
+        for scale in ("auto", "100", "125", "150", "200"):
+            choice("scale", scale, self._ui.t("menu.scale_auto") if scale == "auto" else f"{scale} %")
+
+    def show_marks(self) -> None:
+        """A click on a choice moves its mark, also when the choice was refused."""
+        for key, variable in self._marks.items():
+            variable.set(getattr(self._session.settings, key))
+
+    def _fill(self, key: str, rows: list[tuple[str, Callable[[], Any]]]) -> None:
+        menu = self.filled[key]
+        menu.delete(0, "end")
+        for label, command in rows:
+            menu.add_command(label=label, command=command)
+        if not rows:
+            menu.add_command(label=self._ui.t("menu.none"), state="disabled")
+
+    def fill_recent(self) -> None:
+        session = self._session
+        homes = [Path(home) for home in session.settings.recent if is_folder(Path(home))]
+        self._fill("menu.recent", [
+            (f"{home.name}    {session.shown(home)}", lambda home=home: session.open(home)) for home in homes
+        ])  # fmt: skip
+
+    def fill_bin(self) -> None:
+        session = self._session
+        self._fill("menu.restore", [
+            (f"{folder.name}  {session.t(f'bin.{reason}')}  {_names(names)}",
+             lambda folder=folder: session.tell(restore(session, folder)))
+            for folder, reason, names in bin_entries(session.project.home)[:20]
+        ])  # fmt: skip
+
+
+class MainWindow:
+    """The widgets. Painted from the state of session and runs by `refresh` alone."""
+
+    def __init__(
+        self, root: tk.Tk, session: Session, runs: StepRuns, importer: Importer, environment: Environment,
+        questions: Questions, commands: dict[str, Callable[[], Any]],
+    ):  # fmt: skip
+        """`commands`: text key of a menu or button -> what it does."""
+        self.root, self.session, self.runs, self.importer = root, session, runs, importer
+        self.environment, self.questions, self.commands = environment, questions, commands
         self.page_key = "songs"
-        sys.setswitchinterval(SWITCH_S)
-        root.report_callback_exception = self._callback_failed
-        root.protocol("WM_DELETE_WINDOW", self.close)
-        self._read_flags()
-        self._build()
-        self._place_window()
-        if home is None and settings.last_project and is_folder(Path(settings.last_project)):
-            home = Path(settings.last_project)
-        self.open_project(home, quiet=True)
-        for damaged in filter(None, (settings.damaged,)):
-            self.say("warn", self.ui.t("damaged", file=damaged))
-        self._tick()
-        sources = list(sources)
-        if sources:
-            root.after_idle(lambda: self.add_sources(sources))
+        self._room_timer: str | None = None
+        session.repaint, session.paint_banner, session.ask = self.refresh, self.show_banner, questions.ask
+        session.store_texts, session.lead_to = self._texts_stored, self._lead_to
+        session.log = lambda lines, current="", skipped=0: self.log.write(lines, current, skipped)
+        session.on_program = lambda: self.forget_pages(keep="environment")  # the page that changed it
+        session.on_open.append(self._project_opened)
+        runs.announce = self._announce
+        self.build()
+        self.place_window()
 
     # Building
 
-    def _read_flags(self) -> None:
-        self._scripts = self._script_times()
-        self.space.flags = {script: read_flags(self.program / script) for script in (*SCRIPTS, LLAMACPP_SCRIPT)}
-
-    def _script_times(self) -> dict[str, tuple[int, int]]:
-        files = list_files(self.program)
-        return {script: files[script] for script in (*SCRIPTS, LLAMACPP_SCRIPT) if script in files}
-
-    def _follow_scripts(self) -> None:
-        """Forms and command lines follow the scripts when these are replaced beside an open window."""
-        if self._script_times() == self._scripts or self.state != "idle":
-            return
-        self._read_flags()
-        for name in [name for name in self._pages if name not in (self.page_key, "environment")]:
-            self._pages.pop(name).frame.destroy()
-        if self.page_key in self._pages and self.page_key != "environment":
-            self._pages[self.page_key].left()
-            self._pages.pop(self.page_key).frame.destroy()
-            self.show_page(self.page_key)
-
-    def _build(self) -> None:
+    def build(self) -> None:
         """Make every widget; also after a change of language or scale, so nothing here may hold state."""
-        root = self.root
-        self.ui = ui = Ui(root, self.settings.language, self.settings.scale)
+        root, settings = self.root, self.session.settings
+        self.ui = self.questions.ui = ui = Ui(root, settings.language, settings.scale)
         root.title(PROGRAM_NAME)
         self._app_icon = ui.icon("app", 32)
         root.iconphoto(True, self._app_icon)
-        self._build_menu()
+        self.menus = Menus(ui, self.session, self.commands, self.change_look)
         self.frame = ttk.Frame(root, style="Rail.TFrame")
         self.frame.pack(fill="both", expand=True)
         self.frame.columnconfigure(1, weight=1)
         self.frame.rowconfigure(1, weight=1)
         self._build_header()
-        tools = {
-            "run.all": self.run_all, "tensorboard": self.open_tensorboard,
-            "title.environment": lambda: self.show_page("environment"), "reset": self.ask_reset,
-        }  # fmt: skip
+        tools = {key: self.commands[key] for key in ("run.all", "tensorboard", "title.environment", "reset")}
         self.rail = Rail(ui, self.frame, self.show_page, tools)
         self.rail.frame.grid(row=1, column=0, sticky="ns")
         self.panes = ttk.PanedWindow(self.frame, orient="vertical")
@@ -5500,81 +6320,29 @@ class App:
         self.place.columnconfigure(0, weight=1)
         self.place.rowconfigure(0, weight=1)
         bottom = ttk.Frame(self.panes, style="Rail.TFrame")
-        self.banner = Banner(ui, bottom)
-        self.run_bar = RunBar(ui, bottom, self.stop_pressed)
+        self.banner = Banner(ui, bottom, self.session.hush)
+        self.run_bar = RunBar(ui, bottom, self.commands["run.stop"])
         self.run_bar.frame.pack(fill="x", side="top")
         self.log = LogPane(ui, bottom, lambda count: ui.t("log.skipped", count=count), ui.t("log.hint"))
         self.log.frame.pack(fill="both", expand=True)
         self.panes.add(self.place, weight=3)
         self.panes.add(bottom, weight=1)
         self._pages: dict[str, Any] = {}
-        for sequence, command in self._accelerators().items():
+
+    def bind_keys(self) -> None:
+        keys = {
+            key_sequence(row[1]): self.commands[row[0]] for rows in MENUS.values() for row in rows if row and row[1]
+        }
+        keys |= {"<Control-s>": self._in_texts("save"), "<Control-Next>": self._in_texts("step_song", 1),
+                 "<Control-Prior>": self._in_texts("step_song", -1), "<F6>": self._focus_next_area}  # fmt: skip
+        keys |= {f"<Alt-Key-{step.number}>": lambda key=step.key: self.show_page(key) for step in STEPS}
+        for sequence, command in keys.items():
             # Keys that were typed before a dialog had the focus still come to this window.
-            root.bind(sequence, lambda _event, command=command: (self.asking or command(), "break")[1])
+            self.root.bind(sequence, lambda _event, command=command: (self.questions.asking or command(), "break")[1])
 
-    def _accelerators(self) -> dict[str, Callable[[], object]]:
-        keys: dict[str, Callable[[], object]] = {
-            "<Control-o>": self.ask_files, "<Control-Shift-O>": self.ask_folder, "<Control-n>": self.new_project,
-            "<F5>": self.start_shown, "<Control-F5>": self.run_all, "<Shift-F5>": self.stop_pressed,
-            "<Control-s>": self.save_texts, "<Control-Next>": lambda: self._step_song(1),
-            "<Control-Prior>": lambda: self._step_song(-1), "<F9>": self.open_tensorboard,
-            "<F8>": lambda: self.show_page("environment"), "<F6>": self._focus_next_area,
-            "<Control-q>": self.close,
-        }  # fmt: skip
-        for step in STEPS:
-            keys[f"<Alt-Key-{step.number}>"] = lambda key=step.key: self.show_page(key)
-        return keys
-
-    def _build_menu(self) -> None:
-        t, root = self.ui.t, self.root
-        bar = self._menu = tk.Menu(root)
-
-        def menu(label: str, rows: list[tuple[str, str, Callable[[], object]] | None]) -> tk.Menu:
-            one = tk.Menu(bar, tearoff=False)
-            for row in rows:
-                if row is None:
-                    one.add_separator()
-                else:
-                    one.add_command(label=t(row[0]), accelerator=row[1], command=row[2])
-            bar.add_cascade(label=t(label), menu=one)
-            return one
-
-        project = menu("menu.project", [
-            ("menu.new", "Ctrl+N", self.new_project), ("menu.open", "", self.ask_project), ("menu.move", "", self.ask_move),
-            ("open.folder", "", self.open_home), ("menu.logs", "", self.open_logs), None,
-        ])  # fmt: skip
-        self._recent_menu, self._bin_menu = tk.Menu(project, tearoff=False), tk.Menu(project, tearoff=False)
-        self._recent_menu.configure(postcommand=self._fill_recent)
-        self._bin_menu.configure(postcommand=self._fill_bin)
-        project.add_cascade(label=t("menu.recent"), menu=self._recent_menu)
-        project.add_cascade(label=t("menu.restore"), menu=self._bin_menu)
-        project.add_separator()
-        project.add_command(label=t("menu.quit"), accelerator="Ctrl+Q", command=self.close)
-        menu("menu.songs", [
-            ("songs.add_files", "Ctrl+O", self.ask_files), ("songs.add_folder", "Ctrl+Shift+O", self.ask_folder), None,
-            ("texts.add_tag", "", self.ask_add_tag), ("texts.remove_tag", "", self.ask_remove_tag),
-            ("texts.replace", "", self.ask_replace), ("texts.instrumental_all", "", self.ask_instrumental),
-        ])  # fmt: skip
-        menu("menu.run", [
-            ("menu.start", "F5", self.start_shown), ("run.all", "Ctrl+F5", self.run_all), ("run.stop", "Shift+F5", self.stop_pressed),
-            None, ("tensorboard", "F9", self.open_tensorboard), ("reset", "", self.ask_reset),
-        ])  # fmt: skip
-        view = menu("menu.view", [("title.environment", "F8", lambda: self.show_page("environment")), None])
-        # The variables only carry the marks.
-        self._look = {key: tk.StringVar(root, getattr(self.settings, key)) for key in ("language", "scale")}
-
-        def choice(key: str, value: str, label: str) -> None:
-            view.add_radiobutton(
-                label=label, value=value, variable=self._look[key], command=lambda: self.change_look(**{key: value})
-            )
-
-        for language, label in LANGUAGES.items():
-            choice("language", language, label)
-        view.add_separator()
-        for scale in ("auto", "100", "125", "150", "200"):
-            choice("scale", scale, t("menu.scale_auto") if scale == "auto" else f"{scale} %")
-        menu("menu.help", [("menu.keys", "", self.show_keys), ("menu.about", "", self.show_about)])
-        root.configure(menu=bar)
+    def _in_texts(self, name: str, *arguments: int) -> Callable[[], Any]:
+        """What a page with texts does, where one is shown."""
+        return lambda: self.page_key in ("prompts", "lyrics") and getattr(self.page(self.page_key), name)(*arguments)
 
     def _build_header(self) -> None:
         ui = self.ui
@@ -5585,45 +6353,54 @@ class App:
         ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
         self.project_label = ttk.Label(head, style="Rail.TLabel")
         self.project_label.grid(row=0, column=2, sticky="ew")
-        other = next(code for code in LANGUAGES if code != self.settings.language)
+        other = next(code for code in LANGUAGES if code != ui.language)
         self.language_button = ttk.Button(
             head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other)
         )
         self.language_button.grid(row=0, column=3)
 
-    def _place_window(self) -> None:
+    def place_window(self) -> None:
         root, px = self.root, self.ui.px
         screen = root.winfo_screenwidth(), root.winfo_screenheight()
         # Title bar, menu and the desktop's task bar take about 110 lines besides.
         width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(110))
         root.minsize(min(px(1000), screen[0]), min(px(560), screen[1] - px(110)))
         geometry = f"{width}x{height}+{(screen[0] - width) // 2}+{max(0, (screen[1] - height) // 3)}"
-        match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", self.settings.geometry)
+        match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", self.session.settings.geometry)
         if match:
             w, h, x, y = map(int, match.groups())
             if w <= screen[0] and h <= screen[1] and x < screen[0] - px(200) and y < screen[1] - px(200):
-                geometry = self.settings.geometry
+                geometry = self.session.settings.geometry
         root.geometry(geometry)
         root.update_idletasks()
-        self._place_sash()
+        self.place_sash()
 
-    def _place_sash(self) -> None:
+    def place_sash(self) -> None:
         self.panes.update_idletasks()
         height = self.panes.winfo_height()
-        wanted = self.settings.log_height or min(self.ui.px(230), max(self.ui.px(150), height * 3 // 10))
+        wanted = self.session.settings.log_height or min(self.ui.px(230), max(self.ui.px(150), height * 3 // 10))
         with contextlib.suppress(tk.TclError):
             self.panes.sashpos(0, max(self.ui.px(200), height - wanted))
+
+    def keep_places(self) -> None:
+        """Remember where the window and the log stood."""
+        self.session.settings.geometry = self.root.geometry()
+        with contextlib.suppress(tk.TclError):
+            self.session.settings.log_height = self.panes.winfo_height() - self.panes.sashpos(0)
+        if self._room_timer:
+            self.root.after_cancel(self._room_timer)
 
     # Pages
 
     def page(self, key: str) -> Any:
         """The page, made when it is first needed: a window that opens at once makes one of eight."""
         if key not in self._pages:
-            kinds = {"songs": SongsPage, "prompts": TextsPage, "lyrics": TextsPage, "train": TrainPage}
+            owners = (self.ui, self.place, self.session)
             if key == "environment":
-                self._pages[key] = EnvironmentPage(self, self.place)
+                self._pages[key] = EnvironmentPage(*owners, self.environment, self.questions)
             else:
-                self._pages[key] = kinds.get(key, FormPage)(self, self.place, key)
+                kinds = {"songs": SongsPage, "prompts": TextsPage, "lyrics": TextsPage, "train": TrainPage}
+                self._pages[key] = kinds.get(key, FormPage)(*owners, self.runs, self.questions, key)
         return self._pages[key]
 
     def show_page(self, key: str) -> None:
@@ -5638,22 +6415,30 @@ class App:
         page.shown()
         self.refresh()
 
+    def _lead_to(self, key: str, wrong: Iterable[str] = ()) -> None:
+        self.show_page(key)
+        if wrong:
+            self.page(key).show_wrong(wrong)
+
+    def forget_pages(self, keep: str = "") -> None:
+        """They are made anew when they are needed."""
+        for key in [key for key in self._pages if key != keep]:
+            self._pages.pop(key).frame.destroy()
+
+    def _project_opened(self) -> None:
+        self.forget_pages()
+        self.show_banner()
+        self.show_page("songs")
+
     def _texts_stored(self) -> bool:
         """Store what stands in the pages; False, said by the page, when a text could not be: no page may go then."""
         keys = dict.fromkeys(("prompts", "lyrics", self.page_key))
         return all([self._pages[key].left() for key in keys if key in self._pages])
 
-    @property
-    def asking(self) -> bool:
-        return self.dialog is not None and not self.dialog.closed
-
     def _focus_next_area(self) -> None:
         """F6 walks between the steps, the page and the log."""
-        areas = [
-            self.rail.steps.get(self.page_key, self.rail.steps["songs"]),
-            self.page(self.page_key).frame,
-            self.log.text,
-        ]
+        steps = self.rail.steps
+        areas = [steps.get(self.page_key, steps["songs"]), self.page(self.page_key).frame, self.log.text]
         focus = str(self.root.focus_get() or "")
         here = next((i for i, area in enumerate(areas) if focus.startswith(str(area))), 0)
         target = areas[(here + 1) % 3]
@@ -5661,1409 +6446,276 @@ class App:
 
     def change_look(self, language: str = "", scale: str = "") -> None:
         """Rebuild the window in another language or size; everything shown is in the state, so nothing is lost."""
-        if self.asking or not self._texts_stored():
-            for key, variable in self._look.items():  # the click has moved the mark already
-                variable.set(getattr(self.settings, key))
+        session, settings = self.session, self.session.settings
+        if self.questions.asking or not session.store_texts():
+            self.menus.show_marks()
             return
-        self.settings.language = language or self.settings.language
-        self.settings.scale = scale or self.settings.scale
-        self.settings.log_height = 0
-        banner, content = self.banner.shown, self.log.content().split("\n")
+        settings.language = language or settings.language
+        settings.scale = scale or settings.scale
+        settings.log_height = 0
+        content = self.log.content().split("\n")
         self.frame.destroy()
-        self._menu.destroy()
-        self._build()
-        self.log.write([line for line in content[:-1]])
-        self._signature = None
+        self.menus.bar.destroy()
+        self.build()
+        self.log.write(content[:-1])
+        if language:  # a failure can be said anew, other sentences not
+            session.banner = self.runs.failure.outcome(session) if self.runs.failure else None
+        self.show_banner()
         self.show_page(self.page_key)
-        if banner and not language:
-            self.say(*banner)
-        elif self._failed_run:
-            self._explain_failure(*self._failed_run)
         if scale:
-            self._place_window()
-        self._place_sash()
+            self.place_window()
+        self.place_sash()
         self.root.update_idletasks()
         self.log.text.see("end-1c")
-        self.save_settings()
-
-    # Project
-
-    def open_project(self, home: Path | None, quiet: bool = False) -> bool:
-        """Show the project in `home` (None: a new one). False, with the reason in the banner, when that cannot be now."""
-        if self.busy:
-            self.say("info", self.ui.t("busy"))
-            return False
-        if not self._texts_stored():
-            return False
-        lock = None
-        if home is not None:
-            home = absolute(home)
-            lock = self._claim(home)
-            if lock is None and self.states:
-                return False
-            if lock is None:  # at the start there is no other project to stay with
-                self.open_project(None, quiet)
-                self._say_elsewhere(home)
-                return False
-        self.save_project()
-        if self._lock is not None and self._lock is not lock:
-            self._lock.release()
-        self._lock = lock
-        self.project = (
-            Project.load(home) if home else Project(values={k: dict(v) for k, v in self.settings.draft.items()})
-        )
-        self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
-        self.results.clear()
-        self._title_mark = ""
-        self.current_song = ""
-        self.curve = None
-        self._failed_run = None
-        self.banner.hide()
-        if home:
-            self.settings.remember(home)
-            if not quiet:
-                self.save_settings()
-        for page in self._pages.values():
-            page.frame.destroy()
-        self._pages.clear()
-        self._signature = None
-        self.look_at_disk(force=True)
-        metrics = find_metrics(self.space.log_folder()) if home else None
-        if metrics is not None:
-            self.curve = Curve(metrics)
-            self.curve.poll()
-        self.show_page(self.page_key if quiet else "songs")
-        if self.project.damaged:
-            self.say("warn", self.ui.t("damaged", file=self.project.damaged))
-        self._find_left_over_run()
-        return True
-
-    def _claim(self, home: Path) -> FolderLock | None:
-        """The lock on a project's folder; None, which the banner says, when another window has the project open."""
-        if self._lock is not None and self._lock.folder == home:
-            return self._lock
-        lock = FolderLock.take(home)
-        if lock is None:
-            self._say_elsewhere(home)
-        return lock
-
-    def _say_elsewhere(self, home: Path) -> None:
-        retry = (self.ui.t("project.retry"), lambda: self.open_project(home))
-        self.say("warn", self.ui.t("project.elsewhere", name=home.name), retry)
-
-    def _find_left_over_run(self) -> None:
-        run = self.project.backend_run
-        pid, script = int(run.get("pid") or 0), str(run.get("script") or "?")
-        if not pid or not process_runs(pid, script):
-            return
-        self._orphan = pid
-        self.refresh()
-        self.ask(
-            self.ui.t("orphan.title"), self.ui.t("orphan.message", script=script, pid=pid),
-            [("stop", self.ui.t("orphan.stop"), "Danger.TButton"), ("cancel", self.ui.t("orphan.leave"), "TButton")],
-            lambda key: self._end_left_over_run() if key == "stop" else None, icon="stale",
-        )  # fmt: skip
-
-    def _end_left_over_run(self) -> None:
-        """SIGTERM lets our trainer save; whatever is left after a while is killed."""
-        pid, script = self._orphan, str(self.project.backend_run.get("script"))
-
-        def work() -> None:
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 60
-            while process_runs(pid, script) and time.monotonic() < deadline:
-                time.sleep(0.2)
-            if process_runs(pid, script):
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGKILL)
-            self.inbox.put(lambda: self.say("good", self.ui.t("orphan.ended")))
-
-        threading.Thread(target=work, daemon=True).start()
-
-    def new_project(self) -> None:
-        self.open_project(None)
-
-    def ask_project(self) -> None:
-        if self.busy:
-            return
-        chosen = self.choose_folder(self.ui.t("choose.project"))
-        if chosen and is_folder(Path(chosen)):
-            self.open_project(Path(chosen))
-
-    def _fill_recent(self) -> None:
-        menu = self._recent_menu
-        menu.delete(0, "end")
-        homes = [Path(home) for home in self.settings.recent if is_folder(Path(home))]
-        for home in homes:
-            menu.add_command(
-                label=f"{home.name}    {shown_path(home, self.program)}",
-                command=lambda home=home: self.open_project(home),
-            )
-        if not homes:
-            menu.add_command(label=self.ui.t("menu.none"), state="disabled")
-
-    def _fill_bin(self) -> None:
-        menu = self._bin_menu
-        menu.delete(0, "end")
-        entries = bin_entries(self.project.home)[:20]
-        for folder, reason, names in entries:
-            label = f"{folder.name}  {self.ui.t(f'bin.{reason}')}  {_names(names)}"
-            menu.add_command(label=label, command=lambda folder=folder: self.restore(folder))
-        if not entries:
-            menu.add_command(label=self.ui.t("menu.none"), state="disabled")
-
-    def restore(self, folder: Path) -> None:
-        if self.busy or self.project.home is None:
-            return
-        self.page(self.page_key).left()
-        try:
-            restored, replaced = restore_from_bin(self.project.home, folder)
-        except OSError as error:
-            self.say("bad", self.ui.t("failed.file", error=error))
-            return
-        self.look_at_disk(force=True)
-        self.say("good", self.ui.t("restored", count=len(restored), replaced=len(replaced)))
-
-    def show_path(self, path: Path) -> None:
-        """Play a song, show a folder: with what the system has for it."""
-        try:
-            open_in_system(path)
-        except OSError as error:
-            self.say("warn", self.ui.t("open.failed", path=path, error=error.strerror or error))
-
-    def open_home(self) -> None:
-        if self.project.home and is_folder(self.project.home):
-            self.show_path(self.project.home)
-
-    def open_logs(self) -> None:
-        if self.project.home and is_folder(self.project.home / LOGS_FOLDER):
-            self.show_path(self.project.home / LOGS_FOLDER)
-
-    def ask_move(self) -> None:
-        """The menu's way to the two entries on the song page."""
-        self.show_page("songs")
-        page = self.page("songs")
-        page.fill_place()
-
-    def change_home(self, name: str, folder: str) -> None:
-        """Give the project another name or place: before there are songs just so, afterwards by a question."""
-        if self.busy:
-            return
-        problem = name_problem(Path(folder.strip()).name if folder.strip() else name)
-        if problem:
-            self.say("bad", self.ui.t(problem))
-            return
-        target = absolute(self.program / folder.strip())
-        if self.project.home == target:
-            return
-        if self.project.home is None or not self.songs:
-            self._use_home(target)
-            return
-        t = self.ui.t
-        self.ask(
-            t("move.title"), t("move.message", old=shown_path(self.project.home, self.program), new=shown_path(target, self.program)),
-            [("move", t("move.move"), "Primary.TButton"), ("open", t("move.open"), "TButton"), ("cancel", t("cancel"), "TButton")],
-            lambda key: self._move_home(target) if key == "move" else self._use_home(target) if key == "open" else self.page("songs").fill_place(),
-        )  # fmt: skip
-
-    def _use_home(self, target: Path) -> None:
-        """Make `target` the project's folder; when songs stand there already the user says what becomes of them."""
-        if holds_audio(target) and target not in self._joined and not (target / PROJECT_FILE).exists():
-            self._ask_occupied(target, lambda home: self._use_home(home))
-            return
-        draft = self.project.values if self.project.home is None else None
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self.say("bad", self.ui.t("failed.file", error=error))
-            return
-        if not self.open_project(target):
-            return
-        if draft and not self.project.values:
-            self.project.values = {step: dict(values) for step, values in draft.items()}
-        self.settings.draft = {}
-        self.save_project()
-        self.save_settings()
-        self._signature = None
-        self.look_at_disk(force=True)
-
-    def _move_home(self, target: Path) -> None:
-        old = self.project.home
-        try:
-            owned = not self.space.foreign_owner() and (self.space.checkpoints() / OWNER_FILE).exists()
-            move_project(self.project, target)
-            if owned:
-                self.space.claim_checkpoints()
-        except OSError as error:
-            if isinstance(error, FileExistsError) and error.errno is None:  # of `move_project`, not of the system
-                self.say("bad", self.ui.t("move.exists", path=error))
-                return
-            self.open_project(target if target.is_dir() and not (old and old.is_dir()) else old)
-            self.say("bad", self.ui.t("failed.file", error=error))
-            return
-        self.open_project(target)
-        self.say("good", self.ui.t("move.done", new=shown_path(target, self.program)))
-
-    def _ask_occupied(self, home: Path, use: Callable[[Path], None]) -> None:
-        """The folder already holds audio: another folder, clear this one, or add to it."""
-        t = self.ui.t
-
-        def answer(key: str) -> None:
-            if key == "add":
-                self._joined.add(home)
-                use(home)
-            elif key == "clear":
-                lock = self._claim(home)
-                if lock is None:
-                    return
-                try:
-                    clear_library(Project.load(home))
-                except OSError as error:
-                    self.say("bad", t("failed.file", error=error))
-                    return
-                finally:
-                    if lock is not self._lock:
-                        lock.release()
-                self._joined.add(home)
-                use(home)
-            elif key == "other":
-                self._ask_home(unique_name(home.name, [path.name for path in home.parent.iterdir()]), home.parent, use)
-            elif self.page_key == "songs":
-                self.page("songs").fill_place()
-
-        count = sum(is_audio(path) for path in home.iterdir())
-        self.ask(
-            t("occupied.title"), t("occupied.message", folder=shown_path(home, self.program), count=count),
-            [("other", t("occupied.other"), "Primary.TButton"), ("clear", t("occupied.clear"), "TButton"),
-             ("add", t("occupied.add"), "TButton"), ("cancel", t("cancel"), "TButton")],
-            answer, icon="stale",
-        )  # fmt: skip
-
-    def _ask_home(self, name: str, parent: Path, use: Callable[[Path], None]) -> None:
-        """Propose a name and a place, both to be changed by hand."""
-        t = self.ui.t
-
-        def chosen(values: list[str]) -> None:
-            home = absolute(self.program / values[1].strip() / values[0].strip())
-            if holds_audio(home):
-                self._ask_occupied(home, use)
-            else:
-                use(home)
-
-        def problem(values: list[str]) -> str:
-            key = name_problem(values[0].strip())
-            if key:
-                return t(key)
-            return "" if values[1].strip() else t("wrong.empty")
-
-        self.dialog = EntryDialog(
-            self.ui, self.root, t("home.title"), t("home.message"),
-            [(t("project.name"), name), (t("home.parent"), shown_path(parent, self.program))],
-            t("ok"), t("cancel"), chosen, problem, lambda: self.choose_folder(t("choose.home")), t("browse"),
-        )  # fmt: skip
-
-    # Songs
-
-    def _choose_files(self, title: str) -> Iterable[str]:
-        patterns = " ".join(f"*{e} *{e.upper()}" for e in AUDIO_EXTENSIONS)
-        return filedialog.askopenfilenames(
-            parent=self.root,
-            title=title,
-            filetypes=[(self.ui.t("choose.audio"), patterns), (self.ui.t("choose.all"), "*")],
-        )
-
-    def ask_files(self) -> None:
-        if not self.busy:
-            self.add_sources([Path(path) for path in self.choose_files(self.ui.t("songs.add_files"))])
-
-    def ask_folder(self) -> None:
-        if not self.busy:
-            chosen = self.choose_folder(self.ui.t("songs.add_folder"))
-            if chosen:
-                self.add_sources([Path(chosen)])
-
-    def accept_drops(self, widget: tk.Widget) -> None:
-        """Let files be dropped on `widget` where Tk has the tkdnd extension (some Linux and macOS installations)."""
-        with contextlib.suppress(tk.TclError):
-            self.root.tk.call("package", "require", "tkdnd")
-            self.root.tk.call("tkdnd::drop_target", "register", widget, "DND_Files")
-            command = self.root.register(lambda data: self.add_sources([Path(p) for p in self.root.tk.splitlist(data)]))
-            self.root.tk.call("bind", widget, "<<Drop:DND_Files>>", f"{command} %D")
-
-    def add_sources(self, paths: list[Path]) -> None:
-        """Add files and folders: choose the home first when there is none, then copy in the background."""
-        if self.busy or not paths:
-            return
-        self.show_page("songs")
-        files = [path for path in find_sources(paths)]
-        audio = [path for path in files if is_audio(path)]
-        if not audio:
-            self.say("warn", self.ui.t("import.nothing", kinds=" ".join(AUDIO_EXTENSIONS)))
-            return
-        home = self.project.home
-        if home is None:
-            root = self.program / SONGS_ROOT
-            taken = [path.name for path in root.iterdir()] if root.is_dir() else []
-            self._ask_home(
-                unique_name(readable_name(audio[0].stem), taken), root, lambda home: self._import_into(home, files)
-            )
-        elif holds_audio(home) and home not in self._joined:
-            self._ask_occupied(home, lambda home: self._import_into(home, files))
-        else:
-            self._import_into(home, files)
-
-    def _import_into(self, home: Path, files: list[Path]) -> None:
-        self._joined.add(home)
-        if self.project.home != home:
-            self._use_home(home)
-            if self.project.home != home:
-                return
-        self.banner.hide()
-        self.importing, self._cancel_import = True, False
-        project = self.project
-
-        def added(name: str, title: str) -> None:
-            self.inbox.put(lambda: project.titles.__setitem__(name, title))
-
-        def progress(done: int, total: int, name: str) -> None:
-            self.inbox.put(lambda: self._show_import(done, total, name))
-
-        def work() -> None:
-            try:
-                report = import_songs(files, home, progress, added, lambda: self._cancel_import)
-            except OSError as error:
-                report = ImportReport(refused=[(str(home), f"import.failed|{error.strerror or error}")])
-            self.inbox.put(lambda: self._import_ended(report))
-
-        threading.Thread(target=work, daemon=True, name="import").start()
-        self.refresh()
-
-    def _show_import(self, done: int, total: int, name: str) -> None:
-        if time.monotonic() >= self._next_import_save:  # not for every song: saving waits for the disk
-            self._next_import_save = time.monotonic() + DISK_MS / 1000
-            self.save_project()
-            self.look_at_disk(force=True)
-        self.run_bar.show_progress(done / max(1, total), f"{done}/{total}  {name[:40]}")
-
-    def _import_ended(self, report: ImportReport) -> None:
-        self.importing = False
-        if self.project.probes or report.added:
-            self.save_project()
-        lines = [self.ui.t("import.done", count=len(report.added))]
-        for name, reason in report.refused:
-            key, _, detail = reason.partition("|")
-            lines.append(self.ui.t("problems.item", name=name, what=self.ui.t(key, detail=detail)))
-        self.log.write([f"— {line}" if number == 0 else line for number, line in enumerate(lines)])
-        if len(lines) > 1 + MAX_BANNER_LINES:
-            lines = [*lines[: 1 + MAX_BANNER_LINES], self.ui.t("import.more", count=len(lines) - 1 - MAX_BANNER_LINES)]
-        self.look_at_disk(force=True)
-        self.say("warn" if report.refused else "good", "\n".join(lines))
-        if self.closing:
-            self._finish_close()
-
-    def _probe_unknown(self) -> None:
-        """Find lengths and faults of songs that were not looked at yet, in the background."""
-        if self.importing:
-            return
-        # A replaced file is looked at again; one that could not be judged is not asked for every other second.
-        wanted = {(song.audio, song.stats["audio"]) for song in self.songs if not song.probed} - self._probing
-        if not wanted:
-            return
-        self._probing |= wanted
-        unknown = sorted(path for path, _ in wanted)
-        project, python = self.project, find_python(self.settings, self.program)
-        environment = self.settings.child_environment()
-
-        def tell(path: Path, probe: list[Any]) -> None:
-            self.inbox.put(lambda: project.probes.__setitem__(path.name, probe))
-
-        def work() -> None:
-            probe_songs(unknown, python, self.program, environment, tell)
-            self.inbox.put(lambda: self._probe_ended(project, unknown))
-
-        threading.Thread(target=work, daemon=True, name="probe").start()
-
-    def _probe_ended(self, project: Project, asked: list[Path]) -> None:
-        if project is not self.project:
-            return
-        names = list_files(project.home) if project.home else {}
-        project.probes = {name: probe for name, probe in project.probes.items() if name in names}
-        self.save_project()
-        self.look_at_disk(force=True)
-        found = [song for song in self.songs if song.problem and song.audio in asked]
-        if found:
-            self.log.write([f"— {song.audio.name}: {song.detail}" for song in found if song.detail])
-            lines = [self.ui.t("problems.found", count=len(found))]
-            for song in found[:MAX_BANNER_LINES]:
-                what = self.ui.t(f"problem.{song.problem}")
-                lines.append(self.ui.t("problems.item", name=song.title, what=what))
-            if len(found) > MAX_BANNER_LINES:
-                lines.append(self.ui.t("problems.more", count=len(found) - MAX_BANNER_LINES))
-            shown = self.banner.shown
-            if shown and shown[0] == "warn":  # what was not added a moment ago stays to be read
-                lines.insert(0, shown[1])
-            self.say("warn", "\n".join(lines))
-
-    def save_texts(self) -> None:
-        if self.page_key in ("prompts", "lyrics"):
-            self.page(self.page_key).save()
-
-    def _step_song(self, direction: int) -> None:
-        if self.page_key in ("prompts", "lyrics"):
-            self.page(self.page_key).step_song(direction)
-
-    def _change_all(self, change: Callable[[Song], dict[Path, str]], reason: str) -> None:
-        """Change texts of all songs; copies of the old ones go into the bin."""
-        self.page(self.page_key).left()
-        changes: dict[Path, str] = {}
-        for song in scan_library(self.project):
-            changes.update(change(song))
-        try:
-            count = change_texts(self.project, changes, reason)
-        except OSError as error:
-            self.say("bad", self.ui.t("failed.file", error=error))
-            return
-        self.look_at_disk(force=True)
-        self.page(self.page_key).shown()
-        self.say("good" if count else "info", self.ui.t("changed.texts", count=count))
-
-    def _ask_all(
-        self, key: str, entries: list[tuple[str, str]], change: Callable[[list[str]], Callable[[Song], dict[Path, str]]]
-    ) -> None:
-        if self.project.home is None or not self.songs or self.busy:
-            return
-        t = self.ui.t
-        self.dialog = EntryDialog(
-            self.ui, self.root, t(f"texts.{key}"), t(f"{key}.message", count=len(self.songs)), entries, t("ok"), t("cancel"),
-            lambda values: self._change_all(change(values), key), lambda values: "" if values[0].strip() else t("wrong.empty"),
-        )  # fmt: skip
-
-    def ask_add_tag(self) -> None:
-        def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
-            return lambda song: {song.prompt_path: add_tag(_text_of(song.prompt_path), values[0])}
-
-        self._ask_all("add_tag", [(self.ui.t("tag"), "")], change)
-
-    def ask_remove_tag(self) -> None:
-        def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
-            return lambda song: (
-                {song.prompt_path: remove_tag(_text_of(song.prompt_path), values[0])}
-                if song.prompt_path.exists()
-                else {}
-            )
-
-        self._ask_all("remove_tag", [(self.ui.t("tag"), "")], change)
-
-    def ask_replace(self) -> None:
-        def change(values: list[str]) -> Callable[[Song], dict[Path, str]]:
-            def one(song: Song) -> dict[Path, str]:
-                paths = [path for path in (song.prompt_path, song.lyrics_path) if path.exists()]
-                return {
-                    path: new
-                    for path in paths
-                    if (new := _text_of(path).replace(values[0], values[1])) != _text_of(path)
-                }
-
-            return one
-
-        self._ask_all("replace", [(self.ui.t("replace.find"), ""), (self.ui.t("replace.by"), "")], change)
-
-    def ask_instrumental(self) -> None:
-        if self.project.home is None or not self.songs or self.busy:
-            return
-        t = self.ui.t
-        self.ask(
-            t("texts.instrumental_all"), t("instrumental.message", count=len(self.songs)),
-            [("missing", t("instrumental.missing"), "Primary.TButton"), ("all", t("instrumental.all"), "TButton"), ("cancel", t("cancel"), "TButton")],
-            lambda key: key != "cancel" and self._change_all(
-                lambda song: {song.lyrics_path: INSTRUMENTAL} if key == "all" or song.lyrics in ("missing", "empty") else {}, "instrumental"),
-        )  # fmt: skip
-
-    # Settings
-
-    def set_value(self, step: str, row: Field, text: str) -> None:
-        """A field was edited: keep the value, say what is wrong with it, store it."""
-        self.project.set_value(STEP[step].values, row.flag, text, self.space.default(row))
-        if self.project.home is None:
-            self.settings.draft = self.project.values
-        self._save_soon()
-        self.refresh()
-
-    def _save_soon(self) -> None:
-        # One write for a burst of key strokes; closing and starting flush it.
-        if self._save_timer:
-            self.root.after_cancel(self._save_timer)
-        self._save_timer = self.root.after(200, self.save_project)
-
-    def save_project(self) -> None:
-        """Write the project's file now, or the settings' while there is no project; a failure is said."""
-        if self._save_timer:
-            self.root.after_cancel(self._save_timer)
-            self._save_timer = None
-        try:
-            if self.project.home is None:
-                self.settings.save()
-            else:
-                self.project.save()
-        except OSError as error:
-            self.say("bad", self.ui.t("save.failed", file=PROJECT_FILE, error=error.strerror or error))
-
-    def save_settings(self) -> None:
-        try:
-            self.settings.save()
-        except OSError as error:
-            self.say("bad", self.ui.t("save.failed", file=self.settings.path, error=error.strerror or error))
-
-    def change_setting(self, key: str, value: Any) -> None:
-        setattr(self.settings, key, value)
-        self.save_settings()
-        if key == "program":
-            self.program = Path(value) if value and is_folder(Path(value)) else program_folder()
-            self.space.program = self.program
-            self._read_flags()
-            for name in [name for name in self._pages if name != "environment"]:
-                self._pages.pop(name).frame.destroy()
-        if key in ("python", "program"):
-            self.query_environment()
-        self._signature = None
-        self.look_at_disk(force=True)
-
-    def ask_reset(self) -> None:
-        t = self.ui.t
-        if self.busy:
-            return
-        self.ask(t("reset"), t("reset.message"), [("reset", t("reset"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")],
-                  lambda key: self.reset() if key == "reset" else None)  # fmt: skip
-
-    def reset(self) -> None:
-        """Every setting back to its default; no file of the user's is touched."""
-        if not self._texts_stored():
-            return
-        self.project.values.clear()
-        fresh = Settings(self.settings.path)
-        for key in (
-            "python",
-            "program",
-            "checkpoint_dir",
-            "endpoint",
-            "cache",
-            "offline",
-            "comfyui",
-            "draft",
-            "scale",
-            "geometry",
-            "log_height",
-        ):
-            setattr(self.settings, key, getattr(fresh, key))
-        self.save_project()
-        self.program = program_folder() if not self._fixed_program else self._fixed_program
-        self.space.program = self.program
-        self._read_flags()
-        for page in self._pages.values():
-            page.frame.destroy()
-        self._pages.clear()
-        self.change_look(scale="auto")
-        self.say("good", self.ui.t("reset.done"))
-
-    _fixed_program: Path | None = None  # tests and other callers that pass a program folder of their own
-
-    # Environment
-
-    def query_environment(self, only_if_unknown: bool = False) -> None:
-        """Ask the scripts' Python what it has, in the background: importing torch there takes seconds."""
-        if only_if_unknown and (self.report is not None or self._asking):
-            return
-        python = find_python(self.settings, self.program)
-        self.report = None
-        self._asking = python is not None
-        self.refresh()
-        if python is None:
-            return
-
-        def work() -> None:
-            report = query_python(python, self.settings.child_environment(), self.program)
-
-            def store() -> None:
-                self.report, self._asking = report, False
-                self.refresh()
-
-            self.inbox.put(store)
-
-        threading.Thread(target=work, daemon=True, name="environment").start()
-
-    def findings(self) -> list[Finding]:
-        candidates = python_candidates(self.settings, self.program)
-        return judge_environment(self.space, self.songs, candidates[0] if candidates else None, self.report)
-
-    def copy_report(self) -> None:
-        self.root.clipboard_clear()
-        self.root.clipboard_append(report_text(self.findings(), self.settings.language))
-        self.say("good", self.ui.t("env.copied"))
-
-    def mend(self, what: str) -> None:
-        """The button beside a problem on the environment page."""
-        page = self.page("environment")
-        if what in page.widgets:
-            page._browse(what, "file" if what == "python" else "folder")
-        elif what == "source":
-            page.widgets["endpoint"].focus_set()
-        elif what in ("tensorboard", "pypinyin"):
-            # pypinyin runs in the window's own process, TensorBoard in the scripts' Python.
-            python = (
-                Path(sys.executable) if what == "pypinyin" and not FROZEN else find_python(self.settings, self.program)
-            )
-            if python:
-                self.run_command([str(python), "-m", "pip", "install", what], self.ui.t("install.title"))
-        elif what == "install":
-            self._install()
-        elif what == "weights":
-            self.install(self.installations()[-1][1])
-
-    def installations(self) -> list[tuple[str, list[str]]]:
-        """(label, arguments after the Python) of everything that can be installed or downloaded with one click."""
-        found = []
-        start = self.program / "start.py"
-        if start.is_file():
-            found.append((self.ui.t("install.setup"), [str(start), "setup"]))
-            for group, what in read_groups(start).items():
-                text = text_or(self.settings.language, f"group.{group}", what)
-                found.append((self.ui.t("install.group", name=group, what=text), [str(start), "install", group]))
-        if (self.program / "ace_lora" / "base_weights.py").is_file():
-            place = ["--checkpoint_dir", self.settings.checkpoint_dir] if self.settings.checkpoint_dir else []
-            found.append((self.ui.t("install.weights"), ["-m", "ace_lora.base_weights", *place]))
-        return found
-
-    def install(self, arguments: list[str]) -> None:
-        python = find_python(self.settings, self.program)
-        if python is None:
-            self.say("warn", self.ui.t("install.by_hand"))
-        else:
-            self.run_command([str(python), *arguments], self.ui.t("install.title"))
-
-    def _install(self) -> None:
-        python = find_python(self.settings, self.program)
-        if python is None or not (self.program / "start.py").is_file():
-            self.say("warn", self.ui.t("install.by_hand"))
-            return
-        self.run_command([str(python), str(self.program / "start.py"), "setup"], self.ui.t("install.title"))
-
-    # Running
-
-    @property
-    def busy(self) -> bool:
-        return self.state != "idle" or self.importing or bool(self._orphan)
-
-    def can_start(self, key: str) -> bool:
-        state = self.states.get(key)
-        return not self.busy and not self.closing and state is not None and state.status != "locked" and key != "songs"
-
-    def start_shown(self) -> None:
-        if self.page_key == "songs":
-            self.ask_files()
-        elif self.page_key in STEP:
-            self.start_step(self.page_key)
-
-    def start_step(
-        self, key: str, only: Iterable[str] = (), trial: bool = False, answers: dict[str, str] | None = None
-    ) -> None:
-        """Check everything that can be checked, ask what has to be asked, then run the step's script."""
-        if not self._texts_stored():
-            self.chain.clear()
-            return
-        self.look_at_disk(force=True)
-        if not self.can_start(key):
-            return
-        t, answers = self.ui.t, dict(answers or {})
-        only = list(only)
-
-        def again(**more: str) -> None:
-            self.start_step(key, only, trial, {**answers, **more})
-
-        wrong = self.space.problems(key)
-        if wrong:
-            self.chain.clear()
-            self.show_page(key)
-            self.page(key).show_wrong(wrong)
-            self.say("bad", t("wrong.start", count=len(wrong)))
-            return
-        python, script = find_python(self.settings, self.program), self.space.script(key)
-        if python is None or not script.is_file():
-            self.chain.clear()
-            sentence = (
-                t("env.no_python") if python is None else t("env.script", script=script.name, folder=self.program)
-            )
-            self.say("bad", sentence, (t("title.environment"), lambda: self.show_page("environment")))
-            return
-        stale = next((step for step in STEPS[: STEP[key].number - 1] if self.states[step.key].status == "stale"), None)
-        if stale and "stale" not in answers and not self.chain and key not in ("prompts", "lyrics"):
-            self._ask_stale(stale, key, again)
-        elif key == "train" and self.space.loras() and not trial and "checkpoints" not in answers:
-            self._ask_checkpoints(again)
-        elif key in ("prep", "train") and "disk" not in answers and self._disk_is_short():
-            self._ask_disk(again)
-        else:
-            self._launch(key, python, script, only, trial, answers)
-
-    def _ask_stale(self, stale: Step, key: str, again: Callable[..., None]) -> None:
-        t = self.ui.t
-
-        def answer(choice: str) -> None:
-            if choice == "first":
-                keys = [step.key for step in STEPS]
-                self.chain = keys[keys.index(stale.key) : keys.index(key) + 1]
-                self._next_in_chain()
-            elif choice == "anyway":
-                again(stale="anyway")
-
-        reason = self._reason(self.states[stale.key])
-        self.ask(
-            t("askstale.title"), t("askstale.message", number=stale.number, title=t(f"title.{stale.key}"), reason=reason),
-            [("first", t("askstale.first"), "Primary.TButton"), ("anyway", t("askstale.anyway"), "TButton"), ("cancel", t("cancel"), "TButton")],
-            answer, icon="stale",
-        )  # fmt: skip
-
-    def _ask_checkpoints(self, again: Callable[..., None]) -> None:
-        t, space = self.ui.t, self.space
-        loras = space.loras()
-        buttons = [("move", t("checkpoints.move"), "Primary.TButton"), ("cancel", t("cancel"), "TButton")]
-        if space.can_resume() and not space.foreign_owner():
-            buttons.insert(1, ("resume", t("checkpoints.resume", lora=loras[-1].name), "TButton"))
-
-        def answer(key: str) -> None:
-            if key == "cancel":
-                self.chain.clear()
-            else:
-                again(checkpoints=key)
-
-        folder = shown_path(space.checkpoints(), self.program)
-        message = t(
-            "checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}"
-        )
-        if space.foreign_owner():
-            message += "\n\n" + t("train.foreign", owner=space.foreign_owner())
-        self.ask(t("checkpoints.title"), message, buttons, answer, icon="stale")
-
-    def _disk_is_short(self) -> bool:
-        try:
-            return free_bytes(self.project.records) < disk_estimate(self.space, self.songs)
-        except OSError:
-            return False
-
-    def _ask_disk(self, again: Callable[..., None]) -> None:
-        t = self.ui.t
-        fields = {
-            "free": human_bytes(free_bytes(self.project.records)),
-            "need": human_bytes(disk_estimate(self.space, self.songs)),
-        }
-
-        def answer(key: str) -> None:
-            if key == "anyway":
-                again(disk="anyway")
-            else:
-                self.chain.clear()
-
-        self.ask(t("disk.title"), t("env.disk_short", **fields),
-                  [("cancel", t("cancel"), "Primary.TButton"), ("anyway", t("disk.anyway"), "TButton")], answer, icon="stale")  # fmt: skip
-
-    def _launch(
-        self, key: str, python: Path, script: Path, only: list[str], trial: bool, answers: dict[str, str]
-    ) -> None:
-        space = self.space
-        try:
-            if key == "train" and not trial:
-                self._training_lock = FolderLock.take(space.checkpoints())
-                if self._training_lock is None:
-                    self.chain.clear()
-                    self.say("bad", self.ui.t("train.elsewhere", folder=shown_path(space.checkpoints(), self.program)))
-                    return
-                if answers.get("checkpoints") == "move":
-                    moved = space.move_checkpoints()
-                    self.log.write([f"— {self.ui.t('checkpoints.moved', folder=shown_path(moved, self.program))}"])
-                space.claim_checkpoints()
-            if key == "prep" and self.project.home:
-                orphans = orphan_records(self.project, self.songs)
-                if remove_to_bin(self.project.home, orphans, "orphans"):
-                    self.log.write([f"— {self.ui.t('orphans.moved', songs=_names([path.stem for path in orphans]))}"])
-            output = space.lora_output() if key == "strength" else None
-            if output is not None and output.is_file():
-                os.replace(output, unique_path(output.with_name(f"{output.stem}_{stamp()}{output.suffix}")))
-            stop_file = space.stop_file(key)
-            if stop_file is not None:
-                stop_file.unlink(missing_ok=True)  # one that was left behind would end the run at its first step
-        except OSError as error:
-            self.chain.clear()
-            self._end_training_lock()
-            self.say("bad", self.ui.t("failed.file", error=error))
-            return
-        self._receipt = {} if trial or only else take_receipt(space, key, self.songs)
-        arguments = space.arguments(key, only=only, resume=answers.get("checkpoints") == "resume", trial=trial)
-        self.running_trial = trial
-        if key == "train":
-            self.curve = Curve()
-        self._run(key, [str(python), str(script.name), *arguments], stop_file)
-
-    def _end_training_lock(self) -> None:
-        if self._training_lock is not None:
-            self._training_lock.release()
-            self._training_lock = None
-
-    def run_command(self, argv: list[str], title: str) -> None:
-        """Run something that is no step, such as an installation, with the same log and stop button."""
-        if self.busy:
-            return
-        self._command_title = title
-
-        def done(_code: int | None) -> None:
-            self._read_flags()
-            self.query_environment()
-
-        self._after_run = done
-        self._run("command", argv, None)
-
-    _command_title = ""
-
-    def _run(self, key: str, argv: list[str], stop_file: Path | None) -> None:
-        self.save_project()
-        self.banner.hide()
-        self.results.pop(key, None)
-        self._failed_run = None
-        self.running_step, self.state = key, "running"
-        self.progress = self.bar = None
-        self._failed_songs.clear()
-        self._started_wall = time.time()
-        self._ended = None
-        home = self.project.home if self.project.home and is_folder(self.project.home) else user_config_folder()
-        log_path = unique_path(home / LOGS_FOLDER / f"{stamp()}_{key}.log")
-        shown = [shown_path(Path(argv[0]), self.program), *argv[1:]]
-        self.log.write(
-            [
-                f"$ {subprocess.list2cmdline(shown)}",
-                f"— {self.ui.t('log.file', file=shown_path(log_path, self.program))}",
-            ]
-        )
-        heirs = self._training_lock.heirs() if self._training_lock else ()
-        self.runner.start(argv, self.program, self.settings.child_environment(), log_path, stop_file, heirs)
-        self.refresh()
-        self._show_progress()
-
-    def run_all(self) -> None:
-        """Start every step that is not done, in order; the first failure ends it."""
-        self.look_at_disk(force=True)
-        if self.busy or self.asking or not self.songs:
-            return
-        self.chain = remaining_steps(self.states)
-        self._chain_answers = {}
-        if not self.chain:
-            self.say("good", self.ui.t("run.nothing"))
-            return
-        if "train" in self.chain and self.space.loras():
-            # Asked now: nobody sits there hours later, when its turn comes.
-            def begin(checkpoints: str) -> None:
-                self._chain_answers = {"checkpoints": checkpoints}
-                self._next_in_chain()
-
-            self._ask_checkpoints(begin)
-        else:
-            self._next_in_chain()
-
-    def _next_in_chain(self) -> None:
-        if not self.chain:
-            return
-        key = self.chain[0]
-        self.show_page(key)
-        answers = {**(self._chain_answers if key == "train" else {})}
-        self.start_step(key, answers=answers)
-        if self.state != "running" and not self.asking:
-            self.chain.clear()
-
-    def stop_pressed(self) -> None:
-        """First press: ask the script to save and end. Second press: end the whole process tree."""
-        if self.importing:
-            self._cancel_import = True
-        if self.state == "idle":
-            if self._orphan:
-                self._end_left_over_run()
-            return
-        self.chain.clear()
-        if self.state == "running":
-            self.state = "stopping"
-            self._stop_deadline = time.monotonic() + STOP_SECONDS.get(self.running_step, DEFAULT_STOP_SECONDS)
-            self.runner.request_stop()
-            self.log.write([f"— {self.ui.t('run.stopping')}"])
-        else:
-            self.runner.kill()
-        self.refresh()
-
-    _stop_deadline = 0.0
-
-    def _run_ended(self, event: Event) -> None:
-        """One place for every end: done, failed, stopped, never started."""
-        key, stopped = self.running_step, self.state == "stopping"
-        spent = human_seconds(time.monotonic() - self.runner.started_at)
-        errors = list(self.runner.text.errors)
-        if event.code is None:
-            self.log.write([event.error])
-        self.state, self.running_step = "idle", ""
-        self._end_training_lock()
-        if self.project.backend_run:
-            self.project.backend_run = {}
-        trial, self.running_trial = self.running_trial, False
-        succeeded = event.code == 0 and not stopped
-        if event.code == 0 and key in STEP and not trial and self._receipt:
-            self.project.receipts[key] = {**self._receipt, "finished": time.time()}
-        self._receipt = {}
-        if self.curve is not None:
-            self.curve.poll()
-        self.save_project()
-        self.look_at_disk(force=True)
-        if succeeded and key in STEP and not trial and self.states[key].status not in ("done", "stale"):
-            # Exit status 0 without the result: the fork's scripts report some failures that way.
-            succeeded = False
-            errors = [*errors, ("err.no_result", {"why": self._reason(self.states[key])})]
-        title = self._command_title if key == "command" else self.ui.t(f"title.{key}")
-        if stopped:
-            self.results[key] = "stopped"
-            sentence = "run.stopped"
-            if key == "train":  # the fork's trainer cannot go on, and a trial leaves nothing to go on from
-                sentence = "run.stopped_training" if self.space.can_resume() and not trial else "run.stopped_only"
-            self.say("info", self.ui.t(sentence, title=title, spent=spent))
-        elif succeeded:
-            self.say("good", self.ui.t("run.done", title=title, spent=spent))
-        else:
-            if not trial:
-                self.results[key] = "failed"
-            if self._failed_songs and not errors:
-                fields = {"count": len(self._failed_songs), "songs": _names(self._failed_songs)}
-                errors = [("run.songs_failed", fields)]
-            self._failed_run = (key, event.code, errors)
-            self._explain_failure(key, event.code, errors)
-        if trial and not stopped:
-            self._show_trial()
-        ending = "stopped" if stopped else "good" if succeeded else "bad"
-        self.log.write(
-            [f"— {self.ui.t('log.ended', title=title, code='-' if event.code is None else event.code, spent=spent)}"]
-        )
-        self._announce(ending, title)
-        if self._after_run:
-            after, self._after_run = self._after_run, None
-            after(event.code)
-        if self.chain and not self.closing:
-            self._advance_chain(key, succeeded)
-        self.refresh()
-        if key in STEP and self.page_key in self._pages and self.page_key == key:
-            self.page(key).shown()
-
-    def _advance_chain(self, key: str, succeeded: bool) -> None:
-        if not succeeded or self.chain[0] != key:
-            self.chain.clear()
-            return
-        self.chain.pop(0)
-        if self.chain:
-            self._next_in_chain()
-
-    def _show_trial(self) -> None:
-        """What the trial measured, in a sentence, with a button for the savings that it found."""
-        result = read_trial(self.space.log_folder(), self._started_wall)
-        if result is None:
-            return
-        sentence = trial_sentence(self.settings.language, result)
-        self.log.write([f"— {line}" for line in sentence.split("\n")])
-        action = (self.ui.t("trial.apply"), lambda: self._apply_savings(result)) if result.get("savings") else None
-        self.say("good" if result.get("fits") else "bad", sentence, action)
-
-    def _apply_savings(self, result: dict[str, Any]) -> None:
-        for row in self.space.fields("train"):
-            if row.flag in result["savings"]:
-                self.project.set_value("train", row.flag, str(result["savings"][row.flag]), self.space.default(row))
-        self.save_project()
-        self.refresh()
-        self.say("good", self.ui.t("trial.applied", flags=saving_flags(result)))
-
-    def _explain_failure(self, key: str, code: int | None, errors: list[tuple[str, dict[str, str]]]) -> None:
-        t = self.ui.t
-        title = self._command_title if key == "command" else t(f"title.{key}")
-        number = STEP[key].number if key in STEP else "–"
-        lines = [t("run.failed", number=number, title=title, code=t("run.not_started") if code is None else code)]
-        order = [name for name, _ in KNOWN_ERRORS]
-        # What the window itself found out (no result, failed songs) says more than the exit status.
-        own = [item for item in errors if item[0] not in order]
-        known = own or explain_exit(code, errors)
-        if code is None and not errors:
-            known = [("err.start", {})]
-        lines += [t(name, **fields) for name, fields in known]
-        action = (t("menu.logs"), self.open_logs)
-        if any(name in ENVIRONMENT_ERRORS for name, _ in known):
-            action = (t("title.environment"), lambda: self.show_page("environment"))
-        self.say("bad", "\n".join(lines), action)
-
-    def _announce(self, ending: str, title: str) -> None:
-        """Tell somebody who looks at another window: bell, title, flashing task bar."""
-        mark = {"good": "✓", "bad": "✗", "stopped": "■"}[ending]
-        self._title_mark = f"{mark} {title} – "
-        self.root.bell()
-        if WINDOWS:
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.windll.user32.FlashWindow(int(self.root.wm_frame(), 16), True)
-
-    _title_mark = ""
-
-    # TensorBoard and ComfyUI
-
-    def open_tensorboard(self) -> None:
-        python = find_python(self.settings, self.program)
-        if python is None:
-            self.say(
-                "bad",
-                self.ui.t("env.no_python"),
-                (self.ui.t("title.environment"), lambda: self.show_page("environment")),
-            )
-            return
-        self.say("info", self.ui.t("tensorboard.starting"))
-        self.tensorboard.open(python, self.space.log_folder(), self.program, self.settings.child_environment())
-
-    def _tensorboard_answered(self, kind: str, detail: str) -> None:
-        if kind == "ready":
-            webbrowser.open(detail)
-            self.say("good", self.ui.t("tensorboard.ready", url=detail))
-        elif kind == "missing":
-            self.say(
-                "bad",
-                self.ui.t("tensorboard.missing"),
-                (self.ui.t("mend.tensorboard"), lambda: self.mend("tensorboard")),
-            )
-        else:
-            self.say("bad", self.ui.t("tensorboard.failed", detail=detail))
-
-    def copy_to_comfyui(self) -> None:
-        """Copy the finished LoRA into ComfyUI's models/loras, which is asked for once."""
-        output = self.space.lora_output()
-        if output is None or not output.is_file():
-            return
-        folder = Path(self.settings.comfyui) if self.settings.comfyui else None
-        if folder is None or not folder.is_dir():
-            chosen = self.choose_folder(self.ui.t("comfy.choose"))
-            if not chosen:
-                return
-            folder = Path(chosen)
-            inner = folder / "models" / "loras"
-            folder = inner if inner.is_dir() else folder
-            self.settings.comfyui = str(folder)
-            self.save_settings()
-        target = unique_path(folder / output.name)
-
-        def work() -> None:
-            temporary = target.with_name(f".tmp-{target.name}")
-            try:
-                shutil.copy2(output, temporary)
-                os.replace(temporary, target)
-                self.inbox.put(lambda: self.say("good", self.ui.t("comfy.copied", file=target)))
-            except OSError as problem:
-                error = problem
-                temporary.unlink(missing_ok=True)
-                self.inbox.put(lambda: self.say("bad", self.ui.t("failed.file", error=error)))
-
-        threading.Thread(target=work, daemon=True, name="comfyui").start()
-
-    # Heartbeat
-
-    def _tick(self) -> None:
-        try:
-            self._work_off_inbox()
-            self._show_output()
-            self._poll_runner()
-            now = time.monotonic()
-            if now >= self._next_disk:
-                self._next_disk = now + DISK_MS / 1000
-                self.look_at_disk()
-                self._follow_scripts()
-            if self.running_step == "train" and now >= self._next_curve:
-                self._next_curve = now + 1.0
-                self._poll_curve()
-            if self.state == "stopping" and self.runner.stopping == "gentle" and now > self._stop_deadline:
-                self.log.write([f"— {self.ui.t('run.killing')}"])
-                self.runner.kill()
-            while not self.tensorboard.answers.empty():
-                self._tensorboard_answered(*self.tensorboard.answers.get_nowait())
-        finally:
-            # A tick that raised must not be the last one.
-            if not self._destroyed:
-                self._tick_timer = self.root.after(TICK_MS, self._tick)
-
-    _destroyed = False
-
-    def _work_off_inbox(self) -> None:
-        deadline = time.monotonic() + DRAIN_BUDGET_S
-        while time.monotonic() < deadline and not self.inbox.empty():
-            self.inbox.get_nowait()()
-
-    def _show_output(self) -> None:
-        """Move what the child wrote into the pane, for a bounded time."""
-        text, deadline = self.runner.text, time.monotonic() + DRAIN_BUDGET_S
-        while True:
-            skipped, lines, current = text.take(INSERT_LINES)
-            if not lines and not skipped and current == self._last_current:
-                break
-            self._last_current = current
-            self.log.write(lines, current, skipped)
-            self._read_progress([*lines[-50:], current])
-            if time.monotonic() > deadline or not text.waiting:
-                break
-        if self.state != "idle":
-            self._show_progress()
-
-    _last_current = ""
-
-    def _read_progress(self, lines: list[str]) -> None:
-        for line in lines:
-            if line.startswith("metrics: ") and self.curve is not None:
-                self.curve = Curve(self.program / line[9:].strip())
-            found = parse_progress(line)
-            if found is None:
-                continue
-            if found.failed and found.label not in self._failed_songs:
-                self._failed_songs.append(found.label)
-            if found.unit == "bar":
-                self.bar = found
-            else:
-                self.progress = found
-            loss_line = found.loss is not None and self.running_step == "train"
-            if (
-                loss_line
-                and self.curve is not None
-                and self.curve.path is None
-                and found.done not in self.curve.steps[-1:]
-            ):
-                self.curve.add(found.done, found.loss, None, found.learning_rate)
-
-    def _poll_curve(self) -> None:
-        if self.curve is None:
-            return
-        if self.curve.path is None:
-            # The fork's trainer does not say where its figures go; a file of an earlier run is not this run's.
-            path = find_metrics(self.space.log_folder())
-            if path is not None and path.stat().st_mtime >= self._started_wall - 1:
-                self.curve = Curve(path)
-        if self.curve.poll() or self.curve.path is None:
-            self._show_curve()
-
-    def _show_curve(self) -> None:
-        if "train" in self._pages and self.page_key == "train":
-            self._pages["train"].chart.show(self.curve)
-
-    def _poll_runner(self) -> None:
-        for event in self.runner.poll():
-            if event.kind == "started":
-                if self.project.home and self.runner.pid:
-                    script = STEP[self.running_step].script if self.running_step in STEP else ""
-                    self.project.backend_run = {"pid": self.runner.pid, "script": script}
-                    self._save_soon()
-            else:
-                self._ended = event
-        # The last lines come first: the explanation belongs below them.
-        if self._ended is not None and not self.runner.text.waiting:
-            event, self._ended = self._ended, None
-            self._show_output()
-            self._run_ended(event)
-            if self.closing:
-                self._finish_close()
-
-    def look_at_disk(self, force: bool = False) -> None:
-        """Read the folders; repaint when something differs from what is shown."""
-        if self._orphan and not process_runs(self._orphan, str(self.project.backend_run.get("script") or "?")):
-            self._orphan = 0
-            self.project.backend_run = {}
-            force = True
-        self.songs = scan_library(self.project)
-        self.states = examine(self.space, self.songs)
-        signature = (repr(self.songs), repr(self.states))
-        if force or signature != self._signature:
-            self._signature = signature
-            self.refresh()
-        self._probe_unknown()
-
-    def disk_changed(self) -> None:
-        self._next_disk = 0.0
+        session.save_settings()
 
     # Painting
 
     def refresh(self) -> None:
         """Paint everything that depends on state; the only place that enables and disables."""
-        ui = self.ui
-        idle = not self.busy and not self.closing
-        usable = {"run.all": idle and bool(self.songs), "reset": idle}
-        self.rail.show({step.key: self.describe(step.key)[0] for step in STEPS}, self.page_key, usable)
-        home = self.project.home
+        session, runs = self.session, self.runs
+        usable = {"run.all": not session.busy and bool(session.songs), "reset": not session.busy}
+        self.rail.show({step.key: runs.describe(step.key)[0] for step in STEPS}, self.page_key, usable)
+        home = session.project.home
         self.project_label.configure(
-            text=f"{home.name}   ·   {shown_path(home, self.program)}" if home else ui.t("project.none")
+            text=f"{home.name}   ·   {session.shown(home)}" if home else self.ui.t("project.none")
         )
-        self.run_bar.show(self._run_text(), "run.force" if self.state == "stopping" else "run.stop", self.busy)
-        if self.state == "idle" and not self.importing:
-            self.run_bar.show_progress(0.0, "")
+        stop = "run.force" if runs.run.step and session.state != "running" else "run.stop"
+        self.run_bar.show(self._run_text(), stop, session.busy)
+        self.show_progress()
         if self.page_key in self._pages:
             self._pages[self.page_key].refresh()
         self._show_title()
 
     def _run_text(self) -> str:
-        t = self.ui.t
-        if self.importing:
-            return t("run.importing")
-        if self._orphan and self.state == "idle":
-            return t("run.orphan")
-        if self.state == "idle":
-            return t("run.idle")
-        title = self._command_title if self.running_step == "command" else t(f"title.{self.running_step}")
-        return t("run.stopping_short" if self.state == "stopping" else "run.running", title=title)
+        state, run = self.session.state, self.runs.run
+        if run.step:
+            key = "run.running" if state == "running" else "run.stopping_short"
+            return self.ui.t(key, title=run.name(self.session))
+        keys = {"importing": "run.importing", "closing": "run.importing", "left over": "run.orphan"}
+        return self.ui.t(keys.get(state, "run.idle"))
 
     def _show_title(self) -> None:
-        part = ""
-        if self.state != "idle":
-            shown = self.progress or self.bar
-            part = f"{100 * shown.done // max(1, shown.total)} % · " if shown else "… · "
-            part += self.ui.t(f"title.{self.running_step}") if self.running_step in STEP else self._command_title
-            part += " – "
-        self.root.title(
-            f"{part or self._title_mark}{self.project.name + ' – ' if self.project.name else ''}{PROGRAM_NAME}"
-        )
+        session, run, part = self.session, self.runs.run, self.runs.mark
+        if run.step:
+            shown = run.progress or run.bar
+            done = f"{100 * shown.done // max(1, shown.total)} %" if shown else "…"
+            part = f"{done} · {run.name(session)} – "
+        self.root.title(f"{part}{session.project.name + ' – ' if session.project.name else ''}{PROGRAM_NAME}")
 
-    def _show_progress(self) -> None:
-        """Elapsed and left, steps per second, loss: at every tick while something runs."""
-        shown = self.progress or self.bar
-        elapsed = time.monotonic() - self.runner.started_at
-        figures = [self.ui.t("run.elapsed", time=human_seconds(elapsed))]
-        if shown is not None:
-            left = shown.left
-            if left is None and shown.done:
-                left = elapsed / shown.done * (shown.total - shown.done)
-            figures.append(self.ui.t("run.left", time=human_seconds(left)))
-            if shown.rate:
-                unit = self.ui.t("run.rate", rate=f"{shown.rate:.2f}" if shown.rate >= 0.1 else f"{shown.rate:.3f}")
-                figures.append(unit)
-            if shown.loss is not None:
-                figures.append(f"{self.ui.t('run.loss')} {shown.loss:.4f}")
-            figures.insert(0, f"{shown.done}/{shown.total}")
-        part = shown.done / max(1, shown.total) if shown is not None else 0.0
-        if self.run_bar.show_progress(part, "    ".join(figures)):
-            self._show_title()
+    def show_progress(self) -> None:
+        """How far it is: at every tick while something goes on."""
+        if self.runs.run.step:
+            elapsed = time.monotonic() - self.runs.runner.started_at
+            if self.run_bar.show_progress(*self.runs.run.figures(self.session, elapsed)):
+                self._show_title()
+        elif self.session.state in ("importing", "closing"):
+            done, total, name = self.importer.progress
+            self.run_bar.show_progress(done / max(1, total), f"{done}/{total}  {name[:40]}" if total else "")
+        else:
+            self.run_bar.show_progress(0.0, "")
 
-    def describe(self, key: str) -> tuple[str, str]:
-        """(status for the icon, sentence) of a step."""
-        state = self.states.get(key, StepState("locked"))
-        if self.running_step == key:
-            return "running", self.ui.t("state.stopping" if self.state == "stopping" else "state.running")
-        sentence = self._reason(state)
-        if state.status == "ready" and self.results.get(key) == "failed":
-            return "failed", self.ui.t("state.failed", reason=sentence)
-        return state.status, sentence
+    def show_curve(self) -> None:
+        if self.page_key == "train" and "train" in self._pages:
+            self._pages["train"].chart.show(self.runs.training.curve)
 
-    def _reason(self, state: StepState) -> str:
-        fields = dict(state.fields)
-        if isinstance(fields.get("why"), StepState):
-            fields["why"] = self._reason(fields["why"])
-        sentence = self.ui.t(state.reason, **fields) if state.reason else ""
-        return self.ui.t("state.stale", reason=sentence) if state.status == "stale" else sentence
-
-    def say(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
-        """A sentence above the log until the next one: good, info, warn, bad; with a button when there is one."""
-        self.banner.show(level, message, action)
+    def show_banner(self) -> None:
+        """The outcome above the log, with the button that it may have."""
+        outcome = self.session.banner
+        if outcome is None:
+            self.banner.hide()
+            return
+        do = outcome.do or self.commands.get(outcome.button)
+        action = (self.ui.t(outcome.button), lambda: self.session.tell(do())) if do else None
+        self.banner.show(outcome.level, outcome.sentence, action)
         if self._room_timer is None:
             self._room_timer = self.root.after_idle(self._keep_log_in_sight)
-
-    _room_timer: str | None = None
 
     def _keep_log_in_sight(self) -> None:
         """A long banner takes its room from the page, not from the log: three lines of it stay."""
         self._room_timer = None
         self.root.update_idletasks()
         missing = self.ui.px(64) - self.log.frame.winfo_height()
-        if self.banner.shown and missing > 0 and self.panes.winfo_height() > 1:
+        if self.session.banner and missing > 0 and self.panes.winfo_height() > 1:
             self.panes.sashpos(0, max(self.ui.px(200), self.panes.sashpos(0) - missing))
 
-    def ask(
-        self, title: str, message: str, buttons: list[tuple[str, str, str]], answer: Callable[[str], Any],
-        cancel: str = "cancel", icon: str = "info",
-    ) -> None:  # fmt: skip
-        self.dialog = Question(self.ui, self.root, title, message, buttons, answer, cancel, icon)
+    def _announce(self) -> None:
+        """Tell somebody who looks at another window: bell, flashing task bar."""
+        self.root.bell()
+        if WINDOWS:
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.windll.user32.FlashWindow(int(self.root.wm_frame(), 16), True)
 
-    def show_keys(self) -> None:
-        self.ask(
-            self.ui.t("menu.keys"),
-            self.ui.t("keys.message"),
-            [("cancel", self.ui.t("ok"), "Primary.TButton")],
-            lambda _key: None,
+
+# --- 18. Start --------------------------------------------------------------------------------------------------------
+
+
+class App:
+    """Wires the owners, keeps them going, and closes them."""
+
+    def __init__(
+        self, root: tk.Tk, program: Path, settings: Settings, home: Path | None = None, sources: Iterable[Path] = ()
+    ):
+        self.root = root
+        self.session = session = Session(program, settings)
+        self.runs = StepRuns(session)
+        self.left_over = LeftOver(session)
+        self.importer = Importer(session)
+        self.environment = Environment(session, self.runs)
+        self.tensorboard = TensorBoard()
+        self.questions = Questions(root, session, self.importer)
+        self._tick_timer: str | None = None
+        sys.setswitchinterval(SWITCH_S)
+        root.report_callback_exception = self._callback_failed
+        root.protocol("WM_DELETE_WINDOW", self.close)
+        self.window = MainWindow(
+            root, session, self.runs, self.importer, self.environment, self.questions, self._commands()
         )
+        self.window.bind_keys()
+        session.on_open.append(self._ask_left_over)
+        if home is None and settings.last_project and is_folder(Path(settings.last_project)):
+            home = Path(settings.last_project)
+        session.open(home)
+        if settings.damaged:
+            session.tell(session.outcome("warn", "damaged", file=settings.damaged))
+        self._tick()
+        sources = list(sources)
+        if sources:
+            root.after_idle(lambda: self.questions.add(sources))
 
-    def show_about(self) -> None:
-        self.ask(self.ui.t("menu.about"), self.ui.t("about.message", version=VERSION), [("cancel", self.ui.t("ok"), "Primary.TButton")],
-                  lambda _key: None, icon="app")  # fmt: skip
+    def _commands(self) -> dict[str, Callable[[], Any]]:
+        """What menus, buttons and keys do, by their text keys; what is returned is told."""
+        session, questions = self.session, self.questions
+        replies: dict[str, Callable[[], Any]] = {
+            "run.all": lambda: None if questions.asking else self.runs.run_all(),
+            "tensorboard": lambda: open_tensorboard(session, self.tensorboard),
+            "mend.tensorboard": lambda: self.environment.mend("tensorboard"),
+            "reset": self._ask_reset,
+        }
+        for kind in (*TEXT_CHANGES, "instrumental_all"):
+            replies[f"texts.{kind}"] = lambda kind=kind: ask_change(session, kind)
+        return {
+            **{key: lambda reply=reply: session.tell(reply()) for key, reply in replies.items()},
+            "menu.new": lambda: session.open(None), "menu.open": questions.ask_project,
+            "menu.move": lambda: self.window.show_page("songs"), "open.folder": questions.open_home,
+            "menu.logs": lambda: questions.open_home(LOGS_FOLDER), "menu.quit": self.close,
+            "songs.add_files": questions.ask_files, "songs.add_folder": questions.ask_folder,
+            "menu.start": self._start_shown, "run.stop": self.stop, "menu.keys": questions.show_keys,
+            "menu.about": questions.show_about, "title.environment": lambda: self.window.show_page("environment"),
+        }  # fmt: skip
 
-    # Ends
+    def _start_shown(self) -> None:
+        if self.window.page_key == "songs":
+            self.questions.ask_files()
+        elif self.window.page_key in STEP:
+            self.session.tell(self.runs.start(self.window.page_key))
+
+    def _ask_left_over(self) -> None:
+        if self.session.state == "left over":
+            self.session.tell(self.left_over.question())
+
+    def _ask_reset(self) -> Reply:
+        session = self.session
+
+        def answer(key: str) -> Reply:
+            if key != "reset" or not session.store_texts():
+                return None
+            self.window.forget_pages()
+            session.reset()
+            self.window.change_look(scale="auto")
+            return session.outcome("good", "reset.done")
+
+        question = Question("reset", session.t("reset.message"), (("reset", "reset"), CANCEL), answer)
+        return None if session.busy else question
+
+    def stop(self) -> None:
+        """End what goes on: at first gently, then at once."""
+        if self.session.state == "importing":
+            self.importer.cancel()
+        elif self.session.state == "left over":
+            self.left_over.end()
+        elif self.session.busy:
+            self.runs.stop()
+
+    # Heartbeat
+
+    def _tick(self) -> None:
+        session = self.session
+        try:
+            session.tick()
+            self.importer.tick()
+            self.runs.tick()
+            self.left_over.watch()
+            self.window.show_progress()
+            if self.runs.run.step == "train" and self.runs.training.follow(self.runs.run.begun):
+                self.window.show_curve()
+            while not self.tensorboard.answers.empty():
+                session.tell(tensorboard_outcome(session, *self.tensorboard.answers.get_nowait()))
+            if session.state == "leaving":
+                self.finish()
+        finally:
+            # A tick that raised must not be the last one.
+            if session.state != "closed":
+                self._tick_timer = self.root.after(TICK_MS, self._tick)
 
     def _callback_failed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         text = "".join(traceback.format_exception(kind, error, trace))
         print(text, file=sys.stderr)
         with contextlib.suppress(Exception):  # the pane itself may be what is broken; stderr has it
-            self.log.write(text.rstrip().split("\n"))
-            self.say("bad", self.ui.t("bug", error=error))
+            self.session.log(text.rstrip().split("\n"))
+            self.session.tell(self.session.outcome("bad", "bug", error=error))
+
+    # Closing
 
     def close(self) -> None:
         """Ask when something runs, stop it, then go."""
-        if self.asking:
-            self.dialog.window.lift()
-            return
-        if self.state == "idle" and not self.importing:
-            self._finish_close()
-            return
-        t = self.ui.t
-        self.ask(t("close.title"), t("close.message"),
-                  [("stop", t("close.stop"), "Primary.TButton"), ("cancel", t("close.stay"), "TButton")],
-                  lambda key: self._stop_and_close() if key == "stop" else None, icon="stale")  # fmt: skip
+        session = self.session
+        if self.questions.dialog is not None and self.questions.asking:
+            self.questions.dialog.window.lift()
+        elif session.state in ("idle", "left over"):
+            self.finish()
+        else:
+            session.ask(Question(
+                "close.title", session.t("close.message"), (("stop", "close.stop"), ("cancel", "close.stay")),
+                lambda key: self._stop_and_close() if key == "stop" else None, icon="stale",
+            ))  # fmt: skip
 
     def _stop_and_close(self) -> None:
-        self.closing = True
-        self._cancel_import = True
-        if self.state == "running":
-            self.stop_pressed()
-        elif self.state == "idle" and not self.importing:
-            self._finish_close()
+        session = self.session
+        if not session.busy:  # it has ended while the question stood there
+            self.finish()
             return
-        self.refresh()
+        if session.state in ("running", "importing"):
+            self.stop()
+        session.state = "closing"
+        session.repaint()
 
     def _ask_discard(self) -> None:
         """A text could not be written: closing now would lose it, so the user decides."""
-        t, self.closing = self.ui.t, False
-        self.ask(t("close.title_unsaved"), t("close.unsaved"),
-                  [("cancel", t("close.keep_text"), "Primary.TButton"), ("discard", t("close.discard"), "Danger.TButton")],
-                  lambda key: self._finish_close(discard=True) if key == "discard" else self.refresh(), icon="stale")  # fmt: skip
+        session = self.session
+        session.ask(Question(
+            "close.title_unsaved", session.t("close.unsaved"),
+            (("cancel", "close.keep_text"), ("discard", "close.discard")),
+            lambda key: self.finish(discard=True) if key == "discard" else session.repaint(),
+            icon="stale", danger="discard",
+        ))  # fmt: skip
 
-    def _finish_close(self, discard: bool = False) -> None:
-        if self.state != "idle" or self.importing or self._destroyed:
-            return
-        if not self._texts_stored() and not discard:
+    def finish(self, discard: bool = False) -> None:
+        """Store everything and go; `discard`: also when a text cannot be stored."""
+        session = self.session
+        if not session.store_texts() and not discard:
+            session.state = "idle" if session.state == "leaving" else session.state
             self._ask_discard()
             return
-        self.save_project()
-        self.settings.geometry = self.root.geometry()
-        with contextlib.suppress(tk.TclError):
-            self.settings.log_height = self.panes.winfo_height() - self.panes.sashpos(0)
-        self.save_settings()
+        session.save()
+        self.window.keep_places()
+        session.save_settings()
         self.tensorboard.close()
-        if self._lock is not None:
-            self._lock.release()
-        self._destroyed = True
-        for timer in filter(None, (self._tick_timer, self._room_timer)):
-            self.root.after_cancel(timer)
+        session.release()
+        session.state = "closed"
+        if self._tick_timer:
+            self.root.after_cancel(self._tick_timer)
         self.root.destroy()
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return read_text(path).strip("\n")
-    except OSError:
-        return ""
-
-
-# --- 14. Start ------------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -7138,6 +6790,420 @@ def main(argv: list[str] | None = None) -> int:
     App(root, program, settings, args.project, [absolute(path) for path in args.songs])
     root.mainloop()
     return 0
+
+
+# --- 19. Texts --------------------------------------------------------------------------------------------------------
+
+# key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
+TEXTS: dict[str, tuple[str, str]] = {
+    **{f"{part}.{step.key}": texts for step in STEPS for part, texts in step.texts.items()},
+    # Steps
+    "title.environment": ("环境检查", "Environment"),
+    "about.environment": ("运行各步骤需要的东西是否齐全，缺什么、怎么补。", "Whether everything that the steps need is there, and how to mend what is not."),
+    "status.done": ("已完成", "done"),
+    "status.ready": ("待进行", "to do"),
+    "status.locked": ("未解锁", "locked"),
+    "status.stale": ("需要更新", "out of date"),
+    "status.running": ("运行中", "running"),
+    "status.failed": ("失败", "failed"),
+    "state.running": ("正在运行，进度见下方。", "Running; see the progress below."),
+    "state.stopping": ("正在停止…", "Stopping…"),
+    "state.stale": ("需要更新：{reason}", "Out of date: {reason}"),
+    "state.failed": ("上次运行失败。{reason}", "The last run failed. {reason}"),
+    "locked": ("请先完成第 {number} 步：{why}", "Finish step {number} first: {why}"),
+    "songs.none": ("还没有歌曲。", "There are no songs yet."),
+    "songs.done": ("共有 {count} 首歌。", "Songs in the library: {count}."),
+    "texts.unusable": ("有 {count} 首歌无法读取或没有声音，得不到文本：{songs}。请在“准备音频”页移除或换掉。", "Songs that are unreadable or silent get no text: {count} ({songs}). Remove or replace them on the page “Songs”."),
+    "prompt.missing": ("还有 {count} 首歌没有提示词：{songs}", "Songs without a prompt: {count} ({songs})"),
+    "prompt.done": ("{count} 首歌都有提示词。", "All songs have a prompt ({count})."),
+    "lyrics.missing": ("还有 {count} 首歌没有歌词：{songs}", "Songs without lyrics: {count} ({songs})"),
+    "lyrics.done": ("{count} 首歌都有歌词。", "All songs have lyrics ({count})."),
+    "dataset.missing": ("数据集 {folder} 还没有创建。", "The dataset {folder} has not been made yet."),
+    "dataset.done": ("数据集 {folder} 已创建。", "The dataset {folder} is there."),
+    "prep.none": ("{count} 首歌还没有预处理。", "No song has been preprocessed yet ({count} to do)."),
+    "prep.missing": ("还有 {count} 首歌没有预处理好：{songs}。若一直失败，请看日志，换掉或移除这些歌。", "Not preprocessed: {count} ({songs}). If that keeps failing, see the log, and replace or remove these songs."),
+    "prep.done": ("{count} 首歌都已预处理，共 {size}。", "All songs are preprocessed ({count}, {size})."),
+    "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
+    "train.foreign": ("checkpoints 里是另一个项目“{owner}”的 LoRA。", "The checkpoints folder holds the LoRAs of another project, “{owner}”."),
+    "train.elsewhere": ("另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。", "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window."),
+    "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
+    "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
+    "strength.done": ("成品：{file}", "Finished: {file}"),
+    "stale.audio": ("歌曲 {song} 的音频换过了。", "The audio of {song} was replaced."),
+    "stale.prompt": ("歌曲 {song} 的提示词改过了。", "The prompt of {song} was changed."),
+    "stale.lyrics": ("歌曲 {song} 的歌词改过了。", "The lyrics of {song} were changed."),
+    "stale.timed": ("歌曲 {song} 的歌词时间改过了。", "The timed lyrics of {song} were changed."),
+    "stale.added": ("新加了歌曲 {song}。", "The song {song} was added."),
+    "stale.removed": ("歌曲 {song} 已不在曲库中。", "The song {song} is not in the library any more."),
+    "stale.record": ("歌曲 {song} 在预处理之后改过。", "{song} was changed after it had been preprocessed."),
+    "stale.records": ("预处理数据比训练更新。", "The preprocessed songs are newer than the training."),
+    "stale.orphans": ("_prep 里还有曲库中没有的歌：{songs}。重新运行这一步会把它们移走（可恢复）。", "_prep still holds songs that are not in the library: {songs}. Running this step moves them away (restorable)."),
+    "stale.before": ("第 {number} 步需要更新。", "Step {number} is out of date."),
+    "stale.lora": ("有了更新的 LoRA：{lora}", "There is a newer LoRA: {lora}"),
+    # Songs
+    "songs.add_files": ("添加歌曲…", "Add songs…"),
+    "songs.add_folder": ("添加文件夹…", "Add folder…"),
+    "songs.play": ("播放", "Play"),
+    "songs.rename": ("改名…", "Rename…"),
+    "songs.remove": ("移除", "Remove"),
+    "songs.total": ("{count} 首，总长 {length}", "{count} songs, {length} in all"),
+    "songs.empty": ("点右上角“添加歌曲…”选择音频文件，可以一次选很多首。\n支持 aac、flac、m4a、mp3、ogg、opus、wav。", "Press “Add songs…” above and choose audio files, as many as you like.\naac, flac, m4a, mp3, ogg, opus and wav."),
+    "column.title": ("歌名", "Title"),
+    "column.file": ("文件", "File"),
+    "column.length": ("时长", "Length"),
+    "column.prompt": ("提示词", "Prompt"),
+    "column.lyrics": ("歌词", "Lyrics"),
+    "column.record": ("预处理", "Record"),
+    "mark.ok": ("✓", "✓"),
+    "mark.missing": ("—", "—"),
+    "mark.empty": ("空", "empty"),
+    "mark.old": ("已过时", "old"),
+    "mark.instrumental": ("纯音乐", "instr."),
+    "short.unreadable": ("无法读取", "unreadable"),
+    "short.silent": ("无声", "silent"),
+    "short.long": ("过长", "too long"),
+    "short.empty": ("空文件", "empty"),
+    "problem.unreadable": ("无法读取，文件可能已损坏。请换一个文件。", "cannot be read, perhaps damaged. Replace the file."),
+    "problem.silent": ("几乎全程无声，会被跳过。请换一个文件。", "is silent and would be skipped. Replace the file."),
+    "problem.long": ("超过 6 分钟，只会用前 6 分钟。", "is longer than six minutes; only the first six are used."),
+    "problem.empty": ("是空文件。请移除。", "is an empty file. Remove it."),
+    "problems.found": ("有 {count} 首歌需要注意：", "Songs that need attention: {count}"),
+    "problems.item": ("· {name}：{what}", "· {name}: {what}"),
+    "problems.more": ("……另有 {count} 首，在表中标有 ⚠。", "… and {count} more, marked ⚠ in the table."),
+    "project.name": ("名称", "Name"),
+    "project.folder": ("文件夹", "Folder"),
+    "project.elsewhere": ("“{name}”已在另一个窗口中打开。请到那个窗口里操作，或关闭它以后再试。", "“{name}” is open in another window. Work there, or close that window and try again."),
+    "project.retry": ("再试一次", "Try again"),
+    "project.none": ("新项目（添加歌曲后自动命名）", "New project (named after its first song)"),
+    "import.done": ("已添加 {count} 首歌。", "Songs added: {count}."),
+    "import.more": ("……另有 {count} 条，见日志。", "… and {count} more, see the log."),
+    "import.nothing": ("没有找到音频文件。支持的格式：{kinds}", "No audio files found. Looked for {kinds}"),
+    "import.missing": ("文件不存在。", "there is no such file."),
+    "import.not_audio": ("不是支持的音频格式，未添加。", "is not an audio file of a known kind; not added."),
+    "import.already_here": ("已经在曲库里。", "is in the library already."),
+    "import.empty": ("是空文件，未添加。", "is an empty file; not added."),
+    "import.unreadable": ("不是有效的 wav 文件，未添加。", "is no valid wav file; not added."),
+    "import.duplicate": ("与 {detail} 内容相同，未添加。", "has the same content as {detail}; not added."),
+    "import.duplicate_used": ("与 {detail} 内容相同，未添加；它旁边的提示词或歌词已补给那首歌。", "has the same content as {detail}; not added, but that song got the texts beside it."),
+    "import.duplicate_kept": ("与 {detail} 内容相同，未添加；它旁边的提示词或歌词与曲库中的不同，曲库中的保持不变。", "has the same content as {detail}; not added. The texts beside it differ from that song's, which stay."),
+    "import.failed": ("复制失败：{detail}", "could not be copied: {detail}"),
+    "import.cancelled": ("未复制。", "was not copied."),
+    "home.title": ("新项目", "New project"),
+    "home.message": ("歌曲会复制到这里。名称由第一首歌得来，都可以改；以后在“准备音频”页也能改。", "The songs are copied to this place. The name comes from the first song; both can be changed, here or later on the page “Songs”."),
+    "home.parent": ("放在文件夹", "In folder"),
+    "occupied.title": ("文件夹里已有音频", "This folder holds audio already"),
+    "occupied.message": ("“{folder}”里已经有 {count} 首歌。怎么办？\n\n清空：旧歌曲移到带日期的回收文件夹，可从“项目”菜单恢复。",
+                         "“{folder}” already holds {count} songs. What shall be done?\n\nClearing moves the old songs to a dated folder, from which the menu “Project” can restore them."),
+    "occupied.other": ("换一个文件夹…", "Another folder…"),
+    "occupied.clear": ("清空后使用", "Clear this one"),
+    "occupied.add": ("添加到其中", "Add to it"),
+    "rename.message": ("文件名会随歌名一起更改（中文转成拼音）。", "The file name follows the title."),
+    "remove.message": ("把 {count} 首歌连同提示词和歌词移出曲库？可从“项目”菜单恢复。", "Remove {count} songs with their prompts and lyrics from the library? The menu “Project” can restore them."),
+    "removed": ("已移除 {count} 首歌，可从“项目”菜单恢复。", "Songs removed: {count}. The menu “Project” can restore them."),
+    "restored": ("已恢复 {count} 个文件；{replaced} 个同名文件移到了回收文件夹。", "Files restored: {count}; put into the bin in exchange: {replaced}."),
+    "move.title": ("更改项目文件夹", "Another name or folder"),
+    "move.message": ("从 {old}\n改为 {new}\n\n要把歌曲和预处理数据移过去，还是只打开新文件夹？", "From {old}\nto {new}\n\nMove the songs and preprocessed data there, or just open that folder?"),
+    "move.move": ("移过去", "Move them"),
+    "move.open": ("只打开新文件夹", "Just open it"),
+    "move.done": ("项目现在位于 {new}。", "The project is now in {new}."),
+    "move.exists": ("{path} 已存在且不为空，请换一个名称。", "{path} exists and is not empty. Choose another name."),
+    "bin.remove": ("移除的歌曲", "removed songs"),
+    "bin.clear": ("清空前的曲库", "library before clearing"),
+    "bin.move": ("改名前的数据集", "dataset before moving"),
+    "bin.rename": ("改名时被替换", "replaced by a rename"),
+    "bin.restore": ("恢复时被替换", "replaced by a restoring"),
+    "bin.orphans": ("多余的预处理数据", "records without a song"),
+    "bin.overwritten": ("被覆盖的文本", "overwritten texts"),
+    "bin.add_tag": ("加标签前的提示词", "prompts before a tag was added"),
+    "bin.remove_tag": ("删标签前的提示词", "prompts before a tag was removed"),
+    "bin.replace": ("替换前的文本", "texts before replacing"),
+    "bin.instrumental": ("改为纯音乐前的歌词", "lyrics before [instrumental]"),
+    "bin.": ("旧文件", "old files"),
+    # Texts
+    "texts.previous": ("◀ 上一首", "◀ Previous"),
+    "texts.next": ("下一首 ▶", "Next ▶"),
+    "texts.save": ("保存", "Save"),
+    "texts.play": ("播放", "Play"),
+    "texts.instrumental": ("标为纯音乐", "Instrumental"),
+    "texts.again": ("重新生成这首", "Only this song"),
+    "texts.all": ("全部歌曲", "All songs"),
+    "texts.add_tag": ("加标签（触发词）…", "Add a tag (trigger word)…"),
+    "texts.remove_tag": ("删除标签…", "Remove a tag…"),
+    "texts.replace": ("查找替换…", "Find and replace…"),
+    "texts.instrumental_all": ("标为纯音乐…", "Mark as instrumental…"),
+    "texts.prompt": ("提示词（用逗号分隔）", "Prompt (tags separated by commas)"),
+    "texts.lyrics": ("歌词", "Lyrics"),
+    "texts.saved": ("已保存", "saved"),
+    "texts.unsaved": ("未保存", "not saved yet"),
+    "tag": ("标签", "Tag"),
+    "add_tag.message": ("加在全部 {count} 首歌的提示词最前面；已有的不重复添加。", "Put in front of the prompts of all {count} songs, unless it is there already."),
+    "remove_tag.message": ("从全部 {count} 首歌的提示词中删除。", "Taken out of the prompts of all {count} songs."),
+    "replace.message": ("在全部 {count} 首歌的提示词和歌词中替换。", "In the prompts and lyrics of all {count} songs."),
+    "replace.find": ("查找", "Find"),
+    "replace.by": ("替换为", "Replace by"),
+    "instrumental.message": ("把歌词改为 [instrumental]（共 {count} 首歌）。原歌词可以恢复。", "Set the lyrics to [instrumental] ({count} songs in the library). Old lyrics can be restored."),
+    "instrumental.all": ("全部歌曲", "All songs"),
+    "instrumental.missing": ("只改没有歌词的", "Only those without lyrics"),
+    "changed.texts": ("改动了 {count} 个文件；旧内容可从“项目”菜单恢复。", "Files changed: {count}. The menu “Project” can restore the old texts."),
+    "save.failed": ("无法保存 {file}：{error}。请检查磁盘空间和权限。", "Cannot save {file}: {error}. Check disk space and permissions."),
+    # Fields
+    "field.on": ("开启", "on"),
+    "field.default": ("默认：{value}", "default: {value}"),
+    "field.nothing": ("（空）", "(empty)"),
+    "hint.prodigy_rate": ("Prodigy 自己找学习率，学习率应填 1。", "Prodigy finds the rate itself: set the learning rate to 1."),
+    "hint.high_rate": ("学习率这么大，AdamW 很可能学坏。", "AdamW will probably diverge at such a learning rate."),
+    "hint.beta2": ("1 − beta2 小于 1 / 最大步数：二阶动量来不及稳定。", "1 − beta2 is below 1 / steps: the second moment cannot settle."),
+    "hint.save": ("保存间隔大于最大步数：只会在结束时保存一次。", "Saving less often than the training is long: only the end is saved."),
+    "wrong.int": ("“{value}”不是整数。", "“{value}” is no whole number."),
+    "wrong.float": ("“{value}”不是数字。", "“{value}” is no number."),
+    "wrong.range": ("“{value}”超出范围，应在 {low} 到 {high} 之间。", "“{value}” is outside {low} to {high}."),
+    "wrong.low": ("“{value}”太小，至少为 {low}。", "“{value}” is below {low}."),
+    "wrong.choice": ("“{value}”不可用，应为 {choices}。", "“{value}” is none of {choices}."),
+    "wrong.file": ("找不到文件“{value}”。", "There is no file “{value}”."),
+    "wrong.empty": ("不能为空。", "Must not be empty."),
+    "wrong.start": ("有 {count} 个设置不对，已标红。改好后再开始。", "Wrong settings, marked in red: {count}. Correct them, then start."),
+    "name.empty": ("名称不能为空。", "The name must not be empty."),
+    "name.long": ("名称太长，请不要超过 80 个字符。", "The name is too long; use 80 characters at most."),
+    "name.characters": ("名称不能含有 < > : \" / \\ | ? *，也不能以点或空格开头结尾。", "A name cannot hold < > : \" / \\ | ? *, nor begin or end with a dot or space."),
+    "name.suffix": ("以 _filenames 或 _prep 结尾的名称是给各步骤结果用的，请换一个。", "Names that end in _filenames or _prep belong to the steps' results; choose another."),
+    "name.reserved": ("这个名称被 Windows 保留，请换一个。", "Windows reserves this name; choose another."),
+    "preset.label": ("显存方案", "Preset"),
+    "preset.save": ("保存为…", "Save as…"),
+    "preset.delete": ("删除", "Delete"),
+    "preset.name": ("方案名称", "Name"),
+    "preset.message": ("把现在的训练参数存成方案，各个项目都能用。", "Keep the present training settings for every project."),
+    "preset.taken": ("这是内置方案的名字，请换一个。", "A built-in preset has this name; choose another."),
+    "preset.applied": ("已套用方案“{name}”。", "Preset “{name}” applied."),
+    "advanced.open": ("高级设置 ▾", "Advanced ▾"),
+    "advanced.close": ("收起高级设置 ▴", "Hide advanced ▴"),
+    # Running
+    "run.all": ("运行剩余步骤", "Run all remaining"),
+    "run.stop": ("停止", "Stop"),
+    "run.force": ("强制结束", "Force stop"),
+    "run.idle": ("空闲", "Ready"),
+    "run.running": ("正在运行：{title}", "Running: {title}"),
+    "run.importing": ("正在复制歌曲", "Copying songs"),
+    "run.orphan": ("上次的任务仍在运行", "An earlier run is still going"),
+    "run.stopping_short": ("正在停止：{title}", "Stopping: {title}"),
+    "run.stopping": ("已请求停止：正在完成当前一步并保存。再按一次强制结束。", "Asked to stop: it ends the present step and saves. Press again to end it at once."),
+    "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
+    "run.elapsed": ("已用 {time}", "elapsed {time}"),
+    "run.left": ("剩余 {time}", "left {time}"),
+    "run.loss": ("损失", "loss"),
+    "run.rate": ("{rate} 步/秒", "{rate} it/s"),
+    "run.done": ("“{title}”已完成，用时 {spent}。", "{title}: done in {spent}."),
+    "run.stopped": ("“{title}”已停止（运行了 {spent}）。再次开始会接着做。", "{title}: stopped after {spent}. Start it again to go on."),
+    "run.stopped_training": ("“{title}”已停止并保存（运行了 {spent}）。再次开始时，选“从最新的继续”就会接着训练。", "{title}: stopped and saved after {spent}. To go on, start it again and choose “Go on from the last”."),
+    "run.stopped_only": ("“{title}”已停止（运行了 {spent}）。", "{title}: stopped after {spent}."),
+    "run.songs_failed": ("有 {count} 首歌没有成功：{songs}。原因见日志中的红色行。", "Songs that did not succeed: {count} ({songs}). The red lines of the log say why."),
+    "run.failed": ("第 {number} 步“{title}”失败（退出码 {code}）。", "Step {number}, {title}, failed (exit status {code})."),
+    "run.not_started": ("未能启动", "not started"),
+    "run.nothing": ("所有步骤都已完成。", "All steps are done."),
+    "log.hint": ("各步骤的输出会显示在这里。", "What the steps print appears here."),
+    "log.skipped": ("……此处略去 {count} 行，全部内容在日志文件中。", "… {count} lines left out here; the log file has all of them."),
+    "log.file": ("完整日志：{file}", "Full log: {file}"),
+    "log.ended": ("{title} 结束，退出码 {code}，用时 {spent}", "{title} ended with exit status {code} after {spent}"),
+    "askstale.title": ("前面的步骤需要更新", "An earlier step is out of date"),
+    "askstale.message": ("第 {number} 步“{title}”：{reason}", "Step {number}, {title}. {reason}"),
+    "askstale.first": ("先更新再继续", "Do that first"),
+    "askstale.anyway": ("照样开始", "Start anyway"),
+    "checkpoints.title": ("checkpoints 里已有 LoRA", "The checkpoints folder holds LoRAs"),
+    "checkpoints.message": ("“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
+                            "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to {moved}, nothing is deleted."),
+    "checkpoints.move": ("移走，重新训练", "Move them, start anew"),
+    "checkpoints.resume": ("从最新的继续", "Go on from the last"),
+    "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
+    "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
+    "disk.title": ("磁盘空间可能不够", "The disk may be too small"),
+    "disk.anyway": ("照样开始", "Start anyway"),
+    "train.trial": ("试跑 20 步", "Trial run"),
+    "train.trial_tip": ("用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。", "Twenty steps on the longest song: reports memory, speed and hours for the whole run."),
+    "trial.fits": ("试跑完成：{seconds} 秒/步，整个训练（{steps} 步）约需 {hours}，内存或显存最多 {peak}（共 {memory}），检查点约占 {disk}。",
+                   "Trial run: {seconds} s per step, about {hours} for all {steps} steps, {peak} of {memory} memory at the most, {disk} for checkpoints."),
+    "trial.unfit": ("试跑结果：显存放不下。关闭占用显卡的程序，或填“最长秒数”（如 120）。", "Trial run: it does not fit. Close programs that use the card, or set “Longest crop”, such as 120."),
+    "trial.savings": ("需要这些省显存设置：{flags}", "It needs these savings: {flags}"),
+    "trial.apply": ("采用这些设置", "Use these settings"),
+    "trial.applied": ("已采用试跑找到的设置：{flags}", "The settings found by the trial are set: {flags}"),
+    "chart.title": ("损失曲线", "Loss"),
+    "chart.empty": ("开始训练后，这里会画出损失曲线。", "The loss is drawn here while the training runs."),
+    "chart.raw": ("原始", "raw"),
+    "chart.smooth": ("平滑", "smooth"),
+    "chart.validation": ("验证", "validation"),
+    "chart.rate": ("学习率", "rate"),
+    "tensorboard": ("打开 TensorBoard", "TensorBoard"),
+    "tensorboard.starting": ("正在启动 TensorBoard…", "Starting TensorBoard…"),
+    "tensorboard.ready": ("TensorBoard 已在浏览器中打开：{url}", "TensorBoard is open in the browser: {url}"),
+    "tensorboard.missing": ("没有安装 TensorBoard。", "TensorBoard is not installed."),
+    "tensorboard.failed": ("TensorBoard 没有启动：{detail}", "TensorBoard did not start: {detail}"),
+    "reset": ("恢复默认设置", "Reset settings"),
+    "reset.message": ("把本项目的所有步骤设置以及 Python、模型来源等设置恢复为默认值？歌曲、文本和训练结果都不受影响。",
+                      "Set all settings of this project's steps, and those of Python and the model source, back to their defaults? Songs, texts and results are not touched."),
+    "reset.done": ("已恢复默认设置。", "All settings have their defaults again."),
+    "comfy.copy": ("复制到 ComfyUI", "Copy to ComfyUI"),
+    "comfy.choose": ("选择 ComfyUI 文件夹", "Choose the ComfyUI folder"),
+    "comfy.copied": ("已复制到 {file}", "Copied to {file}"),
+    "orphan.title": ("上次的任务仍在运行", "An earlier run is still going"),
+    "orphan.message": ("上次窗口启动的 {script}（进程 {pid}）还在运行。结束它，还是让它继续？在它结束之前不能开始别的步骤。",
+                       "{script} (process {pid}), started by an earlier window, is still running. End it, or let it go on? No other step can start before it has ended."),
+    "orphan.stop": ("结束它", "End it"),
+    "orphan.leave": ("让它继续", "Let it go on"),
+    "orphan.ended": ("上次的任务已结束。", "The earlier run has ended."),
+    "close.title": ("还在运行", "Something is running"),
+    "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
+    "close.stop": ("停止并退出", "Stop and close"),
+    "close.stay": ("继续运行", "Keep running"),
+    "close.title_unsaved": ("有文本没有保存", "A text is not saved"),
+    "close.unsaved": ("正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。", "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them."),
+    "close.keep_text": ("返回编辑", "Back to the text"),
+    "close.discard": ("放弃并退出", "Close without saving"),
+    # Menus and buttons
+    "ok": ("确定", "OK"),
+    "cancel": ("取消", "Cancel"),
+    "apply": ("应用", "Apply"),
+    "browse": ("浏览…", "Browse…"),
+    "open.folder": ("打开歌曲文件夹", "Open song folder"),
+    "open.failed": ("无法打开 {path}：{error}。系统里没有能打开它的程序。", "Cannot open {path}: {error}. No program on this system opens it."),
+    "open.result": ("打开结果文件夹", "Open result folder"),
+    "choose.home": ("选择文件夹", "Choose a folder"),
+    "choose.project": ("选择项目的歌曲文件夹", "Choose a project's song folder"),
+    "choose.audio": ("音频", "Audio"),
+    "choose.all": ("所有文件", "All files"),
+    "menu.project": ("项目", "Project"),
+    "menu.songs": ("歌曲", "Songs"),
+    "menu.run": ("运行", "Run"),
+    "menu.view": ("查看", "View"),
+    "menu.help": ("帮助", "Help"),
+    "menu.new": ("新建项目", "New project"),
+    "menu.open": ("打开项目…", "Open project…"),
+    "menu.recent": ("最近的项目", "Recent projects"),
+    "menu.move": ("改名或移动…", "Rename or move…"),
+    "menu.logs": ("打开日志文件夹", "Open log folder"),
+    "menu.restore": ("恢复移除的文件", "Restore removed files"),
+    "menu.none": ("（无）", "(none)"),
+    "menu.quit": ("退出", "Quit"),
+    "menu.start": ("开始当前步骤", "Start this step"),
+    "menu.scale_auto": ("自动缩放", "Automatic size"),
+    "menu.keys": ("键盘操作", "Keyboard"),
+    "menu.about": ("关于", "About"),
+    "keys.message": ("Alt+1 … Alt+7　各步骤\nF5　开始当前步骤　　Ctrl+F5　运行剩余步骤\nShift+F5　停止\nF6　在步骤、页面、日志之间切换\nF8　环境检查　　F9　TensorBoard\nCtrl+O　添加歌曲　　Ctrl+Shift+O　添加文件夹\nCtrl+S　保存文本\nCtrl+PageUp / PageDown　上一首、下一首\nF2　改名　　Delete　移除　　Enter　播放",
+                     "Alt+1 … Alt+7   the steps\nF5   start this step     Ctrl+F5   run all remaining\nShift+F5   stop\nF6   steps, page, log\nF8   environment     F9   TensorBoard\nCtrl+O   add songs     Ctrl+Shift+O   add folder\nCtrl+S   save texts\nCtrl+PageUp / PageDown   previous, next song\nF2   rename     Delete   remove     Enter   play"),
+    "about.message": ("ACE-Step LoRA {version}\n\n从一个歌曲文件夹到 ComfyUI 里的 LoRA。Apache-2.0 许可。", "ACE-Step LoRA {version}\n\nFrom a folder of songs to a LoRA in ComfyUI. Licence: Apache-2.0."),
+    "damaged": ("设置文件损坏，已改名为 {file} 保留，现在使用默认设置。", "A settings file was damaged; it is kept as {file}, and defaults are used."),
+    "busy": ("有任务正在运行，请先等它结束或停止它。", "Something is running. Wait for its end, or stop it, first."),
+    "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),
+    "bug": ("程序内部出错：{error}。详情见日志，请反馈。", "Something went wrong inside the program: {error}. The log says more; please report it."),
+    # Environment
+    "env.copy": ("复制报告", "Copy report"),
+    "env.again": ("重新检查", "Check again"),
+    "env.copied": ("报告已复制到剪贴板。", "The report is in the clipboard."),
+    "env.asking": ("正在询问 Python，请稍候…", "Asking Python; this takes a few seconds…"),
+    "env.no_python": ("没有找到运行脚本的 Python。请运行 start.bat（或 python start.py）安装，或在右侧指定 python。",
+                      "No Python was found to run the scripts. Run start.bat (or python start.py), or choose a Python in the settings."),
+    "env.python": ("Python：{path}（{where}）", "Python: {path} ({where})"),
+    "env.python_setting": ("手动指定的 Python“{path}”不存在，改用了上面这个。", "There is no Python “{path}”, which was chosen by hand; the one above is used instead."),
+    "where.setting": ("手动指定", "chosen by hand"),
+    "where.running": ("本窗口所用", "that of this window"),
+    "where.VIRTUAL_ENV": ("已激活的虚拟环境", "the active environment"),
+    "where.CONDA_PREFIX": ("已激活的 conda 环境", "the active conda environment"),
+    "env.python_version": ("Python 版本 {version}", "Python version {version}"),
+    "env.python_old": ("Python {version} 太旧，需要 3.10 到 3.13。", "Python {version} is too old; 3.10 to 3.13 are needed."),
+    "env.python_broken": ("这个 Python 不能用：{error}", "This Python does not work: {error}"),
+    "env.bits": ("这是 32 位的 Python，需要 64 位。", "This is a 32-bit Python; a 64-bit one is needed."),
+    "env.no_torch": ("没有安装 PyTorch。", "PyTorch is not installed."),
+    "env.torch_broken": ("PyTorch 无法载入：{error}", "PyTorch cannot be loaded: {error}"),
+    "env.torch": ("PyTorch {version}，CUDA {cuda}", "PyTorch {version}, CUDA {cuda}"),
+    "env.cpu_torch": ("有 NVIDIA 显卡，但装的是 CPU 版 PyTorch，训练会极慢。", "There is an NVIDIA card, but PyTorch is the CPU build; training would take ages."),
+    "env.no_card": ("没有可用的 NVIDIA 显卡：只能在 CPU 上运行，训练会极慢。", "No usable NVIDIA card: everything runs on the CPU, and training takes ages."),
+    "env.mps": ("使用 Apple 显卡（MPS），训练比 NVIDIA 慢得多。", "An Apple GPU (MPS) is used; training is much slower than on NVIDIA."),
+    "env.card": ("显卡 {name}，显存 {gb} GB，空闲 {free} GB", "{name}, {gb} GB, {free} GB free"),
+    "env.bf16": ("显卡支持 bf16", "The card has bf16"),
+    "env.no_bf16": ("显卡不支持 bf16：请把训练精度改为 16-mixed。", "The card has no bf16: set the training's precision to 16-mixed."),
+    "env.packages": ("缺少软件包：{names}", "Missing packages: {names}"),
+    "env.packages_ok": ("软件包：{names}", "Packages: {names}"),
+    "env.tensorboard": ("没有安装 TensorBoard，只影响“打开 TensorBoard”按钮。", "TensorBoard is not installed; only its button needs it."),
+    "env.pypinyin": ("没有 pypinyin，中文歌名只能得到编号式的文件名。", "pypinyin is missing: Chinese titles get numbered file names."),
+    "env.script": ("找不到脚本 {script}，应在 {folder} 中。", "The script {script} is missing in {folder}."),
+    "env.scripts": ("脚本齐全：{folder}", "All scripts are there: {folder}"),
+    "env.disk": ("空闲磁盘 {free}，预计还需 {need}", "Free disk {free}; still needed, at most: {need}"),
+    "env.disk_short": ("磁盘只剩 {free}，预计需要 {need}。请清理或换一个盘。", "Only {free} of disk are free, {need} may be needed. Free some, or use another disk."),
+    "env.disk_unknown": ("无法得知空闲磁盘：{error}", "The free disk space is unknown: {error}"),
+    "env.weights": ("基础模型已下载（{size}）：{folder}", "The base model is there ({size}): {folder}"),
+    "env.weights_missing": ("基础模型还缺 {parts}，约 {size}，首次运行时从 {source} 下载。", "Of the base model {parts} are missing, about {size}; the first run downloads them from {source}."),
+    "env.weights_offline": ("离线模式下缺少基础模型 {parts}（约 {size}，来源 {source}）。请关闭离线，或指定模型文件夹。",
+                            "Offline, but {parts} of the base model are missing (about {size}, from {source}). Go online or choose its folder."),
+    "mend.python": ("选择 Python…", "Choose Python…"),
+    "mend.program": ("选择程序文件夹…", "Choose folder…"),
+    "mend.install": ("安装环境", "Install"),
+    "mend.tensorboard": ("安装 TensorBoard", "Install TensorBoard"),
+    "mend.pypinyin": ("安装 pypinyin", "Install pypinyin"),
+    "mend.weights": ("现在下载", "Download now"),
+    "mend.source": ("更改来源", "Change source"),
+    "install.menu": ("安装", "Install"),
+    "install.setup": ("安装或修复全部依赖", "Install or mend everything"),
+    "install.group": ("可选：{what}（{name}）", "Optional: {what} ({name})"),
+    "install.weights": ("下载基础模型（约 10 GB，可续传）", "Download the base model (about 10 GB, resumes)"),
+    "group.captioning": ("用 Qwen2.5-Omni 识别提示词和歌词", "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card"),
+    "group.japanese": ("日语歌词", "Japanese lyrics"),
+    "group.prodigy": ("免调度的 Prodigy 优化器", "the schedule-free Prodigy optimizer"),
+    "group.small_cards": ("8 位或 4 位基础模型、8 位 AdamW", "a base model in 8 or 4 bits, 8-bit AdamW"),
+    "group.wandb": ("Weights & Biases 日志", "logging to Weights & Biases"),
+    "install.title": ("安装软件包", "Installation"),
+    "install.by_hand": ("这里没有 start.py 或 Python。请先安装 64 位 Python 3.10 到 3.13，再按 README 安装依赖。", "There is no start.py or no Python here. Install 64-bit Python 3.10 to 3.13, then follow the README."),
+    "setting.python": ("运行脚本的 Python", "Python for the scripts"),
+    "setting.python.help": ("留空自动查找：.venv、python 文件夹、已激活的环境、PATH。", "Empty: searched in .venv, the folder python, the active environment, PATH."),
+    "setting.endpoint": ("模型下载来源", "Model source"),
+    "setting.endpoint.help": ("留空用 huggingface.co；国内可选 https://hf-mirror.com。", "Empty: huggingface.co. Or a mirror of it."),
+    "setting.checkpoint_dir": ("基础模型文件夹", "Base model folder"),
+    "setting.checkpoint_dir.help": ("已手动下载时指定；留空用默认缓存。", "Where a copy lies already; empty: the download cache."),
+    "setting.cache": ("下载缓存（HF_HOME）", "Download cache (HF_HOME)"),
+    "setting.cache.help": ("C 盘太小时可换到别的盘。", "Choose another disk when the system's is small."),
+    "setting.program": ("程序文件夹", "Program folder"),
+    "setting.program.help": ("脚本所在处；留空为本程序所在文件夹。", "Where the scripts stand; empty: beside this program."),
+    "setting.offline": ("离线（不访问网络）", "Offline (use no network)"),
+    # Known errors
+    "err.cuda_memory": ("显存不足。把批大小设为 1，选更小的显存方案，关闭占用显卡的程序，再试。", "The card ran out of memory. Set the batch size to 1, choose a smaller preset, close other programs on the card, try again."),
+    "err.memory": ("内存不足。关闭其他程序，把数据线程数设为 0。", "Out of main memory. Close other programs and set the loader workers to 0."),
+    "err.paging": ("Windows 虚拟内存（页面文件）太小。在系统高级设置里改为“系统管理的大小”或至少 32 GB，然后重启。",
+                   "Windows' paging file is too small. Set it to “system managed” or at least 32 GB in the advanced system settings, then restart."),
+    "err.tf32": ("PyTorch 新旧 TF32 开关混用，常见于原版训练脚本。请用本项目的 trainer_new.py，或换 PyTorch 版本。",
+                 "Old and new TF32 switches of PyTorch were mixed, as the fork's trainer does. Use this project's trainer_new.py, or another PyTorch."),
+    "err.bf16": ("显卡不支持 bf16。把精度改为 16-mixed。", "The card has no bf16. Set the precision to 16-mixed."),
+    "err.triton": ("缺少 Triton 或 C++ 编译器。关闭 torch.compile 相关选项即可。", "Triton or a C++ compiler is missing. Turn torch.compile off."),
+    "err.torchcodec": ("torchcodec 无法使用。安装 FFmpeg，或卸载 torchcodec。", "torchcodec does not work. Install FFmpeg, or uninstall torchcodec."),
+    "err.package": ("缺少软件包 {name}。在“环境检查”页安装。", "The package {name} is missing. Install it from the page “Environment”."),
+    "err.dll": ("有 DLL 无法载入。安装最新的 Microsoft Visual C++ 运行库，再重装 PyTorch。", "A DLL cannot be loaded. Install the latest Microsoft Visual C++ runtime, then PyTorch again."),
+    "err.driver": ("显卡驱动太旧。到 NVIDIA 官网更新驱动。", "The graphics driver is too old. Update it from NVIDIA."),
+    "err.kernel": ("PyTorch 不支持这块显卡。安装与显卡匹配的 CUDA 版 PyTorch。", "This PyTorch does not support the card. Install a build for its CUDA generation."),
+    "err.cpu_torch": ("装的是 CPU 版 PyTorch。在“环境检查”页安装 CUDA 版。", "PyTorch is the CPU build. Install the CUDA build from the page “Environment”."),
+    "err.no_card": ("没有找到 NVIDIA 显卡或驱动。检查驱动，或在设备管理器中启用显卡。", "No NVIDIA card or driver was found. Check the driver."),
+    "err.assert": ("显卡计算出错。重启电脑再试；若再次出现，降低超频或更新驱动。", "A computation on the card failed. Restart and try again; if it comes back, undo overclocking or update the driver."),
+    "err.space": ("磁盘满了。清理空间后再次开始，会接着做。", "The disk is full. Free some space and start again; it goes on from there."),
+    "err.path": ("路径太长。把程序移到更短的路径，如 D:\\ace，或用更短的项目名。", "A path is too long. Move the program to a short one such as D:\\ace, or shorten the project's name."),
+    "err.in_use": ("文件被其他程序占用。关闭播放器、编辑器或同步软件后再试。", "A file is in use. Close players, editors or sync programs, then try again."),
+    "err.permission": ("没有写入权限。把程序移到自己的文件夹，不要放在 Program Files。", "No permission to write. Move the program to a folder of your own, not Program Files."),
+    "err.offline": ("模型没有下载，又处于离线状态。在“环境检查”页关闭离线或指定模型文件夹。", "The model is not downloaded and the network is off. See the page “Environment”."),
+    "err.certificate": ("网络证书验证失败。检查系统时间、代理和杀毒软件。", "A certificate was refused. Check the clock, the proxy and the virus scanner."),
+    "err.refused": ("下载被拒绝：模型名有误，或需要登录。检查模型名和来源。", "The download was refused: wrong model name, or a login is needed. Check name and source."),
+    "err.busy_hub": ("下载来源限制了访问次数。过一会儿再试，或换镜像。", "The model source limits requests. Try later, or use a mirror."),
+    "err.llamacpp": ("连接不上 llama.cpp 服务器。先启动 llama-server，检查地址和端口。", "The llama.cpp server does not answer. Start llama-server; check host and port."),
+    "err.network": ("网络连接失败。检查网络，或在“环境检查”页换成镜像；再次开始会续传。", "The network failed. Check it, or choose a mirror on the page “Environment”; downloads resume."),
+    "err.weights": ("模型文件损坏或名称有误。删除该文件夹后重新下载，或检查模型名。", "A model file is damaged or its name is wrong. Delete that folder and download again, or check the name."),
+    "err.nan": ("损失变成了无效数值。降低学习率，检查有没有损坏的歌。", "The loss is not a number any more. Lower the learning rate; look for a damaged song."),
+    "err.checkpoints": ("checkpoints 文件夹里已有 LoRA。再次开始，选择移走或继续。", "The checkpoints folder holds LoRAs. Start again and choose to move them or go on."),
+    "err.audio": ("有音频无法读取。看日志里的文件名，重新转换或移除它。", "An audio file cannot be read. The log names it: convert it anew or remove it."),
+    "err.workers": ("数据线程出错。把数据线程数设为 0。", "A loader worker failed. Set the loader workers to 0."),
+    "err.wandb": ("Weights & Biases 需要登录。把日志方式改为 tensorboard，或先运行 wandb login。", "Weights & Biases wants a login. Use tensorboard as logger, or run wandb login."),
+    "err.flags": ("脚本不认识某个参数。脚本和窗口的版本可能不一致。", "The script refused a flag. Script and window may be of different versions."),
+    "err.shape": ("文件和模型不匹配：LoRA 的 rank 或模型版本不同。", "A file does not fit the model: another rank or another model."),
+    "err.syntax": ("Python 版本太旧或脚本文件不完整。需要 Python 3.10 到 3.13。", "The Python is too old or a script is incomplete. Python 3.10 to 3.13 is needed."),
+    "err.killed": ("进程被系统结束，多半是内存不足。关闭其他程序再试。", "The system ended the process, mostly for lack of memory. Close other programs and try again."),
+    "err.crash": ("程序崩溃了。更新显卡驱动，或重装 PyTorch。", "The program crashed. Update the graphics driver, or install PyTorch again."),
+    "err.interrupted": ("运行被中断。再次开始会接着做。", "It was interrupted. Start again to go on."),
+    "err.input": ("输入有问题，日志中以 error 开头的行写明了原因。", "Something about the input is wrong; the lines with “error” in the log say what."),
+    "err.start": ("程序无法启动。在“环境检查”页检查 Python。", "The program could not be started. Check Python on the page “Environment”."),
+    "err.no_result": ("脚本说成功了，但没有得到结果：{why}请看日志。", "The script reported success but left no result. {why} See the log."),
+    "err.unknown": ("原因见日志的最后几行。", "The last lines of the log say why."),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

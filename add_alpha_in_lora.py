@@ -15,22 +15,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import replace_atomically
-from ace_lora.lora.file import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    add_alpha,
-    comfy_alpha,
-    read_lora_config,
-    read_lora_file,
-    saved_config,
-)
-
-if TYPE_CHECKING:
-    from ace_lora.lora.file import LoraFile
+from ace_lora.lora.config import CONFIG_NAME, comfy_alpha, read_lora_config
+from ace_lora.lora.file import WEIGHTS_NAME, LoraFile, add_alpha, read_lora_file, saved_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,20 +56,20 @@ def find_input(name: str) -> Path:
 
 def find_config(flag: str | None, lora: LoraFile) -> dict:
     """The configuration given by --lora_config_path, else the one that the training saved; they must agree."""
-    trained = saved_config(lora)
+    saved = saved_config(lora)
     if flag is None:
-        if trained is None:
+        if saved is None:
             raise WrongInput(
                 f"'{lora.path}' has no configuration in its header and no {CONFIG_NAME} beside it, so the strength of "
                 "the training is not known. Give the LoRA configuration of the training with --lora_config_path."
             )
-        return trained
+        return saved[0]
     config = read_lora_config(Path(flag), need_targets=False)
     for key in ("r", "lora_alpha", "use_rslora"):
-        if trained and config[key] != trained[key]:
+        if saved and config[key] != saved[0][key]:
             raise WrongInput(
                 f"'{flag}' has {key} = {config[key]}, but the training of '{lora.path}' was saved with {key} = "
-                f"{trained[key]}. Leave --lora_config_path out to use the saved one."
+                f"{saved[0][key]}. Leave --lora_config_path out to use the saved one."
             )
     return config
 

@@ -15,20 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace_lora.commands import WrongInput, run_script
 from ace_lora.files import replace_atomically, write_json
-from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME, read_lora_file, saved_config
+from ace_lora.lora.config import CONFIG_NAME, peft_config_dict
+from ace_lora.lora.file import WEIGHTS_NAME, LoraFile, read_lora_file, saved_config
 
 if TYPE_CHECKING:
     import torch
-
-    from ace_lora.lora.file import LoraFile
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +48,8 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict | None]:
     try:
         lora = read_lora_file(source)
         problems += layer_problems(lora)
-        config = saved_config(lora)
+        saved = saved_config(lora)
+        config = saved[0] if saved else None
     except WrongInput as error:
         problems += error.problems
     if Path(args.output_name).exists():
@@ -140,18 +137,11 @@ def main(args: argparse.Namespace) -> None:
         with replace_atomically(output) as temporary:
             save_file(content, temporary, metadata=metadata)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = output.with_name(f".tmp-{output.name}-{uuid.uuid4().hex[:8]}")
-        folder.mkdir()
-        try:
+        with replace_atomically(output, own=(WEIGHTS_NAME, CONFIG_NAME)) as folder:
             with replace_atomically(folder / WEIGHTS_NAME) as temporary:
                 save_file(content, temporary, metadata=metadata)
             if new_config:
                 write_json(folder / CONFIG_NAME, new_config)
-            os.replace(folder, output)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
     sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in (lora.tensors, content)]
     print(
         f"done: {len(ranks)} layers, {sizes[0]:,} to {sizes[1]:,} values, kept {100 * min(energies):.2f} % at the "
@@ -161,7 +151,6 @@ def main(args: argparse.Namespace) -> None:
 
 def adapted_config(config: dict, ranks: dict[str, tuple[int, int]]) -> dict:
     """PEFT's configuration for the new ranks with the scale of the training in every layer."""
-    from ace_lora.lora.file import peft_config_dict
 
     def alpha_for(rank: int) -> float:
         share = rank / config["r"]

@@ -13,20 +13,27 @@ from __future__ import annotations
 import _thread
 import argparse
 import atexit
+import contextlib
 import gc
+import io
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+ENDS_WITH_INPUT = "ACE_LORA_ENDS_WITH_INPUT"  # the environment variable by which the window asks for `_end_with_input`
+SAVING_SECONDS = 180.0  # a training step and saving may take long on a small card
 
 
 class WrongInput(Exception):
@@ -58,6 +65,8 @@ def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namesp
         # A Windows console or pipe may default to a code page that cannot print the user's song names.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+    if os.environ.pop(ENDS_WITH_INPUT, ""):  # popped: not for what the script starts
+        _end_with_input()
     _quieten_libraries()
     _interrupt_on_termination()
     # Before it ends, Python would search all that PyTorch has imported for garbage, which takes seconds.
@@ -123,6 +132,42 @@ def _interrupt_on_termination() -> None:
             report_unraisable(unraisable)
 
     sys.unraisablehook = interrupt_again
+
+
+class _Unheard(io.FileIO):
+    """Output that goes on when nobody reads it any more, so that what follows an interruption can still be saved."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def _end_with_input() -> None:
+    """Interrupt `main` when standard input ends: the window holds its other end, so it was closed or killed.
+
+    The interruption is that of SIGTERM, so what has been done is saved. What is left after SAVING_SECONDS is ended.
+    """
+    window = os.dup(0)
+    # What the script starts gets no input, as without a window; on Windows it would wait for the reading below.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        output = io.BufferedWriter(_Unheard(number, "wb", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(output, encoding="utf-8", errors="replace", line_buffering=True))
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(window, 4096):
+                pass
+        _interrupt_main_thread()
+        time.sleep(SAVING_SECONDS)
+        if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # and its workers, which would hold the card
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _interrupt_main_thread() -> None:

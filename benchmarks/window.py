@@ -79,14 +79,14 @@ def watch(app: ace_gui.App, code: str, *arguments: str) -> dict[str, float]:
     app.run_command([sys.executable, "-c", code, *arguments], "benchmark")
     app.root.after(5, beat)
     begin = time.monotonic()
-    while app.state != "idle":
+    while app.session.state != "idle":
         app.root.dooneevent() if hasattr(app.root, "dooneevent") else app.root.tk.dooneevent(0)
         highest = max(highest, memory_mb())
     seconds = time.monotonic() - begin
     return {
-        "lines": app.runner.text.total,
+        "lines": app.runs.runner.text.total,
         "seconds": seconds,
-        "lines/s": app.runner.text.total / seconds,
+        "lines/s": app.runs.runner.text.total / seconds,
         "longest stall ms": max(stalls) * 1000,
         "... of that computing, ms": max(work) * 1000,  # the rest is waiting, also for other programs' use of the cores
         "99 % of gaps below ms": statistics.quantiles(stalls, n=100)[-1] * 1000,
@@ -123,7 +123,7 @@ def measure_all(args: argparse.Namespace) -> None:
         print(f"start to painted window: median {median:.2f} s, slowest {slowest:.2f} s of {len(starts)}")
         app = ace_gui.App(ace_gui.open_root(), folder, ace_gui.Settings(folder / "s.json", language="en", scale="100"))
         app.root.update()
-        app._asking = True  # the question to the scripts' Python is no part of this
+        app.environment.asking = True  # the question to the scripts' Python is no part of this
         for title, code, arguments in (
             (f"{args.rate} lines/s for {args.seconds:g} s", FLOOD, (str(args.rate), str(args.seconds))),
             ("a bar redrawn 3,000 times", BAR, ()),
@@ -131,7 +131,7 @@ def measure_all(args: argparse.Namespace) -> None:
             print(title)
             for key, value in watch(app, code, *arguments).items():
                 print(f"    {key:28} {value:12,.1f}")
-        app._finish_close()
+        app.finish()
 
 
 def main() -> None:

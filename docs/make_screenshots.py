@@ -68,11 +68,11 @@ class Studio:
         self.root = ace_gui.open_root()
         self.app = ace_gui.App(self.root, self.program, settings)
         self.root.geometry("1280x766+0+0")  # and the menu
-        self.app._place_sash()
-        self.app._use_home(self.program / "Taudio" / "qing_tian")
-        self.app._import_into(self.app.project.home, [sources])
-        self.until(lambda: not self.app.importing and len(self.app.songs) == len(TITLES))
-        values = self.app.project.values
+        self.app.window.place_sash()
+        ace_gui.use_home(self.app.session, self.program / "Taudio" / "qing_tian")
+        self.app.importer.copy(self.app.session.project.home, [sources])
+        self.until(lambda: self.app.session.state != "importing" and len(self.app.session.songs) == len(TITLES))
+        values = self.app.session.project.values
         values["captions"] = {"backend": "analysis"}
         values["train"] = {
             "max_steps": "300",
@@ -85,28 +85,28 @@ class Studio:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise SystemExit(f"error: not within {seconds} s\n{self.app.log.content()[-3000:]}")
+                raise SystemExit(f"error: not within {seconds} s\n{self.app.window.log.content()[-3000:]}")
             self.root.update()
             time.sleep(0.01)
 
     def picture(self, name: str) -> None:
         end = time.monotonic() + 1.0
         self.until(lambda: time.monotonic() > end)
-        path = DOCS / f"{name}_{self.app.settings.language}.png"
+        path = DOCS / f"{name}_{self.app.session.settings.language}.png"
         subprocess.run(["import", "-window", "root", "+dither", "-colors", "256", "-strip", f"PNG8:{path}"], check=True)
         print(path.relative_to(ROOT), f"{path.stat().st_size / 1000:.0f} kB")
 
     def run(self, key: str) -> None:
-        self.app.show_page(key)
-        self.app.start_step(key)
-        self.until(lambda: self.app.state == "idle")
-        if self.app.describe(key)[0] != "done":
-            raise SystemExit(f"error: {key} failed\n{self.app.log.content()[-3000:]}")
+        self.app.window.show_page(key)
+        self.app.session.tell(self.app.runs.start(key))
+        self.until(lambda: self.app.session.state == "idle")
+        if self.app.runs.describe(key)[0] != "done":
+            raise SystemExit(f"error: {key} failed\n{self.app.window.log.content()[-3000:]}")
 
     def both_languages(self, page: str, name: str) -> None:
         for language in ("zh", "en"):
-            self.app.change_look(language=language)
-            self.app.show_page(page)
+            self.app.window.change_look(language=language)
+            self.app.window.show_page(page)
             self.picture(name)
 
     def take_all(self) -> None:
@@ -117,18 +117,18 @@ class Studio:
         self.both_languages("prompts", "prompts")
         self.run("dataset")
         self.run("prep")
-        app.show_page("train")
-        app.start_step("train")
-        self.until(lambda: len(app.curve.steps) > 200)
+        app.window.show_page("train")
+        app.session.tell(app.runs.start("train"))
+        self.until(lambda: len(app.runs.training.curve.steps) > 200)
         self.both_languages("train", "window")
-        self.until(lambda: app.state == "idle")
+        self.until(lambda: app.session.state == "idle")
         self.run("strength")
         self.both_languages("strength", "strength")
-        app.show_page("environment")
-        app.query_environment()
-        self.until(lambda: app.report is not None)
+        app.window.show_page("environment")
+        app.environment.query()
+        self.until(lambda: app.environment.report is not None)
         self.both_languages("environment", "environment")
-        app._finish_close()
+        app.finish()
 
 
 def main() -> None:

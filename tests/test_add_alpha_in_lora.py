@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import add_alpha_in_lora
 from ace_lora.commands import run_script
-from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME
+from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.file import WEIGHTS_NAME
 
 ROOT = Path(__file__).parent.parent
 CASES = json.loads((ROOT / "tests/golden/transformer/add_alpha.json").read_text(encoding="utf-8"))

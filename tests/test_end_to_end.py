@@ -21,7 +21,8 @@ for package in ("lightning", "peft", "datasets", "transformers", "diffusers", "m
 
 from safetensors.torch import load_file  # noqa: E402
 
-from ace_lora.lora.file import inject_adapter, load_lora, read_lora_config, set_adapter_strength  # noqa: E402
+from ace_lora.lora.config import read_lora_config  # noqa: E402
+from ace_lora.lora.layers import inject_adapter, load_lora, set_adapter_strength  # noqa: E402
 from ace_lora.records.record import list_records, read_record  # noqa: E402
 from ace_lora.v1.flow_matching import add_noise, build_schedule, denoising_loss  # noqa: E402
 from ace_lora.v1.text_encoder import load_text_encoder  # noqa: E402

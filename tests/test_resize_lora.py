@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import add_alpha_in_lora
 import resize_lora
 from ace_lora.commands import run_script
-from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME, peft_config_dict, read_lora_config, save_lora
+from ace_lora.lora.config import CONFIG_NAME, peft_config_dict, read_lora_config
+from ace_lora.lora.file import WEIGHTS_NAME, save_lora
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_out.0")
 CONFIG = {"r": 4, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q", "to_out.0"]}

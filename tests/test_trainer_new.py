@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 import trainer_new
 from ace_lora.commands import run_script
-from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME
+from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.records.record import read_record
 from ace_lora.tiny_base.build import make_tiny_base
 from ace_lora.training import load as training_load

@@ -1,1 +1,1 @@
-"""LoRA: configuration, layers and files. Imports commands and files; torch only inside functions."""
+"""LoRA: configuration, files, layers in the model. Imports commands and files; torch at the top of `layers` only."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ace_lora.captions.caption import NO_VOICE, clean_lines
+from ace_lora.lyrics.text import NO_VOICE, clean_lines
 from ace_lora.lyrics.timed import TimedLine, parse_timed
 from ace_lora.songs import INSTRUMENTAL, Song
 

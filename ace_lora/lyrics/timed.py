@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ace_lora.lyrics.text import STRUCTURE_TAG
+
 
 @dataclass(frozen=True)
 class TimedLine:
@@ -38,7 +40,6 @@ _METADATA = re.compile(
     re.IGNORECASE,
 )
 _STRUCTURE_TAG = re.compile(r"\s*\[[^\[\]]*\]\s*")
-_STARTS_WITH_TAG = re.compile(r"\s*(\[[^\[\]]+\])")
 
 
 def has_times(text: str) -> bool:
@@ -239,11 +240,10 @@ def crop(lines: Sequence[TimedLine], start_seconds: float, end_seconds: float) -
         return ""
     first = kept.index(True)
     texts = [line.text for keep, line in zip(kept, lines, strict=True) if keep]
-    if not _STARTS_WITH_TAG.match(next(text for text in texts if text)):
-        before = (match.group(1) for line in reversed(lines[:first]) if (match := _STARTS_WITH_TAG.match(line.text)))
-        tag = next(before, None)
-        if tag is not None:
-            texts.insert(0, tag)
+    if not STRUCTURE_TAG.match(next(text for text in texts if text)):
+        before = (match for line in reversed(lines[:first]) if (match := STRUCTURE_TAG.match(line.text)))
+        if tag := next(before, None):
+            texts.insert(0, tag.group().strip())
     return _join(texts)
 
 

@@ -20,16 +20,13 @@ from ace_lora.lyrics.japanese import require_japanese
 from ace_lora.lyrics.language_id import language_name
 from ace_lora.lyrics.packages import EXACT_VERSIONS, MissingLyricSupport, require_package
 from ace_lora.lyrics.segment import segment
+from ace_lora.lyrics.text import STRUCTURE_TAGS, suggest_structure_tag
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_TOKENS = 4096  # what the published model was trained with; longer lists are cut
 DEFAULT_LANGUAGE = "en"
-STRUCTURE_TAGS = (
-    *("[start]", "[intro]", "[verse]", "[pre-chorus]", "[chorus]", "[hook]", "[bridge]"),
-    *("[inst]", "[solo]", "[break]", "[outro]", "[end]"),
-)
 
 _STOP, _UNKNOWN, _SPACE = 0, 1, 2  # _SPACE is the line break as well
 _LANGUAGE_TAGS = {language: f"[{language}]" for language in SUPPORTED_LANGUAGES} | {"zh": "[zh-cn]"}
@@ -222,37 +219,9 @@ def _shorten(line: str, length: int = 60) -> str:
 
 # --- What the user is told ---
 
-# Words that people and captioners write in structure tags, by the tag that the model knows. Longer words first where
-# one contains another: "pre-chorus" is no chorus.
-_TAG_WORDS = {
-    "[pre-chorus]": "pre chorus|pre-chorus|prechorus|pre-refrain|导歌|導歌|预副歌|預副歌|主歌过渡|bメロ|프리코러스",
-    "[inst]": "instrumental|interlude|inst|drop|间奏|間奏|伴奏|器乐|器樂|過門|过门|간주",
-    "[solo]": "solo|独奏|獨奏|ソロ|솔로",
-    "[intro]": "intro|opening|前奏|开头|開頭|引子|イントロ|인트로|вступление",
-    "[outro]": "outro|ending|coda|尾奏|尾声|尾聲|结尾|結尾|アウトロ|아웃트로|концовка",
-    "[bridge]": "bridge|桥段|橋段|过渡|過渡|过桥|cメロ|ブリッジ|브릿지|бридж|puente|ponte|pont",
-    "[chorus]": "post-chorus|chorus|refrain|refrão|ritornello|estribillo|coro|副歌|サビ|후렴|코러스|припев|refrén",
-    "[hook]": "hook|记忆点|記憶點|훅",
-    "[break]": "breakdown|break|停顿|停頓",
-    "[verse]": "verse|rap|主歌|说唱|說唱|aメロ|벌스|куплет|verso|estrofa|strophe|couplet|zwrotka|sloka",
-    "[end]": "end|fin|结束|結束|完",
-    "[start]": "start|begin|开始|開始",
-}
 _LEADING_TAG = re.compile(r"\s*\[([^\]]*)\]")
 _SPACES_AND_HYPHENS = re.compile(r"[\s-]+")
 _WHOLE_LINE_FULL_WIDTH_TAG = re.compile(r"\s*[【［〔]([^】］〕]{1,20})[】］〕]\s*")
-
-
-def suggest_structure_tag(name: str) -> str | None:
-    """The tag that the model knows for what stands between the brackets: `"Verse 2"` gives `"[verse]"`."""
-    name = name.strip().lower()
-    for tag, words in _TAG_WORDS.items():
-        for word in words.split("|"):
-            # Short Latin words count only as whole words: "weekend" is no [end].
-            pattern = rf"(?<![a-z]){re.escape(word)}(?![a-z])" if word.isascii() else re.escape(word)
-            if re.search(pattern, name):
-                return tag
-    return None
 
 
 class _Report:

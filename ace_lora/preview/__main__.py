@@ -17,19 +17,18 @@ loaded one after another: the text encoder, the transformer, the decoder, the vo
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import read_text, replace_atomically
+from ace_lora.lora.config import CONFIG_NAME, lora_scale
+from ace_lora.lora.file import WEIGHTS_NAME, LoraFile, lora_mismatches, read_lora_file, saved_config
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from ace_lora.lora.file import LoraFile
 
 PARTS = ("text_encoder", "lyric_vocabulary", "transformer", "dcae", "vocoder")
 # One latent frame at least; the model was trained on songs up to the longest.
@@ -142,8 +141,6 @@ def check(args: argparse.Namespace) -> tuple[str, LoraFile | None]:
 
 def read_lora(path: Path) -> LoraFile:
     """The LoRA at `path`, or in that folder of a training."""
-    from ace_lora.lora.file import WEIGHTS_NAME, read_lora_file
-
     return read_lora_file(path / WEIGHTS_NAME if path.is_dir() else path)
 
 
@@ -153,8 +150,6 @@ def lora_scales(lora: LoraFile, stated: float | None) -> tuple[dict[str, float],
     In this order: alpha tensors in the file, the configuration in its header, `adapter_config.json` beside it,
     `stated`. Raises WrongInput when none of them says it.
     """
-    from ace_lora.lora.file import CONFIG_NAME, lora_scale, read_lora_config
-
     ranks = {
         key.removesuffix(".lora_A.weight"): tensor.shape[0]
         for key, tensor in lora.tensors.items()
@@ -162,24 +157,15 @@ def lora_scales(lora: LoraFile, stated: float | None) -> tuple[dict[str, float],
     }
     if ranks.keys() <= lora.alphas.keys():
         return {name: float(lora.alphas[name]) / rank for name, rank in ranks.items()}, "the alpha values in the file"
-    try:
-        header = json.loads(lora.metadata.get("lora_adapter_metadata", "{}"))
-        config, source = {key: header[key] for key in ("r", "lora_alpha", "use_rslora")}, "its header"
-        scale = lora_scale(int(config["r"]), float(config["lora_alpha"]), bool(config["use_rslora"]))
-    except (ValueError, KeyError, TypeError):
-        beside = lora.path.with_name(CONFIG_NAME)
-        if beside.is_file():
-            config, source = read_lora_config(beside, need_targets=False), f"'{beside.name}' beside it"
-            scale = lora_scale(config["r"], config["lora_alpha"], config["use_rslora"])
-        elif stated is not None:
-            scale, source = stated, "--lora_scale"
-        else:
-            raise WrongInput(
-                f"'{lora.path}' does not say with which scale it was trained: it has no alpha values, no "
-                f"configuration in its header and no {CONFIG_NAME} beside it. Give it with --lora_scale "
-                "(0.125 for rank 64, alpha 1 and rsLoRA)."
-            ) from None
-    return dict.fromkeys(ranks, scale), source
+    if saved := saved_config(lora):
+        config, source = saved
+        return dict.fromkeys(ranks, lora_scale(config["r"], config["lora_alpha"], config["use_rslora"])), source
+    if stated is not None:
+        return dict.fromkeys(ranks, stated), "--lora_scale"
+    raise WrongInput(
+        f"'{lora.path}' does not say with which scale it was trained: it has no alpha values, no configuration in its "
+        f"header and no {CONFIG_NAME} beside it. Give it with --lora_scale (0.125 for rank 64, alpha 1 and rsLoRA)."
+    )
 
 
 def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: float | None = None) -> str:
@@ -190,7 +176,7 @@ def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: 
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
-    from ace_lora.lora.file import ADAPTER, adapter_tensors, lora_mismatches
+    from ace_lora.lora.layers import ADAPTER, adapter_tensors
 
     scales, source = lora_scales(lora, stated_scale)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

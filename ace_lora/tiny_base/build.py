@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from ace_lora.commands import WrongInput
 from ace_lora.files import write_json
+from ace_lora.lyrics.text import STRUCTURE_TAGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -591,7 +592,6 @@ def umt5_tokenizer_file() -> dict:
 
 
 _LANGUAGE_TAGS = "[fr] [ru] [es] [it] [pt] [cs] [pl] [tr] [nl] [ar] [zh-cn] [ja] [hu] [ko] [hi]"
-_STRUCTURE_TAGS = "[start] [intro] [verse] [chorus] [bridge] [outro] [end] [inst] [solo] [hook] [pre-chorus] [break]"
 _LYRIC_CHARACTERS = (
     "!'(),-./:;?0123456789abcdefghijklmnopqrstuvwxyz"
     "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßąćčďęěğıłńňőœřśşšťůűźżž"
@@ -616,7 +616,7 @@ def lyric_vocabulary_file() -> dict:
     languages = ["[en]", "[de]", "[START]", *_LANGUAGE_TAGS.split()]
     vocabulary = {token: index for index, token in enumerate(tokens + languages)}
     # As published, the structure tags are no entries of the model, only added tokens behind them.
-    structure = {tag: len(vocabulary) + index for index, tag in enumerate(_STRUCTURE_TAGS.split())}
+    structure = {tag: len(vocabulary) + index for index, tag in enumerate(STRUCTURE_TAGS)}
     added = {**{token: vocabulary[token] for token in special + languages}, **structure}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {

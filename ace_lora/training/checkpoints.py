@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.files import TEMPORARY, remove_own, replace_atomically, set_aside, write_json
-from ace_lora.lora.file import COMFYUI_NAME, CONFIG_NAME, STATE_TENSORS, WEIGHTS_NAME, peft_config_dict, save_lora
+from ace_lora.lora.config import CONFIG_NAME, peft_config_dict
+from ace_lora.lora.file import COMFYUI_NAME, STATE_TENSORS, WEIGHTS_NAME, save_lora
 
 if TYPE_CHECKING:
     import torch

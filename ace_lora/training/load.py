@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ace_lora.base_weights.loading import WrongWeights
 from ace_lora.commands import StepFailed
 from ace_lora.device import free_device_bytes, free_device_memory, free_main_memory, set_tf32
-from ace_lora.lora import file as adapter_file
+from ace_lora.lora.layers import adapter_tensors, inject_adapter, load_lora
 from ace_lora.model.elementwise import compile_elementwise
 from ace_lora.model.recompute import block_memory, offload_blocks, quantise_base, set_checkpointing
 from ace_lora.processes import say
@@ -64,13 +64,13 @@ def load(args: argparse.Namespace, prepared: Prepared) -> Loaded:
     if args.compile:
         say(compile_elementwise(device) or "compiled: the parts between the matrix products")
     model = load_base(args, prepared)
-    adapter = adapter_file.adapter_tensors(model)
+    adapter = adapter_tensors(model)
     if prepared.resumed:
         with torch.no_grad():
             for key, parameter in adapter.items():
                 parameter.copy_(prepared.resumed.state.tensors[f"adapter/{key}"])
     elif args.last_lora_path:
-        adapter_file.load_lora(model, last_lora_file(args))
+        load_lora(model, last_lora_file(args))
         say(f"starting from the weights of '{args.last_lora_path}'")
     if args.ssl_coeff == 0:
         # The heads do not run, so adapters in them stay as they are.
@@ -117,7 +117,7 @@ def load_base(args: argparse.Namespace, prepared: Prepared) -> ACEStepTransforme
         raise StepFailed(str(error)) from error
     if args.base_precision != "bf16":
         quantise_base(model, args.base_precision, None if args.offload else device)
-    adapter_file.inject_adapter(model, prepared.lora_config, seed=args.seed)
+    inject_adapter(model, prepared.lora_config, seed=args.seed)
     if args.offload:
         offload_blocks(model, args.offload, device)
     return model.to(device) if by_way_of_host else model

@@ -7,7 +7,7 @@ import ace_gui
 
 def test_the_log_stays_where_the_user_scrolled(make_window):
     window = make_window()
-    log = window.app.log
+    log = window.app.window.log
     log.write([f"line {n}" for n in range(500)])
     assert log.text.yview()[1] == 1.0
     log.text.yview_moveto(0.2)
@@ -23,7 +23,7 @@ def test_the_log_stays_where_the_user_scrolled(make_window):
 
 
 def test_the_log_overwrites_progress_and_keeps_its_length(make_window):
-    log = make_window().app.log
+    log = make_window().app.window.log
     log.clear()
     for n in range(300):
         log.write([], f"{n}%|bar")
@@ -40,7 +40,7 @@ def test_the_log_overwrites_progress_and_keeps_its_length(make_window):
 
 
 def test_the_log_can_be_read_and_copied_but_not_edited(make_window):
-    log = make_window().app.log
+    log = make_window().app.window.log
     log.write(["a line"])
     before = log.content()
     log.text.focus_force()
@@ -51,7 +51,7 @@ def test_the_log_can_be_read_and_copied_but_not_edited(make_window):
 
 def test_scrolling_up_by_a_notch_stays_in_a_long_log(make_window):
     window = make_window()
-    log = window.app.log
+    log = window.app.window.log
     log.write([f"line {n}" for n in range(5500)])
     window.pump()
     log.text.yview_scroll(-3, "units")
@@ -69,15 +69,15 @@ def test_scrolling_up_by_a_notch_stays_in_a_long_log(make_window):
 
 def test_a_banner_does_not_hide_the_end_of_the_log(make_window):
     window = make_window()
-    log = window.app.log
+    log = window.app.window.log
     log.write([f"line {n}" for n in range(200)])
     window.pump()
-    window.app.say("bad", "one\ntwo\nthree")
+    window.app.session.tell(ace_gui.Outcome("bad", "one\ntwo\nthree"))
     window.pump()
     assert log.text.dlineinfo("end-1c") is not None
     log.text.yview_moveto(0.5)
     window.pump()
     top = log.text.index("@0,0")
-    window.app.banner.hide()
+    window.app.window.banner.hide()
     window.pump()
     assert log.text.index("@0,0") == top

@@ -372,7 +372,12 @@ def test_flags_that_the_fork_does_not_know_are_hidden_and_its_own_are_shown(tmp_
     shown = {row.flag: row for row in form_fields(STEP["train"], flags)}
     assert not {"ssl_coeff", "seed", "logger", "output_dir", "dataset_path", "checkpoint_dir", "resume"} & set(shown)
     assert shown["exotic"] == Field(
-        "exotic", "bool", "false", script_help="something of the fork's own", script_default="false"
+        "exotic",
+        "bool",
+        "false",
+        label=("exotic",) * 2,
+        help=("something of the fork's own",) * 2,
+        script_default="false",
     )
     assert shown["num_nodes"].default == "1"
     space = Workspace(Project(tmp_path / "Taudio" / "x"), Settings(tmp_path / "s"), tmp_path, {"trainer_new.py": flags})

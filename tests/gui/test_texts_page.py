@@ -12,7 +12,7 @@ def test_edits_survive_switching_pages_songs_and_closing(make_window):
     window = make_window()
     app = window.app
     home = project_with_songs(window.program, "lyrics")
-    app.open_project(home)
+    app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["prompt"].text, "first edit")
     assert "not saved" in page.status.cget("text")
@@ -24,7 +24,7 @@ def test_edits_survive_switching_pages_songs_and_closing(make_window):
     window.type(page.editors["lyrics"].text, "on b")
     window.show("lyrics")
     assert (home / "b_lyrics.txt").read_text() == "on b"
-    other = app.page("lyrics")
+    other = app.window.page("lyrics")
     assert other.open_song.stem == "b"
     window.type(other.editors["prompt"].text, "at the end")
     window.close()
@@ -35,7 +35,7 @@ def test_typing_is_stored_without_pressing_anything(make_window, monkeypatch: py
     monkeypatch.setattr(ace_gui, "AUTOSAVE_MS", 50)
     window = make_window()
     home = project_with_songs(window.program, "lyrics")
-    window.app.open_project(home)
+    window.app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["prompt"].text, "kept")
     window.until(lambda: (home / "a_prompt.txt").read_text() == "kept")
@@ -44,7 +44,7 @@ def test_typing_is_stored_without_pressing_anything(make_window, monkeypatch: py
 def test_a_text_changed_on_disk_meanwhile_is_not_lost(make_window):
     window = make_window()
     home = project_with_songs(window.program, "lyrics")
-    window.app.open_project(home)
+    window.app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["prompt"].text, "mine")
     (home / "a_prompt.txt").write_text("theirs")
@@ -53,7 +53,7 @@ def test_a_text_changed_on_disk_meanwhile_is_not_lost(make_window):
     [(folder, reason, _)] = ace_gui.bin_entries(home)
     assert reason == "overwritten" and (folder / "a_prompt.txt").read_text() == "theirs"
     (home / "a_prompt.txt").write_text("by a script")
-    window.app.look_at_disk(force=True)
+    window.app.session.look(force=True)
     assert page.editors["prompt"].get() == "by a script"
 
 
@@ -61,24 +61,24 @@ def test_tags_and_replacing_over_all_songs(make_window):
     window = make_window()
     app = window.app
     home = project_with_songs(window.program, "lyrics")
-    app.open_project(home)
+    app.session.open(home)
     page = window.show("prompts")
-    app.ask_add_tag()
+    app.window.commands["texts.add_tag"]()
     window.press("ok")
     assert window.dialog_open()  # an empty tag is not accepted
     window.type(window.dialog.entries[0], "mystyle")
     window.press("ok")
     assert [(home / f"{n}_prompt.txt").read_text() for n in "ab"] == ["mystyle, pop, a", "mystyle, pop, b"]
     assert page.editors["prompt"].get() == "mystyle, pop, a"
-    app.ask_replace()
+    app.window.commands["texts.replace"]()
     window.type(window.dialog.entries[0], "pop")
     window.type(window.dialog.entries[1], "rock")
     window.press("ok")
-    app.ask_remove_tag()
+    app.window.commands["texts.remove_tag"]()
     window.type(window.dialog.entries[0], "mystyle")
     window.press("ok")
     assert [(home / f"{n}_prompt.txt").read_text() for n in "ab"] == ["rock, a", "rock, b"]
-    app.ask_instrumental()
+    app.window.commands["texts.instrumental_all"]()
     window.press("all")
     assert [(home / f"{n}_lyrics.txt").read_text() for n in "ab"] == ["[instrumental]"] * 2
     assert len(ace_gui.bin_entries(home)) == 4
@@ -88,8 +88,8 @@ def test_enter_in_the_instrumental_dialog_keeps_the_lyrics_that_are_there(make_w
     window = make_window()
     home = project_with_songs(window.program, "prompts")
     (home / "a_lyrics.txt").write_text("[verse]\nsung", encoding="utf-8")
-    window.app.open_project(home)
-    window.app.ask_instrumental()
+    window.app.session.open(home)
+    window.app.window.commands["texts.instrumental_all"]()
     window.until(lambda: window.dialog.window.winfo_viewable())
     window.key("Return")
     assert [(home / f"{name}_lyrics.txt").read_text() for name in "ab"] == ["[verse]\nsung", "[instrumental]"]
@@ -100,18 +100,18 @@ def test_a_text_that_cannot_be_written_is_not_lost(make_window):
     app = window.app
     home = project_with_songs(window.program)
     (home / "a_lyrics.txt").mkdir()  # stands for a full disk or a read-only folder, also for root
-    app.open_project(home)
+    app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["lyrics"].text, "precious")
     window.click(page.tools[1])  # next song
     assert page.open_song.stem == "a" and page.editors["lyrics"].get() == "precious"
     assert page.list.selection() == ("a.wav",) and "Cannot save a_lyrics.txt" in window.banner()
-    app.change_look(language="zh")
-    app.open_project(None)
-    assert app.project.home == home and page.editors["lyrics"].get() == "precious"
+    app.window.change_look(language="zh")
+    app.session.open(None)
+    assert app.session.project.home == home and page.editors["lyrics"].get() == "precious"
     app.close()
     window.press("cancel")
-    assert not app._destroyed and page.editors["lyrics"].get() == "precious"
+    assert app.session.state != "closed" and page.editors["lyrics"].get() == "precious"
     (home / "a_lyrics.txt").rmdir()
     window.click(page.tools[1])
     assert page.open_song.stem == "b" and (home / "a_lyrics.txt").read_text() == "precious"
@@ -121,21 +121,21 @@ def test_a_window_can_be_closed_with_a_text_that_cannot_be_written(make_window):
     window = make_window()
     home = project_with_songs(window.program)
     (home / "a_lyrics.txt").mkdir()
-    window.app.open_project(home)
+    window.app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["lyrics"].text, "x")
     window.app.close()
     window.dialog.press("discard")
-    assert window.app._destroyed
+    assert window.app.session.state == "closed"
 
 
 def test_what_was_typed_for_a_song_that_vanished_is_kept(make_window):
     window = make_window()
     app = window.app
     home = project_with_songs(window.program, "prep")
-    app.open_project(home)
+    app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["prompt"].text, "hello")
     (home / "a.wav").unlink()
-    window.until(lambda: len(app.songs) == 1)
+    window.until(lambda: len(app.session.songs) == 1)
     assert page.open_song.stem == "b" and (home / "a_prompt.txt").read_text() == "hello"

@@ -29,8 +29,8 @@ def test_opens_empty_in_chinese_and_says_what_to_do(make_window):
     window = make_window(language="zh")
     assert window.root.title() == "ACE-Step LoRA"
     assert window.statuses() == ["ready"] + ["locked"] * 6
-    assert "添加歌曲" in window.app.page("songs").add_button.cget("text")
-    assert window.app.page("songs").empty.winfo_viewable()
+    assert "添加歌曲" in window.app.window.page("songs").add_button.cget("text")
+    assert window.app.window.page("songs").empty.winfo_viewable()
     for key in ("prompts", "lyrics", "dataset", "prep", "train", "strength"):
         page = window.show(key)
         assert str(page.start_button.cget("state")) == "disabled"
@@ -41,34 +41,34 @@ def test_the_log_explains_itself_and_callback_errors_reach_it(make_window, capsy
     window = make_window()
     window.root.after(1, lambda: 1 / 0)
     with contextlib.suppress(AssertionError):
-        window.until(lambda: "ZeroDivisionError" in window.app.log.content(), 5)
+        window.until(lambda: "ZeroDivisionError" in window.app.window.log.content(), 5)
     assert window.errors == ["ZeroDivisionError: division by zero"]
     window.errors.clear()
-    assert "ZeroDivisionError" in window.app.log.content() and "ZeroDivisionError" in capsys.readouterr().err
+    assert "ZeroDivisionError" in window.app.window.log.content() and "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_from_an_empty_folder_to_the_lora_by_clicks(make_window, songs: list[Path]):
     window = make_window(language="zh")
     app = window.app
-    app.choose_files = lambda title: [str(path) for path in songs]
-    window.click(app.page("songs").add_button)
+    app.questions.choose_files = lambda title: [str(path) for path in songs]
+    window.click(app.window.page("songs").add_button)
     assert [entry.get() for entry in window.dialog.entries] == ["qing_tian", "Taudio"]
     window.press("ok")
-    window.until(lambda: not app.importing and len(app.songs) == 2)
+    window.until(lambda: app.session.state != "importing" and len(app.session.songs) == 2)
     home = window.program / "Taudio" / "qing_tian"
-    assert app.project.home == home
+    assert app.session.project.home == home
     assert sorted(path.name for path in home.iterdir() if path.suffix == ".wav") == ["qing_tian.wav", "ye_qu_Live.wav"]
-    assert [song.title for song in app.songs] == ["晴天", "夜曲 (Live)"]
+    assert [song.title for song in app.session.songs] == ["晴天", "夜曲 (Live)"]
     for number, key in enumerate(("prompts", "lyrics", "dataset", "prep")):
         assert window.statuses() == ["done"] * (number + 1) + ["ready"] + ["locked"] * (5 - number)
         window.start(key)
-    page = app.page("prompts")
+    page = app.window.page("prompts")
     window.show("prompts")
     assert page.editors["prompt"].get() == "pop, warm" and page.editors["lyrics"].get() == "[verse]\nla"
     page = window.show("train")
     window.type(next(row for row in page.forms[0].rows if row.row.flag == "max_steps").widget, "4")
     window.start("train")
-    assert app.curve is not None and app.curve.steps == [1, 2, 3, 4]
+    assert app.runs.training.curve is not None and app.runs.training.curve.steps == [1, 2, 3, 4]
     assert json.loads((home / ace_gui.PROJECT_FILE).read_text(encoding="utf-8"))["values"] == {
         "train": {"max_steps": "4"}
     }
@@ -81,42 +81,42 @@ def test_from_an_empty_folder_to_the_lora_by_clicks(make_window, songs: list[Pat
 
 def test_only_one_run_at_a_time(make_window):
     window = make_window()
-    window.app.open_project(project_with_songs(window.program, "prep"))
+    window.app.session.open(project_with_songs(window.program, "prep"))
     page = window.show("train")
     window.click(page.start_button)
-    window.until(lambda: "step 2/" in window.app.log.content())
-    run = window.app.runner.run
+    window.until(lambda: "step 2/" in window.app.window.log.content())
+    run = window.app.runs.runner.run
     for key in ("prompts", "dataset", "train"):
         page = window.show(key)
         assert str(page.start_button.cget("state")) == "disabled"
     window.key("F5")
-    window.app.start_step("dataset")
-    window.app.run_all()
-    assert window.app.runner.run == run
+    window.app.session.tell(window.app.runs.start("dataset"))
+    window.app.window.commands["run.all"]()
+    assert window.app.runs.runner.run == run
     for name in ("run.all", "reset"):
-        assert str(window.app.rail.tools[name].cget("state")) == "disabled"
+        assert str(window.app.window.rail.tools[name].cget("state")) == "disabled"
     assert "Training" in window.root.title() and "%" in window.root.title()
-    assert "loss" in window.app.run_bar.figures.cget("text") and "0.31 it/s" in window.app.run_bar.figures.cget("text")
+    assert "loss" in window.app.window.run_bar.figures.cget("text") and "0.31 it/s" in window.app.window.run_bar.figures.cget("text")
 
 
 def test_closing_asks_then_stops(make_window):
     window = make_window()
     app = window.app
-    app.open_project(project_with_songs(window.program, "prep"))
+    app.session.open(project_with_songs(window.program, "prep"))
     window.click(window.show("train").start_button)
-    window.until(lambda: "step 2/" in app.log.content())
-    pid = app.runner.pid
+    window.until(lambda: "step 2/" in app.window.log.content())
+    pid = app.runs.runner.pid
     app.close()
     window.press("cancel")
-    assert app.state == "running"
+    assert app.session.state == "running"
     app.close()
     window.press("stop")
     deadline = time.monotonic() + 20
-    while not app._destroyed and time.monotonic() < deadline:
+    while app.session.state != "closed" and time.monotonic() < deadline:
         with contextlib.suppress(tk.TclError):
             window.root.update()
         time.sleep(0.005)
-    assert app._destroyed and app.space.loras()
+    assert app.session.state == "closed" and app.session.space.loras()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -134,7 +134,7 @@ def test_a_window_that_was_killed_opens_again_where_it_was(display: None, tmp_pa
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport ace_gui; from pathlib import Path\n"
         f"root = ace_gui.open_root(); program = Path({str(program)!r})\n"
         f"app = ace_gui.App(root, program, ace_gui.Settings.load(program / 'settings.json'), Path({str(home)!r}))\n"
-        "app.show_page('train')\nroot.after(300, lambda: app.start_step('train'))\nroot.mainloop()\n"
+        "app.window.show_page('train')\nroot.after(300, lambda: app.session.tell(app.runs.start('train')))\nroot.mainloop()\n"
     )
     window = subprocess.Popen([sys.executable, "-c", driver])
     stored: dict[str, Any] = {}
@@ -148,12 +148,12 @@ def test_a_window_that_was_killed_opens_again_where_it_was(display: None, tmp_pa
     window.wait()
     again = Window(program, home)
     try:
-        assert again.app.project.home == home and again.statuses()[:5] == ["done"] * 5
+        assert again.app.session.project.home == home and again.statuses()[:5] == ["done"] * 5
         assert again.dialog_open() and str(pid) in again.dialog.message
-        assert not again.app.can_start("train")
+        assert not again.app.runs.can_start("train")
         again.press("stop")
-        again.until(lambda: not again.app.busy, 20)
-        assert again.app.can_start("train")
+        again.until(lambda: not again.app.session.busy, 20)
+        assert again.app.runs.can_start("train")
         assert not ace_gui.process_runs(pid, "trainer_new.py")
     finally:
         with contextlib.suppress(OSError):
@@ -169,12 +169,12 @@ def test_tensorboard_opens_in_the_browser_and_ends_with_the_window(make_window, 
     monkeypatch.setattr(ace_gui.webbrowser, "open", opened.append)
     window = make_window()
     app = window.app
-    window.click(app.rail.tools["tensorboard"])
+    window.click(app.window.rail.tools["tensorboard"])
     window.until(lambda: bool(opened), 90)
     assert opened[0].startswith("http://127.0.0.1:")
     with urllib.request.urlopen(opened[0], timeout=10) as page:
         assert b"TensorBoard" in page.read()
-    window.click(app.rail.tools["tensorboard"])
+    window.click(app.window.rail.tools["tensorboard"])
     window.until(lambda: len(opened) == 2, 10)
     assert opened[0] == opened[1]
     process = app.tensorboard._process
@@ -222,9 +222,9 @@ def test_no_text_is_cut_at_1280x720(make_window, language: str):
     app = window.app
     # What a screen of 1280x720 leaves besides title bar, menu and task bar.
     window.root.geometry("1280x616+0+0")
-    app._read_flags()
-    app.open_project(project_with_songs(window.program, "prep"))
-    app.report = {
+    app.session.read_flags()
+    app.session.open(project_with_songs(window.program, "prep"))
+    app.environment.report = {
         "python": "3.11.7",
         "bits": 64,
         "packages": dict.fromkeys(ace_gui.PACKAGES, "1.0"),
@@ -233,29 +233,29 @@ def test_no_text_is_cut_at_1280x720(make_window, language: str):
         "cards": [],
     }
     for key in [*(step.key for step in STEPS), "environment"]:
-        app.show_page(key)
+        app.window.show_page(key)
         window.pump(6)
         assert cut_texts(window.root) == [], key
-        page = app.page(key)
+        page = app.window.page(key)
         if hasattr(page, "_toggle"):
             page._toggle()
             window.pump(6)
             assert cut_texts(window.root) == [], f"{key}, advanced"
             page._toggle()
-    app.say(
+    app.session.tell(ace_gui.Outcome(
         "bad",
-        "\n".join(app.ui.t(name, name="torch") for name, _ in ace_gui.KNOWN_ERRORS[:2]),
-        (app.ui.t("menu.logs"), lambda: None),
+        "\n".join(app.window.ui.t(name, name="torch") for name, _ in ace_gui.KNOWN_ERRORS[:2]),
+        (app.window.ui.t("menu.logs"), lambda: None),
     )
     window.pump(6)
     assert cut_texts(window.root) == [], "banner"
-    app.state, app.running_step = "stopping", "strength"
-    app.progress = ace_gui.Progress(12345, 100000, "step", rate=0.31, left=36000.0, loss=0.1234)
-    app.refresh()
-    app._show_progress()
+    app.session.state, app.runs.run.step = "stopping", "strength"
+    app.runs.run.progress = ace_gui.Progress(12345, 100000, "step", rate=0.31, left=36000.0, loss=0.1234)
+    app.window.refresh()
+    app.window.show_progress()
     window.pump(6)
     assert cut_texts(window.root) == [], "run bar"
-    app.state, app.running_step = "idle", ""
+    app.session.state, app.runs.run.step = "idle", ""
 
 
 @pytest.mark.parametrize("language", list(ace_gui.LANGUAGES))
@@ -263,21 +263,21 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
     window = make_window(language=language)
     app = window.app
     home = project_with_songs(window.program, "prep")
-    app.open_project(home)
+    app.session.open(home)
     checkpoint = window.program / "checkpoints" / "epoch=12-step=123456_lora"
     checkpoint.mkdir(parents=True)
     for name in (ace_gui.LORA_FILE, "training_state.json"):
         (checkpoint / name).write_text("{}")
-    app.choose_files = lambda title: [str(songs[0])]
-    app.space.settings.checkpoint_dir = ""
+    app.questions.choose_files = lambda title: [str(songs[0])]
+    app.session.space.settings.checkpoint_dir = ""
     openers: list[Callable[[], Any]] = [
-        app.show_keys, app.show_about, app.ask_reset, app.ask_add_tag, app.ask_remove_tag, app.ask_replace,
-        app.ask_instrumental, app.page("train").ask_save_preset,
-        lambda: app.page("songs").ask_rename(app.songs[0]), lambda: app.page("songs").ask_remove(app.songs),
-        lambda: app._ask_checkpoints(lambda **_: None), lambda: app._ask_stale(STEPS[3], "train", lambda **_: None),
-        lambda: app._ask_disk(lambda **_: None), lambda: app._ask_occupied(home, lambda _: None),
-        lambda: app._ask_home("x", home.parent, lambda _: None), lambda: app.change_home("y", "Taudio/y"),
-        app.ask_files,
+        app.questions.show_keys, app.questions.show_about, app.window.commands["reset"], app.window.commands["texts.add_tag"], app.window.commands["texts.remove_tag"], app.window.commands["texts.replace"],
+        app.window.commands["texts.instrumental_all"], app.window.page("train").ask_save_preset,
+        lambda: app.session.tell(ace_gui.ask_rename(app.session, app.session.songs[0])), lambda: app.session.tell(ace_gui.ask_remove(app.session, app.session.songs)),
+        lambda: app.session.tell(ace_gui.ask_checkpoints(app.session, lambda _: None, app.runs.give_up)), lambda: app.session.tell(ace_gui.ask_stale(app.session, STEPS[3], lambda: None, lambda: None)),
+        lambda: app.session.tell(ace_gui.ask_disk(app.session, lambda: None, app.runs.give_up)), lambda: app.session.tell(ace_gui.ask_occupied(app.session, home, lambda _: None)),
+        lambda: app.session.tell(ace_gui.ask_home(app.session, "x", home.parent, lambda _: None)), lambda: app.session.tell(ace_gui.change_home(app.session, "y", "Taudio/y")),
+        app.questions.ask_files,
     ]  # fmt: skip
     for number, opener in enumerate(openers):
         opener()
@@ -292,36 +292,36 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
         )
         window.key("Escape", dialog.window)
         assert dialog.closed and not dialog.window.winfo_exists() if not dialog.closed else True
-    app.state = "running"
+    app.session.state = "running"
     app.close()
     window.key("Escape", window.dialog.window)
-    assert not app.closing
-    app.state = "idle"
-    assert len(app.songs) == 2 and app.project.home == home
+    assert app.session.state != "closing"
+    app.session.state = "idle"
+    assert len(app.session.songs) == 2 and app.session.project.home == home
 
 
 def test_the_language_changes_at_a_click_and_nothing_is_lost(make_window):
     window = make_window(language="zh")
     app = window.app
     home = project_with_songs(window.program, "lyrics")
-    app.open_project(home)
+    app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["prompt"].text, "unsaved words")
-    app.log.write(["a line of the log"])
-    window.click(app.language_button)
-    assert app.settings.language == "en" and app.rail.tools["run.all"].cget("text") == "Run all remaining"
-    assert app.page_key == "prompts" and app.page("prompts").editors["prompt"].get() == "unsaved words"
-    assert "a line of the log" in app.log.content()
-    assert Settings.load(app.settings.path).language == "en"
-    window.click(app.language_button)
-    assert app.rail.tools["run.all"].cget("text") == "运行剩余步骤"
+    app.window.log.write(["a line of the log"])
+    window.click(app.window.language_button)
+    assert app.session.settings.language == "en" and app.window.rail.tools["run.all"].cget("text") == "Run all remaining"
+    assert app.window.page_key == "prompts" and app.window.page("prompts").editors["prompt"].get() == "unsaved words"
+    assert "a line of the log" in app.window.log.content()
+    assert Settings.load(app.session.settings.path).language == "en"
+    window.click(app.window.language_button)
+    assert app.window.rail.tools["run.all"].cget("text") == "运行剩余步骤"
 
 
 def test_no_chinese_is_left_in_the_english_window(make_window):
     window = make_window(language="en")
-    window.app.open_project(project_with_songs(window.program, "prep"))
+    window.app.session.open(project_with_songs(window.program, "prep"))
     for key in [*(step.key for step in STEPS), "environment"]:
-        window.app.show_page(key)
+        window.app.window.show_page(key)
         window.pump()
     texts: list[str] = []
 
@@ -341,22 +341,22 @@ def test_no_chinese_is_left_in_the_english_window(make_window):
 def test_everything_can_be_reached_by_tab_and_the_focus_shows(make_window):
     window = make_window()
     app = window.app
-    app.open_project(project_with_songs(window.program, "lyrics"))
+    app.session.open(project_with_songs(window.program, "lyrics"))
     for key in ("songs", "prompts", "dataset", "train", "environment"):
-        app.show_page(key)
+        app.window.show_page(key)
         window.pump()
-        app.rail.steps["songs"].focus_force()
+        app.window.rail.steps["songs"].focus_force()
         window.pump()
         seen: list[str] = []
-        widget = app.rail.steps["songs"]
+        widget = app.window.rail.steps["songs"]
         for _ in range(250):
             window.key("Tab", widget)
             widget = window.root.focus_get()
             if str(widget) in seen:
                 break
             seen.append(str(widget))
-        wanted = [app.rail.tools["reset"], app.language_button, app.log.text]
-        page = app.page(key)
+        wanted = [app.window.rail.tools["reset"], app.window.language_button, app.window.log.text]
+        page = app.window.page(key)
         if key in ("prompts",):
             wanted += [page.start_button, page.editors["prompt"].text, page.editors["lyrics"].text, page.list]
         if key == "songs":
@@ -368,22 +368,22 @@ def test_everything_can_be_reached_by_tab_and_the_focus_shows(make_window):
 def test_shortcuts(make_window, songs: list[Path]):
     window = make_window()
     app = window.app
-    app.open_project(project_with_songs(window.program, "lyrics"))
+    app.session.open(project_with_songs(window.program, "lyrics"))
     for step in STEPS:
-        window.key(f"Alt-Key-{step.number}", app.log.text)
-        assert app.page_key == step.key
+        window.key(f"Alt-Key-{step.number}", app.window.log.text)
+        assert app.window.page_key == step.key
     window.key("F8")
-    assert app.page_key == "environment"
+    assert app.window.page_key == "environment"
     window.key("Alt-Key-4")
     window.key("F5")
-    window.until(lambda: app.state == "idle" and app.states["dataset"].status == "done")
+    window.until(lambda: app.session.state == "idle" and app.session.states["dataset"].status == "done")
     window.key("Alt-Key-2")
-    page = app.page("prompts")
+    page = app.window.page("prompts")
     assert page.open_song.stem == "a"
     window.key("Control-Next", page.editors["prompt"].text)
     assert page.open_song.stem == "b"
     asked: list[str] = []
-    app.choose_files = lambda title: asked.append(title) or []
+    app.questions.choose_files = lambda title: asked.append(title) or []
     window.key("Control-o")
     assert asked
 
@@ -422,34 +422,34 @@ def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: 
         sources.append(path)
     window = make_window(program=program, language="zh", checkpoint_dir=str(tiny), offline=True)
     app = window.app
-    app.choose_files = lambda title: [str(path) for path in sources]
-    window.click(app.page("songs").add_button)
+    app.questions.choose_files = lambda title: [str(path) for path in sources]
+    window.click(app.window.page("songs").add_button)
     window.press("ok")
-    window.until(lambda: not app.importing and len(app.songs) == 2)
+    window.until(lambda: app.session.state != "importing" and len(app.session.songs) == 2)
     page = window.show("prompts")
     rows = {row.row.flag: row for form in page.forms for row in form.rows}
     rows["backend"].variable.set("analysis")
     for key in ("prompts", "lyrics", "dataset", "prep"):
         window.start(key, 240)
-        assert app.describe(key)[0] == "done", app.log.content()[-3000:]
+        assert app.runs.describe(key)[0] == "done", app.window.log.content()[-3000:]
     page = window.show("train")
     rows = {row.row.flag: row for form in page.forms for row in form.rows}
     for flag, text in (("max_steps", "40"), ("save_every_n_train_steps", "10"), ("precision", "32-true")):
         window.type(rows[flag].widget, text)
     window.click(page.start_button)
-    window.until(lambda: "step " in app.log.content().rsplit("$ ", 1)[1], 240)
-    window.click(app.run_bar.stop)
-    window.until(lambda: app.state == "idle", 120)
-    assert app.space.loras(), app.log.content()[-3000:]
-    stopped_at = ace_gui.lora_step(app.space.loras()[-1])
+    window.until(lambda: "step " in app.window.log.content().rsplit("$ ", 1)[1], 240)
+    window.click(app.window.run_bar.stop)
+    window.until(lambda: app.session.state == "idle", 120)
+    assert app.session.space.loras(), app.window.log.content()[-3000:]
+    stopped_at = ace_gui.lora_step(app.session.space.loras()[-1])
     if stopped_at < 40:
         window.click(page.start_button)
         window.press("resume")
-        window.until(lambda: app.state == "idle", 240)
-    assert ace_gui.lora_step(app.space.loras()[-1]) == 40, app.log.content()[-3000:]
-    assert app.curve is not None and app.curve.steps[-1] == 40
+        window.until(lambda: app.session.state == "idle", 240)
+    assert ace_gui.lora_step(app.session.space.loras()[-1]) == 40, app.window.log.content()[-3000:]
+    assert app.runs.training.curve is not None and app.runs.training.curve.steps[-1] == 40
     window.start("strength", 120)
-    assert window.statuses() == ["done"] * 7, app.log.content()[-3000:]
+    assert window.statuses() == ["done"] * 7, app.window.log.content()[-3000:]
     [result] = program.glob("qing_tian-step40.safetensors")
     header = json.loads(result.read_bytes()[8 : 8 + struct.unpack("<Q", result.read_bytes()[:8])[0]])
     assert any(key.endswith(".alpha") for key in header) and any(key.endswith(".lora_A.weight") for key in header)
@@ -458,13 +458,13 @@ def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: 
 def test_keys_typed_behind_a_dialog_do_nothing(make_window):
     window = make_window()
     app = window.app
-    app.open_project(project_with_songs(window.program, "prep"))
-    app.ask_reset()
-    first = app.dialog
+    app.session.open(project_with_songs(window.program, "prep"))
+    app.window.commands["reset"]()
+    first = app.questions.dialog
     app.root.event_generate("<Control-q>")
     app.root.event_generate("<F5>")
     window.pump()
-    assert app.dialog is first and not first.closed and app.state == "idle" and app.page_key == "songs"
+    assert app.questions.dialog is first and not first.closed and app.session.state == "idle" and app.window.page_key == "songs"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
@@ -496,7 +496,7 @@ def test_closing_right_after_a_message_leaves_nothing_behind(display: None, tmp_
     code = (
         "import sys; from pathlib import Path; import ace_gui; program = Path(sys.argv[1])\n"
         "app = ace_gui.App(ace_gui.open_root(), program, ace_gui.Settings(program / 's.json'))\n"
-        "app.root.update(); app.say('good', 'done'); app.close()"
+        "app.root.update(); app.session.tell(ace_gui.Outcome('good', 'done'); app.close()"
     )
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "APPDATA": str(tmp_path)}
     result = subprocess.run(
@@ -512,28 +512,28 @@ def test_closing_right_after_a_message_leaves_nothing_behind(display: None, tmp_
 def test_a_project_opens_in_one_window_at_a_time(make_window):
     first = make_window()
     home = project_with_songs(first.program)
-    first.app.open_project(home)
+    first.app.session.open(home)
     second = make_window(home)
-    assert second.app.project.home is None and "qing_tian” is open in another window" in second.banner()
+    assert second.app.session.project.home is None and "qing_tian” is open in another window" in second.banner()
     third = make_window()
     other = write_wav(first.program / "Taudio" / "other" / "c.wav").parent
-    third.app.open_project(other)
-    assert not third.app.open_project(home)  # what it shows stays
-    assert third.app.project.home == other and [song.stem for song in third.app.songs] == ["c"]
+    third.app.session.open(other)
+    assert not third.app.session.open(home)  # what it shows stays
+    assert third.app.session.project.home == other and [song.stem for song in third.app.session.songs] == ["c"]
     first.close()
-    third.click(third.app.banner.action)  # "Try again"
-    assert third.app.project.home == home
-    assert second.app.open_project(other)
+    third.click(third.app.window.banner.action)  # "Try again"
+    assert third.app.session.project.home == home
+    assert second.app.session.open(other)
 
 
 def test_a_folder_that_another_window_shows_is_not_cleared(make_window, songs: list[Path]):
     first = make_window()
     home = project_with_songs(first.program)
-    first.app.open_project(home)
+    first.app.session.open(home)
     second = make_window()
-    second.app._ask_occupied(home, lambda _home: None)
+    second.app.session.tell(ace_gui.ask_occupied(second.app.session, home, lambda _home: None))
     second.press("clear")
-    assert "is open in another window" in second.banner() and [song.stem for song in first.app.songs] == ["a", "b"]
+    assert "is open in another window" in second.banner() and [song.stem for song in first.app.session.songs] == ["a", "b"]
 
 
 def test_the_view_menu_marks_the_language_and_size_of_the_window(make_window):
@@ -541,7 +541,7 @@ def test_the_view_menu_marks_the_language_and_size_of_the_window(make_window):
     app = window.app
 
     def marked() -> list[str]:
-        menu = app.root.nametowidget(app._menu.entrycget(4, "menu"))
+        menu = app.root.nametowidget(app.window.menus.bar.entrycget(4, "menu"))
         entries = [index for index in range(menu.index("end") + 1) if menu.type(index) == "radiobutton"]
         return [
             menu.entrycget(i, "label")
@@ -550,18 +550,18 @@ def test_the_view_menu_marks_the_language_and_size_of_the_window(make_window):
         ]
 
     def choose(label: str) -> None:
-        app.root.nametowidget(app._menu.entrycget(4, "menu")).invoke(label)
+        app.root.nametowidget(app.window.menus.bar.entrycget(4, "menu")).invoke(label)
         window.pump()
 
     assert marked() == ["English", "100 %"]
     choose("中文")
     choose("125 %")
     assert marked() == ["中文", "125 %"]
-    app.show_about()
+    app.questions.show_about()
     choose("English")  # refused while a dialog is open: the mark goes back
     assert marked() == ["中文", "125 %"]
     window.press("cancel")
-    app.change_look(language="en", scale="100")
+    app.window.change_look(language="en", scale="100")
 
 
 def test_handlers_do_not_grow_with_every_page_and_project(make_window):
@@ -571,10 +571,10 @@ def test_handlers_do_not_grow_with_every_page_and_project(make_window):
     def bound() -> int:
         return len(window.root.bind_all("<FocusIn>").split("\n"))
 
-    before, frames = bound(), len(window.app.ui.scroll_frames)
+    before, frames = bound(), len(window.app.window.ui.scroll_frames)
     for _ in range(3):
-        window.app.open_project(home)
-        window.app.show_page("train")
-        window.app.open_project(None)
-        window.app.change_look(language="en")
-    assert (bound(), len(window.app.ui.scroll_frames)) == (before, frames)
+        window.app.session.open(home)
+        window.app.window.show_page("train")
+        window.app.session.open(None)
+        window.app.window.change_look(language="en")
+    assert (bound(), len(window.app.window.ui.scroll_frames)) == (before, frames)

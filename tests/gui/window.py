@@ -156,7 +156,7 @@ class Window:
             pytest.skip(str(error))
         self.root.tk.call("wm", "geometry", ".", "1280x720+0+0")
         self.app = App(self.root, self.program, self.settings, home, sources)
-        self.app._fixed_program = self.program
+        self.app.session.own_program = self.program
         original = self.root.report_callback_exception
 
         def failed(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -174,7 +174,7 @@ class Window:
     def until(self, condition: Callable[[], Any], seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"not within {seconds} s; log:\n{self.app.log.content()[-3000:]}"
+            assert time.monotonic() < deadline, f"not within {seconds} s; log:\n{self.app.window.log.content()[-3000:]}"
             assert not self.errors, self.errors
             self.root.update()
             time.sleep(0.005)
@@ -214,42 +214,42 @@ class Window:
 
     @property
     def dialog(self) -> ace_gui.Dialog:
-        assert self.app.dialog is not None and not self.app.dialog.closed, "no dialog is open"
-        return self.app.dialog
+        assert self.app.questions.dialog is not None and not self.app.questions.dialog.closed, "no dialog is open"
+        return self.app.questions.dialog
 
     def dialog_open(self) -> bool:
-        return self.app.dialog is not None and not self.app.dialog.closed
+        return self.app.questions.dialog is not None and not self.app.questions.dialog.closed
 
     def press(self, button: str) -> None:
         self.until(lambda: self.dialog.window.winfo_viewable())
         self.click(self.dialog.buttons[button])
 
     def show(self, key: str) -> Any:
-        self.click(self.app.rail.steps[key])
-        return self.app.page(key)
+        self.click(self.app.window.rail.steps[key])
+        return self.app.window.page(key)
 
     def start(self, key: str, seconds: float = 60.0) -> None:
         """Press a step's button and wait for its end."""
         page = self.show(key)
         self.click(page.start_button)
-        self.until(lambda: self.app.state == "idle", seconds)
+        self.until(lambda: self.app.session.state == "idle", seconds)
 
     def statuses(self) -> list[str]:
-        self.app.look_at_disk(force=True)
-        return [self.app.describe(step.key)[0] for step in STEPS]
+        self.app.session.look(force=True)
+        return [self.app.runs.describe(step.key)[0] for step in STEPS]
 
     def banner(self) -> str:
-        return str(self.app.banner.text.cget("text")) if self.app.banner.frame.winfo_manager() else ""
+        return str(self.app.window.banner.text.cget("text")) if self.app.window.banner.frame.winfo_manager() else ""
 
     def close(self) -> None:
-        if not self.app._destroyed:
+        if self.app.session.state != "closed":
             if self.dialog_open():
-                self.app.dialog.press(self.app.dialog._cancel)
-            self.app.chain.clear()
-            if self.app.state != "idle":
-                self.app.runner.kill()
-                self.until(lambda: self.app.state == "idle")
-            self.until(lambda: not self.app.importing)
+                self.app.questions.dialog.press("cancel")
+            self.app.runs.give_up()
+            if self.app.session.state != "idle":
+                self.app.runs.runner.kill()
+                self.until(lambda: self.app.session.state == "idle")
+            self.until(lambda: self.app.session.state != "importing")
             self.app.close()
         assert not self.errors, self.errors
 

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ace_lora.commands import run_script
-from ace_lora.lora.file import CONFIG_NAME, WEIGHTS_NAME, adapter_shapes, save_lora, target_layers
+from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.file import WEIGHTS_NAME, save_lora
+from ace_lora.lora.layers import adapter_shapes, target_layers
 from ace_lora.preview import __main__ as preview
 from ace_lora.preview.__main__ import apply_lora, lora_scales, parse_args, read_lora
 from ace_lora.tiny_base.build import make_tiny_base

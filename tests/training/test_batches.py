@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ace_lora.lora import file as adapter
+from ace_lora.lora import layers as adapter
 from ace_lora.records.record import read_record
 from ace_lora.tiny_base.build import make_tiny_base
 from ace_lora.training.batches import Failed, SampleReader, SampleSettings, collate, random_crop

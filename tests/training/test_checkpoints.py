@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.lora.file import COMFYUI_NAME, CONFIG_NAME, WEIGHTS_NAME
+from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.file import COMFYUI_NAME, WEIGHTS_NAME
 from ace_lora.training import checkpoints
 
 CONFIG = {"r": 2, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q"]}

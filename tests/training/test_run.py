@@ -10,7 +10,7 @@ import torch
 
 import trainer_new
 from ace_lora.device import HostCopy
-from ace_lora.lora import file as adapter
+from ace_lora.lora import layers as adapter
 from ace_lora.training import run
 from ace_lora.training.optimizers import build_optimizer
 from ace_lora.training.plan import Draw, Plan

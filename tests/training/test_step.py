@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer_new
 from ace_lora.device import HostCopy
-from ace_lora.lora import file as adapter
+from ace_lora.lora import layers as adapter
 from ace_lora.model.recompute import set_checkpointing
 from ace_lora.training.batches import Batch
 from ace_lora.training.optimizers import build_optimizer

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ace_lora.lora.file import inject_adapter
+from ace_lora.lora.layers import inject_adapter
 from ace_lora.model.lean_autograd import linear
 from ace_lora.v1.sampling import (
     ProjectedGuidance,
