@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ace_lora.base_weights.find import ensure_base_weights, find_base_weights, missing
+from ace_lora.base_weights.download import ensure_base_weights
+from ace_lora.base_weights.find import find_base_weights, missing
 from ace_lora.base_weights.model_config import read_model_config
 from ace_lora.commands import WrongInput
 from ace_lora.device import Device, choose_device, has_native_bf16
