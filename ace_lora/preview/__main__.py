@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import read_text, replace_atomically
-from ace_lora.lora.config import CONFIG_NAME, lora_scale
-from ace_lora.lora.file import WEIGHTS_NAME, LoraFile, lora_mismatches, read_lora_file, saved_config
+from ace_lora.lora.file import LoraFile, UnknownStrength, describe, dora_problems, lora_scales, read_lora_file
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +127,8 @@ def check(args: argparse.Namespace) -> tuple[str, LoraFile | None]:
     lora = None
     if args.lora:
         try:
-            lora = read_lora(Path(args.lora))
+            lora = read_lora_file(Path(args.lora))
+            problems += dora_problems(lora)
         except WrongInput as error:
             problems.extend(error.problems)
     if problems:
@@ -139,46 +139,33 @@ def check(args: argparse.Namespace) -> tuple[str, LoraFile | None]:
 # --- LoRA ---
 
 
-def read_lora(path: Path) -> LoraFile:
-    """The LoRA at `path`, or in that folder of a training."""
-    return read_lora_file(path / WEIGHTS_NAME if path.is_dir() else path)
+def scales_to_play(lora: LoraFile, stated: float | None) -> tuple[dict[str, float], str]:
+    """The scale s of each adapted module (W x + s B A x) and where it comes from; `stated` where the file is silent.
 
-
-def lora_scales(lora: LoraFile, stated: float | None) -> tuple[dict[str, float], str]:
-    """The scale s of each adapted module (W x + s B A x) and where it comes from, for the user.
-
-    In this order: alpha tensors in the file, the configuration in its header, `adapter_config.json` beside it,
-    `stated`. Raises WrongInput when none of them says it.
+    Raises WrongInput when neither says it.
     """
-    ranks = {
-        key.removesuffix(".lora_A.weight"): tensor.shape[0]
-        for key, tensor in lora.tensors.items()
-        if key.endswith(".lora_A.weight")
-    }
-    if ranks.keys() <= lora.alphas.keys():
-        return {name: float(lora.alphas[name]) / rank for name, rank in ranks.items()}, "the alpha values in the file"
-    if saved := saved_config(lora):
-        config, source = saved
-        return dict.fromkeys(ranks, lora_scale(config["r"], config["lora_alpha"], config["use_rslora"])), source
-    if stated is not None:
-        return dict.fromkeys(ranks, stated), "--lora_scale"
-    raise WrongInput(
-        f"'{lora.path}' does not say with which scale it was trained: it has no alpha values, no configuration in its "
-        f"header and no {CONFIG_NAME} beside it. Give it with --lora_scale (0.125 for rank 64, alpha 1 and rsLoRA)."
-    )
+    try:
+        return lora_scales(lora)
+    except UnknownStrength as error:
+        if stated is None:
+            raise WrongInput(
+                f"'{lora.path}' does not say with which scale it was trained: no configuration in its header or beside "
+                "it, no alpha values. Give it with --lora_scale (0.125 for rank 64, alpha 1 and rsLoRA)."
+            ) from error
+        return dict.fromkeys(lora.layer_ranks, stated), "--lora_scale"
 
 
 def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: float | None = None) -> str:
     """Put the LoRA into `model` through PEFT, at any rank per layer; returns a sentence for the user.
 
-    Raises WrongInput when a tensor has no place in the model or no partner.
+    Raises WrongInput when a layer has no place in the model, or does not fit it.
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
-    from ace_lora.lora.layers import ADAPTER, adapter_tensors
+    from ace_lora.lora.layers import ADAPTER, adapter_tensors, lora_mismatches
 
-    scales, source = lora_scales(lora, stated_scale)
+    scales, source = scales_to_play(lora, stated_scale)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     foreign = sorted(name for name in scales if name not in layers)
     if foreign:
@@ -186,29 +173,18 @@ def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: 
             f"'{lora.path}' adapts {len(foreign)} layers that this base model does not have, for example "
             f"'{foreign[0]}'. Expected a LoRA of ACE-Step v1, trained on this base model. Choose another file."
         )
-    ranks = {name: lora.tensors[f"{name}.lora_A.weight"].shape[0] for name in scales}
-    inject_adapter_in_model(
-        LoraConfig(target_modules=list(ranks), rank_pattern=ranks, r=1, init_lora_weights=False), model, ADAPTER
-    )
-    places = adapter_tensors(model)
+    ranks = lora.layer_ranks
     expected = {}
     for name, rank in ranks.items():
         expected[f"{name}.lora_A.weight"] = (rank, layers[name].in_features)
         expected[f"{name}.lora_B.weight"] = (layers[name].out_features, rank)
-    # Ranks may differ from layer to layer, which training's own check does not expect; compare them here.
-    problems = [
-        f"'{key}' in '{lora.path}' has shape {list(tensor.shape)}, expected {list(expected[key])}. "
-        "The file belongs to another base model; choose another file."
-        for key, tensor in lora.tensors.items()
-        if key in expected and tuple(tensor.shape) != expected[key]
-    ]
-    if not problems and len(lora.ranks) == 1:
-        problems = lora_mismatches(lora, expected)
-    if not problems and lora.tensors.keys() != expected.keys():
-        odd = sorted(lora.tensors.keys() ^ expected.keys())
-        problems = [f"'{lora.path}' lacks a partner of '{odd[0]}'. The file is damaged; choose another file."]
+    problems = lora_mismatches(lora, expected)
     if problems:
-        raise WrongInput(problems[0])
+        raise WrongInput(problems)
+    inject_adapter_in_model(
+        LoraConfig(target_modules=list(ranks), rank_pattern=ranks, r=1, init_lora_weights=False), model, ADAPTER
+    )
+    places = adapter_tensors(model)
     for key, parameter in places.items():
         parameter.data = lora.tensors[key].float().to(parameter.device)
         parameter.requires_grad_(False)
@@ -216,7 +192,7 @@ def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: 
         layer: Any = model.get_submodule(name)
         layer.scaling[ADAPTER] = scale * strength
     shown = ", ".join(sorted({f"{scale:.4g}" for scale in scales.values()})[:3])
-    return f"LoRA '{lora.path}': {len(scales)} layers, scale {shown} from {source}, strength {strength:g}"
+    return f"{describe(lora)}; scale {shown} from {source}, strength {strength:g}"
 
 
 # --- The stages ---

@@ -224,8 +224,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
 
     from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
     from ace_lora.lora.config import read_lora_config
-    from ace_lora.lora.file import lora_mismatches, read_lora_file
-    from ace_lora.lora.layers import adapter_shapes, target_layers
+    from ace_lora.lora.file import read_lora_file
+    from ace_lora.lora.layers import adapter_shapes, lora_mismatches, target_layers
     from ace_lora.records.fingerprints import weights_identity
     from ace_lora.training.batches import scan_dataset
     from ace_lora.training.checkpoints import checkpoint_bytes, find_checkpoints, free_bytes
