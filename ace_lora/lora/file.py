@@ -226,7 +226,8 @@ def _layer_problems(lora: LoraFile) -> list[str]:
     def tell(layers: list[str], what: str, advice: str) -> None:
         if layers:
             shown = ", ".join(f"'{layer}'" for layer in layers[:_SHOWN]) + (", …" if len(layers) > _SHOWN else "")
-            problems.append(f"'{lora.path}': {what} in {len(layers)} layers: {shown}. {advice}")
+            number = "the layer" if len(layers) == 1 else f"{len(layers)} layers:"
+            problems.append(f"'{lora.path}': {what} in {number} {shown}. {advice}")
 
     names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in lora.tensors)
     pairs = {name: [lora.tensors.get(f"{name}.lora_{which}.weight") for which in "AB"] for name in names}

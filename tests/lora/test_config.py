@@ -90,13 +90,15 @@ def test_what_is_missing_or_not_used_is_said(tmp_path):
     assert read_lora_config(path, notes=notes)["use_rslora"] is False
     assert len(notes) == 1 and "has no use_rslora: false" in notes[0]
     notes = []
-    assert read_lora_config(write_config(tmp_path, lora_dropout=0.0, use_dora=False), notes=notes) == SMALL and not notes
+    assert (
+        read_lora_config(write_config(tmp_path, lora_dropout=0.0, use_dora=False), notes=notes) == SMALL and not notes
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "line", "what"),
     [
-        ('{\n "r": 2,\n "target_modules": ["to_q", ]\n}', "line 3 (\"target_modules\": [\"to_q\", ])", "a comma too many"),
+        ('{\n "r": 2,\n "target_modules": ["to_q", ]\n}', 'line 3 ("target_modules": ["to_q", ])', "a comma too many"),
         ('{\n "r": 2,\n}', "line 3", "a comma too many"),
         ('{\n "r": 2\n "lora_alpha": 1\n}', "line 3", "a comma or a closing bracket is missing"),
         ('{\n // rank\n "r": 2\n}', "line 2", "a comment"),

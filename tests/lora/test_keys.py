@@ -50,7 +50,10 @@ def test_every_layer_comes_back_from_underscores(linear_names):
         (f"{Q}.lora_B", (Q, "B", "", "lora_A", "")),
         (f"transformer.{Q}.alpha", (Q, "alpha", "transformer.", "alpha", "")),
         ("lora_unet_transformer_blocks_3_attn_to_q.alpha", (Q, "alpha", "lora_unet_", "alpha", "")),
-        ("lora_unet_transformer_blocks_12_cross_attn_to_out_0.lora_up.weight", (OUT, "B", "lora_unet_", "lora_down", "")),
+        (
+            "lora_unet_transformer_blocks_12_cross_attn_to_out_0.lora_up.weight",
+            (OUT, "B", "lora_unet_", "lora_down", ""),
+        ),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", None),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", None),
         ("blocks.0.to_q.lora_A.weight", ("blocks.0.to_q", "A", "", "lora_A", "")),
