@@ -23,7 +23,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_lora.commands import WrongInput, run_script
+from ace_lora.commands import WrongInput, refuse_old_flags, run_script
 from ace_lora.files import UnusableFile, free_bytes, read_text
 from ace_lora.preview.adapters import read_lora
 from ace_lora.preview.plan import SongText, record_text
@@ -67,6 +67,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_flags(parser.add_argument_group("sampling (defaults in brackets)"))
     add_machine_flags(parser)
+    refuse_old_flags(
+        parser,
+        {
+            **dict.fromkeys(("--lora_path", "--lora_name_or_path"), "--lora"),
+            **{"--lora_weight": "--strength", "--checkpoint_path": "--checkpoint_dir"},
+            **{"--audio_duration": "--seconds", "--infer_step": "--steps", "--guidance_scale": "--guidance"},
+            **{"--manual_seeds": "--seed", "--output_path": "--output"},
+        },
+    )
     return parser.parse_args(argv)
 
 
