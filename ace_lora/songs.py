@@ -1,4 +1,5 @@
-"""The files that belong to one song: audio, `<stem>_prompt.txt`, `<stem>_lyrics.txt`, `<stem>_lyrics.lrc`.
+"""The files that belong to one song: audio, `<stem>_prompt.txt`, `<stem>_lyrics.txt`, `<stem>_lyrics.lrc`,
+`<stem>_lyrics.json`.
 
 Standard library only. The naming is that of the ACE-Step training scripts, so that folders can be exchanged.
 """
@@ -38,6 +39,11 @@ class SongFiles:
     def timed_lyrics(self) -> Path:
         """The lines of `lyrics` with their times, `[mm:ss.xx]line`; exists only where times are known."""
         return self.audio.with_name(f"{self.stem}_lyrics.lrc")
+
+    @property
+    def about_lyrics(self) -> Path:
+        """Where the lyrics came from, every line of the source with its kind, and the language if the user sets one."""
+        return self.audio.with_name(f"{self.stem}_lyrics.json")
 
 
 def scan_songs(folder: Path) -> list[SongFiles]:

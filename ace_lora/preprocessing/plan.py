@@ -37,7 +37,8 @@ def plan_song(song: DatasetSong, output: Path, ssl: str, lyric_language: str, id
         # Where it was when it could be read: training computes features from there.
         audio_same, audio, work.place = True, recorded["audio"], old["audio"]
 
-    inputs = {"text": digest(song.prompt), "lyrics": digest([song.lyrics, song.timed_lyrics, lyric_language])}
+    language = song.lyric_language or lyric_language
+    inputs = {"text": digest(song.prompt), "lyrics": digest([song.lyrics, song.timed_lyrics, language])}
     work.fingerprint["audio"] = audio
     for piece, part in WEIGHTS.items():
         if piece in ("mert", "mhubert") and ssl != "stored":

@@ -10,15 +10,8 @@ import pytest
 import soundfile
 from mutagen.id3 import ID3, SYLT, TXXX, USLT, Encoding
 
-from ace_lora.lyrics.sources import (
-    FoundLyrics,
-    UnknownEncoding,
-    UnreadableTags,
-    decode_lyrics,
-    embedded_lyrics,
-    legacy_encoding,
-    lyrics_beside,
-)
+from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, legacy_encoding
+from ace_lora.lyrics.sources import FoundLyrics, UnreadableTags, embedded_lyrics, lyrics_beside
 from ace_lora.lyrics.timed import TimedLine
 from ace_lora.songs import SongFiles
 
