@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ace_lora.commands import WrongInput, run_script
+from ace_lora.commands import WrongInput, refuse_old_flags, run_script
 from ace_lora.lora.config import CONFIG_NAME, read_lora_config
 from ace_lora.lora.file import (
     CLIENTS,
@@ -64,6 +64,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace --output_name if it exists (never the input file)"
+    )
+    refuse_old_flags(
+        parser,
+        {
+            **dict.fromkeys(("--lora_path", "--lora_name_or_path", "--model"), "--input_name"),
+            **dict.fromkeys(("--save_to", "--output_path"), "--output_name"),
+            **dict.fromkeys(("--config_path", "--alpha", "--rank"), "--lora_config_path"),
+        },
     )
     return parser.parse_args(argv)
 

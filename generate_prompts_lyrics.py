@@ -1,7 +1,7 @@
 """Write `<song>_prompt.txt` (tags) and, with --lyrics, `<song>_lyrics.txt` for every song of a folder.
 
 Reads the audio files of --data_dir, and for lyrics also a `.lrc` or `.txt` beside the song and the tags embedded in
-it. An existing file stays as it is unless --overwrite is given, and then its old text is kept as a dated `.bak`.
+it. An existing file stays as it is unless --overwrite is given, and then its old text is set aside in `.removed/`.
 
     python generate_prompts_lyrics.py --data_dir Taudio/xxx
     python generate_prompts_lyrics.py --data_dir Taudio/xxx --lyrics
@@ -13,9 +13,7 @@ Sections: 1 command line, 2 what there is to do, 3 one song, 4 captioners, 5 fil
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,25 +21,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.captions.caption import (
-    CAPTION_RATE,
-    SongFailed,
-    ask_until_usable,
-    check_language,
-    mark_structure,
-    merge_captions,
-    part_bounds,
-)
+from ace_lora.audio.analysis import TooLittleSound, bpm_tag, measure, measure_bpm, signal_tags
+from ace_lora.captions.acestep import answer_style
+from ace_lora.captions.ask import SongFailed, caption_waveform
+from ace_lora.captions.llamacpp import LlamaServer
+from ace_lora.captions.qwen import QwenCaptioner
 from ace_lora.commands import StepFailed, WrongInput, run_script
-from ace_lora.files import replace_atomically, write_text
-from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, songs_with_equal_stem
+from ace_lora.files import set_aside, write_text
+from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
+from ace_lora.lyrics.packages import MissingLyricSupport
+from ace_lora.lyrics.sources import FoundLyrics, UnknownEncoding, UnreadableTags, embedded_lyrics, lyrics_beside
+from ace_lora.lyrics.text import mark_structure
+from ace_lora.lyrics.timed import attach_times, format_timed
+from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, SongFiles, scan_songs, songs_with_equal_stem
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ace_lora.audio.decode import Waveform
-    from ace_lora.captions.caption import Caption, Captioner
-    from ace_lora.lyrics.sources import FoundLyrics
+    from ace_lora.captions.ask import Captioner
+    from ace_lora.captions.caption import Caption
 
     LoadCaptioner = Callable[[], Captioner | None]
 
@@ -67,7 +64,7 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
     )
     songs.add_argument("--lyrics", action="store_true", help="write lyrics as well as the prompts that are missing")
     songs.add_argument(
-        "--overwrite", action="store_true", help="write texts that exist again; the old ones are kept as dated .bak"
+        "--overwrite", action="store_true", help="write texts that exist again; the old ones are kept in .removed"
     )
 
     captions = parser.add_argument_group("captions")
@@ -131,12 +128,12 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
 class Task:
     """One song and the texts of it that are wanted."""
 
-    song: Song
+    song: SongFiles
     prompt: bool
     lyrics: bool
 
 
-def wanted(song: Song, args: argparse.Namespace) -> Task:
+def wanted(song: SongFiles, args: argparse.Namespace) -> Task:
     """What is to be written for a song, as its folder is now."""
     return Task(
         song,
@@ -148,7 +145,7 @@ def wanted(song: Song, args: argparse.Namespace) -> Task:
 def plan(args: argparse.Namespace) -> list[Task]:
     """One task per song, in the order of the folder. Raises WrongInput with all problems."""
     problems = []
-    songs: list[Song] = []
+    songs: list[SongFiles] = []
     if not args.data_dir.is_dir():
         problems.append(f"'{args.data_dir}' is not a folder. Give the folder that holds the songs with --data_dir.")
     else:
@@ -191,8 +188,8 @@ def plan(args: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def _only(songs: list[Song], names: list[str]) -> tuple[list[Song], list[str]]:
-    chosen: set[Song] = set()
+def _only(songs: list[SongFiles], names: list[str]) -> tuple[list[SongFiles], list[str]]:
+    chosen: set[SongFiles] = set()
     unknown = []
     for name in names:
         wanted = Path(name).name.casefold()
@@ -241,8 +238,6 @@ def _server_problems(args: argparse.Namespace) -> list[str]:
 
 
 def _language_problems(language: str) -> list[str]:
-    from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
-
     if language in SUPPORTED_LANGUAGES:
         return []
     return [
@@ -252,8 +247,6 @@ def _language_problems(language: str) -> list[str]:
 
 
 def _model_problems(args: argparse.Namespace) -> list[str]:
-    from ace_lora.captions.acestep import answer_style
-
     problems = []
     if _is_path(args.model) and not (Path(args.model).expanduser() / "config.json").is_file():
         problems.append(
@@ -306,10 +299,12 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
         if waveform.original_seconds > LONGEST_SONG_SECONDS:
             say(f"lasts {waveform.original_seconds:.0f} s; only the first {LONGEST_SONG_SECONDS} s are heard")
     caption = None
-    if captioner is not None and ((task.prompt and captioner.gives_tags) or ask_lyrics):
-        caption = caption_waveform(
-            captioner, waveform, tags=task.prompt and captioner.gives_tags, lyrics=ask_lyrics, args=args, say=say
-        )
+    if captioner is not None:
+        ask_tags = task.prompt and captioner.gives_tags
+        if ask_tags or ask_lyrics:
+            caption = caption_waveform(
+                captioner, waveform, tags=ask_tags, lyrics=ask_lyrics, language=args.language, say=say
+            )
 
     tags = tags_of(waveform, caption, args, say) if task.prompt else None
     if not task.lyrics:
@@ -337,10 +332,8 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
     )
 
 
-def find_lyrics(song: Song, args: argparse.Namespace, say: Callable[[str], None]) -> FoundLyrics | None:
+def find_lyrics(song: SongFiles, args: argparse.Namespace, say: Callable[[str], None]) -> FoundLyrics | None:
     """Lyrics that somebody wrote already, from the sources that are switched on."""
-    from ace_lora.lyrics.sources import UnknownEncoding, UnreadableTags, embedded_lyrics, lyrics_beside
-
     found = None
     try:
         if "file" in lyric_sources(args):
@@ -365,8 +358,6 @@ def find_lyrics(song: Song, args: argparse.Namespace, say: Callable[[str], None]
 
 def written_lyrics(found: FoundLyrics, args: argparse.Namespace) -> tuple[str, str | None]:
     """(lyrics, timed lyrics or None) as they are written."""
-    from ace_lora.lyrics.timed import attach_times, format_timed
-
     lyrics = structured(found.text, args)
     if not found.timed:
         return lyrics, None
@@ -382,8 +373,6 @@ def tags_of(
     waveform: Waveform, caption: Caption | None, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[str]:
     """Tags of the model, else measured ones; with --bpm the tempo as well."""
-    from ace_lora.audio.analysis import TooLittleSound, bpm_tag, measure, measure_bpm, signal_tags
-
     if caption is not None and caption.tags:
         tags = list(caption.tags)
         bpm = measure_bpm(waveform.samples, waveform.rate) if args.bpm else None
@@ -400,50 +389,6 @@ def tags_of(
     if args.bpm and bpm is not None:
         tags.append(bpm_tag(bpm))
     return sorted(set(tags))
-
-
-def caption_waveform(
-    captioner: Captioner,
-    waveform: Waveform,
-    *,
-    tags: bool,
-    lyrics: bool,
-    args: argparse.Namespace,
-    say: Callable[[str], None],
-) -> Caption:
-    """What `captioner` says of a song; one longer than it hears is captioned in parts, which are merged."""
-    import torch
-
-    from ace_lora.audio.analysis import TooLittleSound, is_silent, mix_down, require_sound
-    from ace_lora.audio.decode import resample
-
-    try:
-        # A model describes silence as well.
-        require_sound(waveform.samples, waveform.rate)
-    except TooLittleSound as error:
-        raise SongFailed(str(error)) from error
-    mono = torch.from_numpy(mix_down(waveform.samples))
-    heard = resample(mono[None], waveform.rate, CAPTION_RATE)[0].clamp(-1, 1).numpy()
-    bounds = part_bounds(len(heard), int(captioner.longest_seconds * CAPTION_RATE))
-    if len(bounds) > 1:
-        say(
-            f"{len(heard) / CAPTION_RATE:.0f} s is more than the {captioner.longest_seconds:.0f} s that the model "
-            f"hears at once: captioned in {len(bounds)} parts"
-        )
-
-    parts = []
-    for start, end in bounds:
-        if len(bounds) > 1 and is_silent(heard[start:end]):
-            continue
-
-        def ask(attempt: int, part: np.ndarray = heard[start:end]) -> Caption:
-            caption = captioner.ask(part, tags=tags, lyrics=lyrics, language=args.language, attempt=attempt)
-            if args.language is None:
-                check_language(caption.lyrics)
-            return caption
-
-        parts.append(ask_until_usable(ask, say))
-    return merge_captions(parts)
 
 
 # --- 4. Captioners ---
@@ -471,14 +416,10 @@ def captioner_loader(args: argparse.Namespace) -> LoadCaptioner:
     @functools.cache
     def load() -> Captioner | None:
         if args.backend == "qwen":
-            from ace_lora.captions.qwen import QwenCaptioner
-
             return QwenCaptioner.load(
                 args.model, quantization=args.quantization, device=args.device, seed=args.seed, say=print
             )
         if args.backend == "llamacpp":
-            from ace_lora.captions.llamacpp import LlamaServer
-
             return LlamaServer.connect(args.host, args.port, answer_timeout=args.timeout, seed=args.seed, say=print)
         return None
 
@@ -488,23 +429,27 @@ def captioner_loader(args: argparse.Namespace) -> LoadCaptioner:
 # --- 5. Files ---
 
 
-def write_texts(song: Song, texts: Texts, *, overwrite: bool, say: Callable[[str], None]) -> None:
-    """Write what is not None, each file whole; what it replaces is kept as a dated backup.
+def write_texts(song: SongFiles, texts: Texts, *, overwrite: bool, say: Callable[[str], None]) -> None:
+    """Write what is not None, each file whole; what it replaces is set aside, from where the window restores it.
 
     Without `overwrite` a file that appeared while the song was listened to stays as it is.
     """
+    written: dict[Path, str] = {}
+    replaced: list[Path] = []
     if texts.tags is not None and not _stays(song.prompt, overwrite, say):
-        _write(song.prompt, ", ".join(texts.tags))
-    if texts.lyrics is None or _stays(song.lyrics, overwrite, say):
-        return
-    if overwrite and song.timed_lyrics.exists():
-        # Old times do not belong to the new lyrics, and would be used to crop them.
-        back_up(song.timed_lyrics)
-        song.timed_lyrics.unlink()
-    # One that stands without lyrics is the user's own, and where the lyrics came from.
-    if texts.timed_lyrics is not None and not song.timed_lyrics.exists():
-        write_text(song.timed_lyrics, texts.timed_lyrics)
-    _write(song.lyrics, texts.lyrics)
+        written[song.prompt] = ", ".join(texts.tags)
+    if texts.lyrics is not None and not _stays(song.lyrics, overwrite, say):
+        if overwrite:
+            # Old times do not belong to the new lyrics, and would be used to crop them.
+            replaced.append(song.timed_lyrics)
+        # One that stands without lyrics is the user's own, and where the lyrics came from.
+        if texts.timed_lyrics is not None and (overwrite or not song.timed_lyrics.exists()):
+            written[song.timed_lyrics] = texts.timed_lyrics
+        written[song.lyrics] = texts.lyrics
+    if folder := set_aside(dict.fromkeys((*written, *replaced)), "overwritten"):
+        say(f"its old texts are kept in '{folder}'")
+    for path, text in written.items():
+        write_text(path, text)
 
 
 def _stays(path: Path, overwrite: bool, say: Callable[[str], None]) -> bool:
@@ -512,25 +457,6 @@ def _stays(path: Path, overwrite: bool, say: Callable[[str], None]) -> bool:
         return False
     say(f"'{path.name}' has been written by somebody else meanwhile, and stays as it is")
     return True
-
-
-def _write(path: Path, text: str) -> None:
-    if path.exists():
-        back_up(path)
-    write_text(path, text)
-
-
-def back_up(path: Path) -> Path:
-    """Copy `song_prompt.txt` to `song_prompt.txt.2026-01-31_12-00-00.bak`, never over another file."""
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    backup = path.with_name(f"{path.name}.{stamp}.bak")
-    number = 1
-    while backup.exists():
-        number += 1
-        backup = path.with_name(f"{path.name}.{stamp}-{number}.bak")
-    with replace_atomically(backup) as temporary:
-        shutil.copyfile(path, temporary)
-    return backup
 
 
 # --- 6. Main ---
@@ -542,7 +468,6 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ace_lora.audio.decode import AudioError
-    from ace_lora.lyrics.packages import MissingLyricSupport
 
     # Settled before the first song, and only if there is anything to do for it.
     if any(task.prompt or task.lyrics for task in tasks):

@@ -18,7 +18,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.commands import WrongInput, run_script
+from ace_lora.commands import WrongInput, refuse_old_flags, run_script
 from ace_lora.lora.config import MAX_RANK
 from ace_lora.lora.file import (
     CLIENTS,
@@ -65,6 +65,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="all: one file for ComfyUI, ACE-Step's own pages and diffusers (default); peft: a folder for PEFT",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --output_name if it exists (never an input)")
+    refuse_old_flags(
+        parser,
+        {
+            **dict.fromkeys(("--models", "--loras", "--lora_path", "--input_name"), "the names themselves, in front"),
+            **dict.fromkeys(("--ratios", "--strengths", "--lora_weight"), "--weights"),
+            **dict.fromkeys(("--save_to", "--output_path"), "--output_name"),
+        },
+    )
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_lora.commands import WrongInput, run_script
+from ace_lora.commands import WrongInput, refuse_old_flags, run_script
 from ace_lora.files import replace_atomically
 from ace_lora.lora.config import layer_rank_alpha, peft_config_dict, read_lora_config
 from ace_lora.lora.file import (
@@ -68,6 +68,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "folder for PEFT (default: what the file was for)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --output_name if it exists (never the input)")
+    refuse_old_flags(
+        parser,
+        {
+            **dict.fromkeys(("--lora_path", "--lora_name_or_path", "--model"), "--input_name"),
+            **dict.fromkeys(("--save_to", "--output_path"), "--output_name"),
+            **dict.fromkeys(("--rank", "--new_dim"), "--new_rank"),
+            **dict.fromkeys(("--dynamic_method", "--dynamic_param"), "--sv_ratio or --sv_fro with its number"),
+        },
+    )
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,5 @@
-"""Where the networks run and in which number format, chosen once per script; and the project's only TF32 switch.
+"""Where the networks run and in which number format, chosen once per script; what moves to and from a card; how much
+memory is free; and the project's only TF32 switch.
 
 The caller prints `Device.reason`, so that a user who sees "CPU" in the log also sees why.
 """
@@ -6,6 +7,7 @@ The caller prints `Device.reason`, so that a user who sees "CPU" in the log also
 from __future__ import annotations
 
 import gc
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,12 +110,41 @@ def set_tf32() -> None:
 
     This is the only place of the project that touches a TF32 switch. PyTorch has an old and a new interface for it, and
     `torch.get_float32_matmul_precision()`, which Lightning calls when a training starts, raises "mix of the legacy and
-    new APIs" where only the new one was set. The old one used here sets both, so it also mends what another library
-    or the user's own start-up file has left behind.
+    new APIs" where only the new one was set. The old one used here sets both, so it also puts right what another
+    library or the user's own start-up file has left behind.
     """
     import torch
 
     torch.set_float32_matmul_precision("high")
+
+
+class HostCopy:
+    """Starts copying a tensor to main memory when it is made, so that the card can be given more work meanwhile.
+
+    Only CUDA can go on meanwhile: elsewhere the copy is made when it is asked for.
+    """
+
+    def __init__(self, tensor: torch.Tensor):
+        self._tensor = tensor.detach()
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            import torch
+
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copy.copy_(self._tensor, non_blocking=True)
+            self._tensor = copy
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def is_there(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._arrived is None or self._arrived.query()
+
+    def wait(self) -> torch.Tensor:
+        """The copy, when it has arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor.cpu()
 
 
 # What PyTorch says where a full memory is a plain RuntimeError: MPS and CUDA's own calls, Windows, Linux, cuBLAS.
@@ -138,6 +169,40 @@ def free_device_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """Bytes that new tensors can take on `device`, None where it cannot be told."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free_main_memory()
+
+
+def free_main_memory() -> int | None:
+    """Bytes of main memory that are free, None where that cannot be told."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)
+
+
+def peak_process_bytes() -> tuple[int, int]:
+    """Most main memory that this process took so far, and what the machine has."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        peak = info.peak_wset
+    else:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, psutil.virtual_memory().total
 
 
 def _cuda_device(index: int, dtype: str) -> Device:

@@ -14,7 +14,16 @@ from ace_lora.commands import WrongInput
 
 torch = pytest.importorskip("torch")
 
-from ace_lora.device import choose_device, free_device_memory, has_native_bf16, is_out_of_memory  # noqa: E402
+from ace_lora.device import (  # noqa: E402
+    HostCopy,
+    choose_device,
+    free_device_bytes,
+    free_device_memory,
+    free_main_memory,
+    has_native_bf16,
+    is_out_of_memory,
+    peak_process_bytes,
+)
 
 
 def test_cpu_is_float32_unless_bf16_is_asked_for():
@@ -143,3 +152,47 @@ def test_running_out_of_memory_is_told_from_other_errors():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
     free_device_memory(torch.device("cpu"))
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_this_machine():
+    peak, total = peak_process_bytes()
+    assert 0 < peak < total and 0 < free_main_memory() < total
+
+
+def test_free_memory_of_a_card_counts_what_pytorch_holds_and_nothing_uses(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000, 10_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert free_device_bytes(torch.device("cuda", 1)) == 3_500
+
+
+def test_free_memory_of_the_cpu_is_that_of_the_machine(monkeypatch):
+    monkeypatch.setattr("ace_lora.device.free_main_memory", lambda: 4_000)
+    assert free_device_bytes(torch.device("cpu")) == 4_000
+
+
+def test_memory_that_cannot_be_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert free_main_memory() is None
+
+
+# --- Copies to main memory --------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_on_the_cpu_needs_no_copy():
+    tensor = torch.arange(5.0, requires_grad=True)
+    copy = HostCopy(tensor)
+    assert copy.is_there()
+    assert copy.wait().data_ptr() == tensor.data_ptr() and not copy.wait().requires_grad
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA card")
+def test_what_follows_on_the_card_does_not_change_the_copy():
+    tensor = torch.arange(1_000_000, device="cuda")
+    copy = HostCopy(tensor)
+    tensor.zero_()
+    assert torch.equal(copy.wait(), torch.arange(1_000_000))
+    assert copy.is_there()

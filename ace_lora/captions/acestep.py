@@ -16,9 +16,8 @@ from ace_lora.captions.caption import (
     check_tags,
     clean_tags,
     heard_lines,
-    stands_for_no_lyrics,
-    sung_lines,
 )
+from ace_lora.lyrics.text import stands_for_no_lyrics, sung_lines
 
 QUESTIONS = {
     "captioner": "*Task* Describe this audio in detail",

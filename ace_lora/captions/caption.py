@@ -9,23 +9,16 @@ Standard library only (json-repair is imported when an answer does not parse).
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+from ace_lora.lyrics.text import clean_lines, comparable, known_structure, stands_for_no_lyrics, sung_lines
 from ace_lora.lyrics.timed import strip_times
 
-if TYPE_CHECKING:
-    import numpy as np
-
-# What captioning models hear: mono at this rate, in Hz, and so many seconds at once; what is longer
-# their feature extractor cuts without a word.
-CAPTION_RATE = 16_000
-LONGEST_SECONDS = 300.0
 # The tags of the schema at one letter per token come to 650; real ones to about 100.
 MAX_TAG_TOKENS = 1024
 # A long rap is about 2000 tokens; an answer that is cut there is not used.
@@ -71,14 +64,6 @@ MOST_EQUAL_LINES = 10
 MOST_EQUAL_BLOCKS = 8
 # The same for a phrase inside one line.
 MOST_EQUAL_PHRASES = 12
-
-STRUCTURE_TAG = re.compile(r"^\s*\[[^\[\]]+\]")
-# Headings of other kinds, alone on their line: "Chorus:", "(Verse 2)", "【副歌】".
-_HEADING = re.compile(
-    r"^\W*(?:intro|verse|(?:pre-?|post-?)?chorus|refrain|bridge|outro|hook|interlude|solo"
-    r"|主歌|副歌|前奏|间奏|間奏|尾奏|桥段|橋段)\s*[\dA-Da-d一二三]?\W*$",
-    re.IGNORECASE,
-)
 
 
 class UnusableAnswer(Exception):
@@ -322,77 +307,14 @@ def check_tags(tags: Sequence[str]) -> None:
 # --- Lyrics ---
 
 
-def clean_lines(text: str) -> list[str]:
-    """Lines of `text`, stripped, no control characters; runs of empty lines become one, none at the ends."""
-    lines: list[str] = []
-    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        spaced = "".join(" " if character.isspace() else character for character in line)
-        line = "".join(character for character in spaced if character.isprintable()).strip()
-        if line or (lines and lines[-1]):
-            lines.append(line)
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
-
-
 def heard_lines(text: str) -> list[str]:
     """The lines that a model heard: `clean_lines` with known structure tags; its times go, because they are guesses."""
     return [known_structure(line) for line in clean_lines(strip_times(text))]
 
 
-def sung_lines(lines: Sequence[str]) -> list[str]:
-    """The lines that are neither empty nor a structure tag such as `[verse]`."""
-    return [line for line in lines if line.strip() and not _is_structure(line)]
-
-
-def _is_structure(line: str) -> bool:
-    match = STRUCTURE_TAG.match(line)
-    return bool(match and not line[match.end() :].strip(" :：")) or bool(_HEADING.match(line))
-
-
-# What players, download sites and models write in the place of lyrics for music without a voice.
-NO_VOICE = re.compile(
-    r"\W*(?:instrumental(?: music)?|no (?:lyrics|vocals)"
-    r"|(?:[此本该]歌曲为|这是一首)?(?:没有填词的)?纯音乐\W*(?:请您?欣赏|无歌词)?)\W*",
-    re.IGNORECASE,
-)
-# What models write for a voice of which they understand nothing.
-_NOT_UNDERSTOOD = re.compile(
-    r"\W*(?:none|n/?a|null|unknown|music|singing|inaudible|unintelligible"
-    r"|(?:lyrics )?(?:not available|unavailable))\W*",
-    re.IGNORECASE,
-)
-
-
-def stands_for_no_lyrics(line: str) -> bool:
-    """Whether a model's line, such as `(instrumental)` or `N/A`, is no lyrics but a remark that there are none."""
-    return bool(NO_VOICE.fullmatch(line) or _NOT_UNDERSTOOD.fullmatch(line))
-
-
-# The tags that the lyric vocabulary has a token for, and what transcribers call them otherwise.
-_STRUCTURE = {
-    "refrain": "chorus",
-    "prechorus": "pre-chorus",
-    "instrumental": "inst",
-    "interlude": "inst",
-    "guitar solo": "solo",
-}
-_STRUCTURE_TOKENS = ("intro", "verse", "pre-chorus", "chorus", "bridge", "outro", "inst", "solo", "hook", "break")
-
-
-def known_structure(line: str) -> str:
-    """`[Verse 1]` and `[Verse - soft]` as `[verse]`; other lines as they are."""
-    match = re.fullmatch(r"\[([^\[\]]+)\]\s*", line)
-    if match is None:
-        return line
-    name = re.split(r"\s*(?:[-–,]\s|[(:]|\s\d)", match.group(1).strip().lower())[0].strip()
-    name = _STRUCTURE.get(name, name)
-    return f"[{name}]" if name in _STRUCTURE_TOKENS else line
-
-
 def check_lyrics(lines: Sequence[str]) -> None:
     """Raise UnusableAnswer when a song with a voice has no lines, or lines that only loop or are broken."""
-    sung = [_comparable(line) for line in sung_lines(lines) if not stands_for_no_lyrics(line)]
+    sung = [comparable(line) for line in sung_lines(lines) if not stands_for_no_lyrics(line)]
     sung = [line for line in sung if line]
     if not sung:
         raise UnusableAnswer("somebody sings but the lyrics are empty")
@@ -403,14 +325,9 @@ def check_lyrics(lines: Sequence[str]) -> None:
     ):
         raise UnusableAnswer("the lyrics repeat themselves without end")
     for line in sung_lines(lines):
-        words = _comparable(line).split()
+        words = comparable(line).split()
         if _repeats(words, MOST_EQUAL_PHRASES) or _repeats(list("".join(words)), 2 * MOST_EQUAL_PHRASES):
             raise UnusableAnswer(f"a line of the lyrics repeats itself without end: {_excerpt(line)}")
-
-
-def _comparable(line: str) -> str:
-    """`line` without case and punctuation, for telling whether two lines are the same."""
-    return " ".join("".join(c if c.isalnum() else " " for c in line.casefold()).split())
 
 
 def _longest_run(items: Sequence[str], size: int) -> int:
@@ -424,125 +341,3 @@ def _longest_run(items: Sequence[str], size: int) -> int:
 
 def _repeats(items: Sequence[str], most: int) -> bool:
     return any(_longest_run(items, size) > most for size in range(1, 9))
-
-
-def mark_structure(lyrics: str) -> str:
-    """`lyrics` with `[chorus]` before lines that occur more than once and `[verse]` before the others.
-
-    Text that already has structure tags or headings, or no sung line, is returned as it is. Empty lines keep apart
-    what they kept apart, unless they stand between nearly all lines.
-    """
-    lines = lyrics.split("\n")
-    if has_structure(lyrics) or not any(line.strip() for line in lines):
-        return lyrics
-    keys = [_comparable(line) or line.strip() for line in lines]
-    occurrences = {key: keys.count(key) for key in set(keys)}
-    stanzas = re.split(r"\n\s*\n", lyrics.strip())
-    double_spaced = len(stanzas) > 1 and sum(bool(line.strip()) for line in lines) < 1.5 * len(stanzas)
-
-    sections: list[list[str]] = []
-    previous: str | None = None
-    gap = False
-    for line, key in zip(lines, keys, strict=True):
-        if not line.strip():
-            gap = not double_spaced
-            continue
-        kind = "[chorus]" if occurrences[key] > 1 else "[verse]"
-        if kind != previous or gap:
-            sections.append([kind])
-        sections[-1].append(line)
-        previous, gap = kind, False
-    return "\n\n".join("\n".join(section) for section in sections)
-
-
-def has_structure(lyrics: str) -> bool:
-    """Whether a line of `lyrics` begins with a tag such as `[verse]`, or is a heading such as `Chorus:`."""
-    return any(STRUCTURE_TAG.match(line) or _HEADING.match(line) for line in lyrics.split("\n"))
-
-
-# --- Songs longer than the model hears ---
-
-
-def merge_captions(parts: Sequence[Caption]) -> Caption:
-    """One caption of a song whose parts were captioned in their order: all tags, all lines, any voice."""
-    tags = sorted({tag for part in parts for tag in part.tags})
-    heard = [part.has_vocal for part in parts if part.has_vocal is not None]
-    lyrics = [line for part in parts for line in part.lyrics]
-    return Caption(tuple(tags), any(heard) if heard else None, tuple(lyrics))
-
-
-def part_bounds(length: int, longest: int) -> list[tuple[int, int]]:
-    """`[0, length)` in the fewest equal parts of at most `longest` samples each."""
-    count = max(1, -(-length // longest))
-    edges = [round(index * length / count) for index in range(count + 1)]
-    return list(itertools.pairwise(edges))
-
-
-# --- Asking ---
-
-# Probability from which the guess for a whole text is believed. Measured on short lyrics in 30 languages: 0.93 or more
-# for 10 of the 11 unknown ones, and no known language taken for an unknown one; "la la la" is Catalan with 0.87.
-_CERTAIN = 0.9
-
-# The first answer is the model's most likely one; the others are sampled, each with more freedom.
-ATTEMPTS = 4
-TEMPERATURES = (0.0, 0.6, 0.8, 1.0)
-
-
-class SongFailed(Exception):
-    """A song for which nothing can be written; the text says why and what to do. The other songs go on."""
-
-
-class Captioner(Protocol):
-    """A model that listens. One call is one attempt."""
-
-    gives_tags: bool
-    longest_seconds: float  # that it hears at once
-
-    def ask(self, samples: np.ndarray, *, tags: bool, lyrics: bool, language: str | None, attempt: int) -> Caption:
-        """What the model says of `samples` [N], float32 mono at 16 kHz; `attempt` counts from 0 and sets the sampling.
-
-        Raises UnusableAnswer, SongFailed (asking again is of no use), StepFailed (for no song is it).
-        """
-        ...
-
-
-def ask_until_usable(ask: Callable[[int], Caption], say: Callable[[str], None]) -> Caption:
-    """The first usable answer of `ask(attempt)`. Raises SongFailed after `ATTEMPTS` unusable ones."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return ask(attempt)
-        except UnusableAnswer as error:
-            reason = str(error)
-            if attempt + 1 < ATTEMPTS:
-                say(f"answer {attempt + 1} of at most {ATTEMPTS} is of no use ({reason}); asking again")
-    raise SongFailed(
-        f"no usable answer in {ATTEMPTS} attempts; the last one: {reason}. "
-        "Write the text by hand, or try another --seed or --model"
-    )
-
-
-def check_language(lyrics: Sequence[str]) -> None:
-    """Raise UnusableAnswer when `lyrics` are in a language that ACE-Step's lyric tokenizer does not know.
-
-    Two guesses must agree, because either alone takes syllables such as `la la la` for Welsh: that of the tokenizer,
-    which guesses line by line, and that for the whole text.
-    """
-    from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
-    from ace_lora.lyrics.language_id import identify, language_name, squash
-    from ace_lora.lyrics.segment import segment
-
-    sung = "\n".join(sung_lines(lyrics))
-    if not sung:
-        return
-    language, probability = identify(squash(sung))
-    counts = segment(sung).counts
-    known = sum(count for code, count in counts if code in SUPPORTED_LANGUAGES)
-    if (
-        language not in SUPPORTED_LANGUAGES
-        and probability >= _CERTAIN
-        and known <= sum(count for _, count in counts) / 2
-    ):
-        raise UnusableAnswer(
-            f"the lyrics are in {language_name(language)}, which ACE-Step's lyric tokenizer does not know"
-        )

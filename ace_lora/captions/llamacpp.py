@@ -16,14 +16,11 @@ import wave
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ace_lora.captions.ask import CAPTION_RATE, LONGEST_SECONDS, TEMPERATURES, SongFailed
 from ace_lora.captions.caption import (
-    CAPTION_RATE,
-    LONGEST_SECONDS,
     MAX_LYRIC_TOKENS,
     MAX_TAG_TOKENS,
-    TEMPERATURES,
     Caption,
-    SongFailed,
     UnusableAnswer,
     answer_tokens,
     caption_question,
@@ -87,7 +84,7 @@ class LlamaServer:
         return min(LONGEST_SECONDS, windows * float(WINDOW_SECONDS))
 
     def ask(self, samples: np.ndarray, *, tags: bool, lyrics: bool, language: str | None, attempt: int) -> Caption:
-        """See `ace_lora.captions.caption.Captioner`."""
+        """See `ace_lora.captions.ask.Captioner`."""
         request = {
             "messages": [
                 {

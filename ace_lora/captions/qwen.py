@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.captions.acestep import QUESTIONS, answer_style, parse_description, parse_transcription
+from ace_lora.captions.ask import CAPTION_RATE, LONGEST_SECONDS, TEMPERATURES, SongFailed
 from ace_lora.captions.caption import (
-    CAPTION_RATE,
-    LONGEST_SECONDS,
     MAX_LYRIC_TOKENS,
-    TEMPERATURES,
     Caption,
-    SongFailed,
     UnusableAnswer,
     answer_tokens,
     caption_question,
@@ -108,7 +105,7 @@ class QwenCaptioner:
         )
 
     def ask(self, samples: np.ndarray, *, tags: bool, lyrics: bool, language: str | None, attempt: int) -> Caption:
-        """See `ace_lora.captions.caption.Captioner`."""
+        """See `ace_lora.captions.ask.Captioner`."""
         if self.style == "json":
             answer = self._generate(
                 samples,

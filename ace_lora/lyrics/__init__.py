@@ -13,6 +13,8 @@
     zh_numbers.py   Chinese numbers, and Chinese punctuation as commas
     japanese.py     Japanese lines in Latin letters; needs the optional packages
     packages.py     versions the ids were checked with, MissingLyricSupport
+    text.py         which lines are sung, which are headings; the structure tags of the model, and marking with them
+    sources.py      lyrics that somebody wrote: beside the song, or in the tags of the audio file
     timed.py        [mm:ss.xx] lyrics: parse, strip, write, put onto edited lyrics, crop with the audio
 
 Everything is plain functions on strings; only the identifier, the vocabulary and cutlet are loaded objects.

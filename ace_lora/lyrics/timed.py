@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ace_lora.lyrics.text import STRUCTURE_TAG
+
 
 @dataclass(frozen=True)
 class TimedLine:
@@ -26,7 +28,7 @@ class TimedLine:
 
 # [mm:ss], [mm:ss.xx], [mm:ss.xxx], [hh:mm:ss.xx], and [mm:ss:xx] of old files. Digits only, so that no structure tag
 # is ever taken for a time.
-_CLOCK = r"\s*(\d{1,3})\s*[:：]\s*(\d{1,2})(?:\s*[:：]\s*(\d{1,2})(?=\s*[.,]))?(?:\s*[.,:：]\s*(\d{1,3}))?\s*"
+_CLOCK = r"\s*(\d{1,3})\s*[:：]\s*(\d{1,2})(?:\s*[:：]\s*(\d{1,2})(?=\s*[.,]))?(?:\s*[.,:：]\s*(\d{1,6}))?\s*"
 _STAMP = re.compile(rf"\[{_CLOCK}\]", re.ASCII)
 _LEADING_STAMPS = re.compile(rf"\s*(?:\[{_CLOCK}\]\s*)+", re.ASCII)
 _WORD_STAMP = re.compile(rf"<{_CLOCK}>|\[{_CLOCK}\]", re.ASCII)
@@ -38,7 +40,6 @@ _METADATA = re.compile(
     re.IGNORECASE,
 )
 _STRUCTURE_TAG = re.compile(r"\s*\[[^\[\]]*\]\s*")
-_STARTS_WITH_TAG = re.compile(r"\s*(\[[^\[\]]+\])")
 
 
 def has_times(text: str) -> bool:
@@ -239,11 +240,10 @@ def crop(lines: Sequence[TimedLine], start_seconds: float, end_seconds: float) -
         return ""
     first = kept.index(True)
     texts = [line.text for keep, line in zip(kept, lines, strict=True) if keep]
-    if not _STARTS_WITH_TAG.match(next(text for text in texts if text)):
-        before = (match.group(1) for line in reversed(lines[:first]) if (match := _STARTS_WITH_TAG.match(line.text)))
-        tag = next(before, None)
-        if tag is not None:
-            texts.insert(0, tag)
+    if not STRUCTURE_TAG.match(next(text for text in texts if text)):
+        before = (match for line in reversed(lines[:first]) if (match := STRUCTURE_TAG.match(line.text)))
+        if tag := next(before, None):
+            texts.insert(0, tag.group().strip())
     return _join(texts)
 
 

@@ -26,14 +26,8 @@ import torch
 from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.device import send
 from ace_lora.records.cache import RecordCache
-from ace_lora.records.record import (
-    SECONDS_PER_LATENT_FRAME,
-    SSL_BRANCHES,
-    Record,
-    RecordError,
-    list_records,
-    read_record,
-)
+from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError, list_records
+from ace_lora.records.record import read_record
 from ace_lora.songs import split_tags
 from ace_lora.training.tags import UMT5_COMMA_ID, augment_tags
 from ace_lora.v1.flow_matching import sample_timestep_indices

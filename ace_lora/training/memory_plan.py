@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-if TYPE_CHECKING:
-    from ace_lora.model.recompute import BlockMemory
+from ace_lora.model.recompute import BlockMemory
 
 # Left for what is not counted: kernels' workspaces, the SSL loss, fragmentation.
 RESERVE_BYTES = 700_000_000
@@ -37,36 +34,3 @@ def choose_recomputation(layers: int, memory: BlockMemory, free_bytes: int) -> R
         if needed <= budget:
             return Recomputation(blocks, layers - blocks)
     return Recomputation(layers, 0)
-
-
-def free_device_bytes(device: torch.device) -> int | None:
-    """Bytes that new tensors can take, None where it cannot be told."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free_main_memory()
-
-
-def free_main_memory() -> int | None:
-    """Bytes of main memory that are free, None where that cannot be told."""
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return int(psutil.virtual_memory().available)
-
-
-def peak_process_bytes() -> tuple[int, int]:
-    """Most main memory that this process took so far, and what the machine has."""
-    import psutil
-
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        peak = info.peak_wset
-    else:
-        import resource
-        import sys
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak, psutil.virtual_memory().total

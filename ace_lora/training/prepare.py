@@ -222,7 +222,8 @@ def prepare(args: argparse.Namespace) -> Prepared:
             problems.extend(error.problems)
             return None
 
-    from ace_lora.base_weights.find import ensure_base_weights, find_base_weights
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.base_weights.find import find_base_weights
     from ace_lora.lora.config import read_lora_config
     from ace_lora.lora.file import read_lora_file
     from ace_lora.lora.layers import adapter_shapes, lora_mismatches, target_layers
@@ -384,7 +385,7 @@ def crops_lyrics(args: argparse.Namespace, songs: list[TrainingSong]) -> bool:
 
 def max_frames(args: argparse.Namespace) -> int | None:
     """Latent frames of --max_seconds."""
-    from ace_lora.records.record import SECONDS_PER_LATENT_FRAME
+    from ace_lora.records.format import SECONDS_PER_LATENT_FRAME
 
     return max(1, round(args.max_seconds / SECONDS_PER_LATENT_FRAME)) if args.max_seconds > 0 else None
 

@@ -163,7 +163,8 @@ class Run:
         """The frozen transformer with the adapter in it, on the device; quantised and offloaded as the flags say."""
         from ace_lora.base_weights.loading import WrongWeights
         from ace_lora.lora import layers as adapter
-        from ace_lora.model.recompute import offload_blocks, quantise_base
+        from ace_lora.model.offload import offload_blocks
+        from ace_lora.model.quantise import quantise_layers
         from ace_lora.v1.transformer import load_transformer
 
         args, prepared = self.args, self.prepared
@@ -179,18 +180,21 @@ class Run:
         except WrongWeights as error:
             raise StepFailed(str(error)) from error
         if args.base_precision != "bf16":
-            quantise_base(model, args.base_precision, None if args.offload else self.device)
+            quantise_layers(model.large_parts(), args.base_precision, None if args.offload else self.device)
+            if not args.offload:
+                model.to(self.device)
         adapter.inject_adapter(model, prepared.lora_config, seed=args.seed)
         if args.offload:
-            offload_blocks(model, args.offload, self.device)
+            offload_blocks(model.transformer_blocks, args.offload, self.device)
         return model.to(self.device) if by_way_of_host else model
 
     def choose_recomputation(self) -> None:
         """Set which blocks are computed again in the backward pass, and say so."""
         import torch
 
+        from ace_lora.device import free_device_bytes
         from ace_lora.model.recompute import block_memory, set_checkpointing
-        from ace_lora.training.memory_plan import Recomputation, choose_recomputation, free_device_bytes
+        from ace_lora.training.memory_plan import Recomputation, choose_recomputation
 
         args, songs = self.args, [self.prepared.songs[place] for place in self.prepared.training_places]
         layers = len(self.model.transformer_blocks)
@@ -199,7 +203,9 @@ class Run:
             longest = max(min(song.frames, limit or song.frames) for song in songs) * args.batch_size
             context = (1 + TEXT_TOKENS + max(song.lyric_tokens for song in songs)) * args.batch_size
             item_bytes = torch.empty((), dtype=self.prepared.device.dtype).element_size()
-            memory = block_memory(self.model.config, longest, context, item_bytes, self.prepared.lora_config["r"])
+            base, rank = self.model.config, self.prepared.lora_config["r"]
+            widths = base.inner_dim, base.feed_forward_dim, base.num_attention_heads
+            memory = block_memory(*widths, longest, context, item_bytes, rank)
             free = free_device_bytes(self.device)
             if free is None:
                 chosen, why = Recomputation(layers, 0), "free memory unknown"
@@ -214,7 +220,7 @@ class Run:
             number = {"all": layers, "none": 0}.get(args.checkpointing)
             chosen = Recomputation(min(layers, int(args.checkpointing)) if number is None else number, 0)
             why = "asked for"
-        set_checkpointing(self.model, chosen.blocks, chosen.products)
+        set_checkpointing(self.model.transformer_blocks, chosen.blocks, chosen.products)
         say(
             f"computed again in the backward pass: {chosen.blocks} of {layers} blocks, and the largest product of "
             f"{chosen.products} others ({args.checkpointing}, {why})"
@@ -265,9 +271,8 @@ class Run:
         """Lyric states [Ll,D] by song, and the lyric branch off the card; None where every step needs it."""
         import torch
 
-        from ace_lora.device import free_device_memory
+        from ace_lora.device import free_device_memory, free_main_memory
         from ace_lora.records.record import read_record
-        from ace_lora.training.memory_plan import free_main_memory
 
         if any(key.startswith(("lyric_encoder.", "lyric_proj.")) for key in self.adapter):
             return None
@@ -291,8 +296,8 @@ class Run:
 
     def record_cache(self) -> Any:
         """Room for the records in the main memory that is free now."""
+        from ace_lora.device import free_main_memory
         from ace_lora.records.cache import RecordCache
-        from ace_lora.training.memory_plan import free_main_memory
 
         records = sum(song.path.stat().st_size for song in self.prepared.songs)
         room = int((free_main_memory() or 0) * RECORD_CACHE_SHARE / self.args.devices)

@@ -22,8 +22,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ace_lora.commands import StepFailed
-from ace_lora.device import send
-from ace_lora.host_copy import HostCopy
+from ace_lora.device import HostCopy, send
 from ace_lora.training.batches import Batch, Plan, Prefetcher
 from ace_lora.training.optimizers import learning_rate_multiplier, prodigy_d, skips_on_device
 from ace_lora.v1.flow_matching import Padding, Schedule, add_noise, denoising_loss

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import StepFailed, WrongInput
+from ace_lora.device import peak_process_bytes
 from ace_lora.files import write_json
 from ace_lora.training.checkpoints import checkpoint_bytes, free_bytes
-from ace_lora.training.memory_plan import peak_process_bytes
 from ace_lora.training.prepare import Prepared, find_state, launcher_problem, package_problems, prepare
 from ace_lora.training.run import Run, StopRequest
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from ace_lora.audio.decode import SAMPLE_RATE, AudioError, resample
 from ace_lora.base_weights.loading import WrongWeights, check_tensors, read_safetensors_strict
 from ace_lora.base_weights.model_config import read_model_config
-from ace_lora.host_copy import HostCopy
-from ace_lora.training.memory_plan import free_device_bytes
+from ace_lora.device import HostCopy, free_device_bytes
 
 if TYPE_CHECKING:
     from transformers import HubertModel

@@ -1,27 +1,17 @@
-"""What becomes a caption and what does not: `python -m pytest tests/test_captions.py`."""
+"""What becomes a caption and what does not: `python -m pytest tests/captions/test_caption.py`."""
 
-import itertools
 import json
 
 import pytest
 
 from ace_lora.captions.caption import (
-    ATTEMPTS,
     Caption,
-    SongFailed,
     UnusableAnswer,
-    ask_until_usable,
     caption_question,
     caption_schema,
-    check_language,
     check_lyrics,
-    clean_lines,
     clean_tags,
-    known_structure,
-    mark_structure,
-    merge_captions,
     parse_caption,
-    part_bounds,
     vocal_tag,
 )
 
@@ -235,138 +225,5 @@ def test_tempo_numbers_of_the_model_never_become_tags():
     assert "calm" in caption.tags
 
 
-# --- Lyrics ---
-
-
-def test_clean_lines():
-    assert clean_lines("\n\n  a\u3000b \r\n\r\n\r\nc\x00\u200b\td\rlast\n \n") == ["a b", "", "c d", "last"]
-
-
-def test_repeated_lines_are_the_chorus():
-    lyrics = "First we walk\nthen we run\nHey, oh!\nwe are free\nOn the hill\nthe sun\nhey oh\nWe are free"
-    assert mark_structure(lyrics) == (
-        "[verse]\nFirst we walk\nthen we run\n\n"
-        "[chorus]\nHey, oh!\nwe are free\n\n"
-        "[verse]\nOn the hill\nthe sun\n\n"
-        "[chorus]\nhey oh\nWe are free"
-    )
-
-
-def test_stanzas_stay_apart():
-    assert mark_structure("a b\nc d\n\n\ne f\ng h") == "[verse]\na b\nc d\n\n[verse]\ne f\ng h"
-
-
-def test_double_spacing_is_no_stanza():
-    assert mark_structure("a b\n\nc d\n\ne f\n\na b") == "[chorus]\na b\n\n[verse]\nc d\ne f\n\n[chorus]\na b"
-
-
-@pytest.mark.parametrize(
-    "lyrics",
-    ["[Verse 1]\na\nb\na", "a\n[chorus] b\na", "Chorus:\na\na", "【副歌】\na\na", "(Verse 2)\na", "[instrumental]", ""],
-)
-def test_text_with_structure_is_left_alone(lyrics):
-    assert mark_structure(lyrics) == lyrics
-
-
-def test_chinese_repetitions():
-    assert mark_structure("月亮代表我的心\n轻轻的一个吻\n月亮代表我的心") == (
-        "[chorus]\n月亮代表我的心\n\n[verse]\n轻轻的一个吻\n\n[chorus]\n月亮代表我的心"
-    )
-
-
-@pytest.mark.parametrize(
-    "lyrics",
-    [
-        ("Hello darkness my old friend", "I've come to talk with you again"),
-        ("你问我爱你有多深", "我爱你有几分"),
-        ("Auf der Straße nach Berlin", "fährt ein kleiner roter Zug"),
-        ("Hello darkness my old friend", "la la la la la"),  # which the tokenizer takes for Welsh
-        ("la la la la la", "la la la"),
-        (),
-        ("[verse]",),
-    ],
-)
-def test_known_languages(lyrics):
-    check_language(lyrics)
-
-
-@pytest.mark.parametrize(
-    ("lyrics", "name"),
-    [
-        (("Em ơi Hà Nội phố, ta còn em mùi hoàng lan", "ta còn em mùi hoa sữa"), "Vietnamese"),
-        (("[verse]", "ฉันรักเธอมากกว่าใคร", "และจะรักตลอดไป"), "Thai"),
-        (("Jag vill ha dig här hos mig i natt", "och aldrig mer vara ensam"), "Swedish"),
-    ],
-)
-def test_unknown_languages(lyrics, name):
-    with pytest.raises(UnusableAnswer, match=name):
-        check_language(lyrics)
-
-
-# --- Parts and attempts ---
-
-
-def test_parts_are_equal_and_never_longer_than_allowed():
-    assert part_bounds(300, 300) == [(0, 300)]
-    assert part_bounds(301, 300) == [(0, 150), (150, 301)]
-    assert part_bounds(900, 300) == [(0, 300), (300, 600), (600, 900)]
-    for length in (1, 299, 301, 601, 1234):
-        bounds = part_bounds(length, 300)
-        assert bounds[0][0] == 0
-        assert bounds[-1][1] == length
-        assert all(left[1] == right[0] for left, right in itertools.pairwise(bounds))
-        assert all(0 < end - start <= 300 for start, end in bounds)
-
-
-def test_merging():
-    merged = merge_captions(
-        [Caption(("pop", "rock"), False), Caption(("drums", "rock"), True, ("a", "b")), Caption((), True, ("c",))]
-    )
-    assert merged == Caption(("drums", "pop", "rock"), True, ("a", "b", "c"))
-    assert merge_captions([Caption(("a", "b"), False)] * 2).has_vocal is False
-    assert merge_captions([Caption(("a", "b"))]).has_vocal is None
-
-
-def test_asking_again():
-    attempts, said = [], []
-
-    def ask(attempt: int) -> Caption:
-        attempts.append(attempt)
-        if attempt < 2:
-            raise UnusableAnswer(f"reason {attempt}")
-        return Caption(("a", "b"))
-
-    assert ask_until_usable(ask, said.append) == Caption(("a", "b"))
-    assert attempts == [0, 1, 2]
-    assert ["reason 0" in said[0], "reason 1" in said[1]] == [True, True]
-
-
-def test_giving_up():
-    said = []
-
-    def ask(attempt: int) -> Caption:
-        raise UnusableAnswer(f"reason {attempt}")
-
-    with pytest.raises(SongFailed, match=f"in {ATTEMPTS} attempts; the last one: reason {ATTEMPTS - 1}"):
-        ask_until_usable(ask, said.append)
-    assert len(said) == ATTEMPTS - 1
-
-
-@pytest.mark.parametrize(
-    ("line", "known"),
-    [
-        ("[Verse 1]", "[verse]"),
-        ("[CHORUS]", "[chorus]"),
-        ("[Chorus - loud]", "[chorus]"),
-        ("[Pre-Chorus]", "[pre-chorus]"),
-        ("[Interlude]", "[inst]"),
-        ("[Verse 2: Anna]", "[verse]"),
-        ("[Drop]", "[Drop]"),
-        ("[Verse] sung", "[Verse] sung"),
-        ("Chorus", "Chorus"),
-    ],
-)
-def test_structure_tags_of_models_become_those_of_the_vocabulary(line, known):
-    assert known_structure(line) == known
-    if line == "[Verse 1]":
-        assert parse(answer(lyrics=[line, "Hello"])).lyrics == (known, "Hello")
+def test_structure_tags_of_models_become_those_of_the_vocabulary():
+    assert parse(answer(lyrics=["[Verse 1]", "Hello"])).lyrics == ("[verse]", "Hello")

@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from ace_lora.captions import llamacpp as captioner_llamacpp
-from ace_lora.captions.caption import SongFailed, UnusableAnswer
+from ace_lora.captions.ask import SongFailed
+from ace_lora.captions.caption import UnusableAnswer
 from ace_lora.captions.llamacpp import LlamaServer
 from ace_lora.commands import StepFailed
 

@@ -17,9 +17,8 @@ pytest.importorskip("torch", reason="needs PyTorch")
 import torch
 from safetensors.torch import load_file, save_file
 
+from ace_lora.captions.ask import LONGEST_SECONDS, SongFailed
 from ace_lora.captions.caption import (
-    LONGEST_SECONDS,
-    SongFailed,
     UnusableAnswer,
     answer_tokens,
     caption_question,

@@ -216,7 +216,10 @@ def test_two_trainings_do_not_fill_one_folder(make_window):
     first.app.session.tell(first.app.runs.start("train"))
     first.until(lambda: first.app.runs.run.progress is not None)
     second.app.session.tell(second.app.runs.start("train"))
-    assert second.app.session.state == "idle" and "Another training is saving its LoRAs into checkpoints" in second.banner()
+    assert (
+        second.app.session.state == "idle"
+        and "Another training is saving its LoRAs into checkpoints" in second.banner()
+    )
     first.app.stop()
     first.until(lambda: first.app.session.state == "idle")
     second.app.session.tell(second.app.runs.start("train"))

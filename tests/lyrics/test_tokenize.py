@@ -18,7 +18,8 @@ from ace_lora.commands import WrongInput
 from ace_lora.lyrics import japanese
 from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
 from ace_lora.lyrics.packages import MissingLyricSupport
-from ace_lora.lyrics.tokenize import MAX_TOKENS, STRUCTURE_TAGS, LyricTokenizer, suggest_structure_tag
+from ace_lora.lyrics.text import STRUCTURE_TAGS, suggest_structure_tag
+from ace_lora.lyrics.tokenize import MAX_TOKENS, LyricTokenizer
 from ace_lora.lyrics.vocabulary import PUBLISHED_SIZE, load_vocabulary
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "lyrics" / "lyrics.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from ace_lora.commands import WrongInput
 from ace_lora.lora import layers as adapter
 from ace_lora.records.cache import RecordCache
 from ace_lora.records.record import read_record
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.training.batches import (
     Batch,
     Draw,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ace_lora.host_copy import HostCopy
+from ace_lora.device import HostCopy
 from ace_lora.lora import layers as adapter
 from ace_lora.model.recompute import set_checkpointing
 from ace_lora.training.batches import Batch, Draw, Plan, Prefetcher
@@ -436,7 +436,7 @@ def test_nothing_in_a_step_waits_for_the_card(name, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     case = golden(f"train_{name}.json")
     model = make_model(case).to("meta").bfloat16()
-    set_checkpointing(model, 1, 1)
+    set_checkpointing(model.transformer_blocks, 1, 1)
     tensors = adapter.adapter_tensors(model)
     batch = make_batch(name, case)
     batch.ssl = {branch: [rows.to(torch.int8) for rows in tensors] for branch, tensors in batch.ssl.items()}
