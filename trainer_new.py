@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace_lora.commands import run_script
+from ace_lora.processes import is_first_process, say
+from ace_lora.training.flags import BASE_PRECISIONS, LOGGERS, flag_problems
+from ace_lora.training.optimizers import OPTIMIZERS
+from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
-OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
-BASE_PRECISIONS = ("bf16", "int8", "nf4")
-LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -209,15 +210,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ace_lora.processes import is_first_process, say
     from ace_lora.training.metrics import silence_libraries
-    from ace_lora.training.prepare import flag_problems, prepare
-    from ace_lora.training.run import Run, StopRequest
+    from ace_lora.training.prepare import prepare
+    from ace_lora.training.run import train
+    from ace_lora.training.trial import Trial, run_trial, savings_of_first_process
 
     silence_libraries()
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
-        from ace_lora.training.trial import run_trial, savings_of_first_process
-
         savings = run_trial(args) if is_first_process() else savings_of_first_process()
         if args.trial:
             return
@@ -227,26 +226,21 @@ def main(args: argparse.Namespace) -> None:
         say(f"Removed '{stop.path}', which an earlier run had left.")
     prepared = prepare(args)
     say_settings(args, prepared)
-    if prepared.state and prepared.state.values["step"] >= prepared.max_steps:
+    if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
         say(
-            f"'{prepared.resume_from}' is at step {prepared.state.values['step']} of {prepared.max_steps}: this "
+            f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
             "training is finished. Give a higher --max_steps to go on."
         )
         return
     if args.trial_attempt:
-        from ace_lora.training.trial import TrialRun
-
-        run: Run = TrialRun(args, prepared, stop)
+        trial = Trial(args, prepared)
+        train(args, trial.prepared, stop, trial)
     else:
-        run = Run(args, prepared, stop)
-    run.load()
-    run.train()
+        train(args, prepared, stop)
 
 
 def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
     """The resolved settings, and what was noticed about them."""
-    from ace_lora.processes import say
-
     songs = prepared.songs
     say("settings:")
     for name, value in vars(args).items():
@@ -260,14 +254,14 @@ def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
         f"LoRA: rank {config['r']}, alpha {config['lora_alpha']}, rsLoRA {config['use_rslora']}, "
         f"{len(prepared.shapes) // 2} layers, {count:,} parameters"
     )
-    seconds = sum(songs[place].seconds for place in prepared.training_places)
+    seconds = sum(song.seconds for song in prepared.training_songs)
     say(
-        f"data: {len(prepared.training_places)} songs, {seconds / 60:.1f} minutes, "
+        f"data: {len(prepared.training_indices)} songs, {seconds / 60:.1f} minutes, "
         f"{prepared.plan.batches_per_epoch} batches per epoch; {prepared.max_steps} steps"
     )
-    if prepared.validation_places:
-        held_out = not set(prepared.validation_places) & set(prepared.training_places)
-        names = ", ".join(f"'{songs[place].name}'" for place in prepared.validation_places)
+    if prepared.validation_indices:
+        held_out = not set(prepared.validation_indices) & set(prepared.training_indices)
+        names = ", ".join(f"'{songs[index].name}'" for index in prepared.validation_indices)
         say(f"validation every {args.val_every} steps: {'held-out' if held_out else 'training'} songs {names}")
     for note in prepared.notes:
         say(f"note: {note}")

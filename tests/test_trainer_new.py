@@ -26,10 +26,11 @@ from ace_lora.lora.config import CONFIG_NAME
 from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.records.record import read_record
 from ace_lora.tiny_base.make import make_tiny_base
+from ace_lora.training import load as training_load
 from ace_lora.training import run as training_run
-from ace_lora.training.batches import Plan
 from ace_lora.training.checkpoints import STATE_JSON, STATE_TENSORS
 from ace_lora.training.metrics import COLUMNS
+from ace_lora.training.plan import Plan
 from ace_lora.training.prepare import prepare
 from tests.training_data import make_record, make_records
 
@@ -281,7 +282,7 @@ def test_wandb_that_is_not_installed(base, tmp_path, capsys):
 
 
 def test_disk_that_is_too_small_is_reported_beforehand(base, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ace_lora.training.checkpoints.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("ace_lora.training.prepare.free_bytes", lambda path: 1000)
     assert train(base, tmp_path) == 2
     assert "are free" in capsys.readouterr().err
 
@@ -466,17 +467,15 @@ def test_features_at_training_start_need_the_audio(base, tmp_path, capsys):
 
 def test_lyric_branch_is_computed_once_and_dropped(base, tmp_path, monkeypatch):
     args = trainer_new.parse_args(arguments(base, tmp_path))
-    run = training_run.Run(args, prepare(args), training_run.StopRequest(tmp_path))
-    run.load()
-    assert run.model.lyric_encoder is run.model.lyric_embs is run.model.lyric_proj is None
+    model = training_load.load(args, prepare(args)).model
+    assert model.lyric_encoder is model.lyric_embs is model.lyric_proj is None
     # With an adapter in it, it is needed in every step.
     args.lora_config_path = str(write_config(tmp_path / "l.json", target_modules=["to_q", "linear_q"]))
-    run = training_run.Run(args, prepare(args), training_run.StopRequest(tmp_path))
-    run.load()
-    assert run.model.lyric_encoder is not None
+    model = training_load.load(args, prepare(args)).model
+    assert model.lyric_encoder is not None
     # Where it does not fit into memory it is computed in every step as well, to the same weights.
     assert train(base, tmp_path / "cached") == 0
-    monkeypatch.setattr(training_run, "LYRIC_CACHE_SHARE", 0.0)
+    monkeypatch.setattr(training_load, "LYRIC_CACHE_SHARE", 0.0)
     assert train(base, tmp_path / "computed") == 0
     assert_same_state(*(state_tensors(tmp_path / name, "epoch=1-step=4_lora") for name in ("cached", "computed")))
 
@@ -567,7 +566,7 @@ def test_each_record_is_read_once_for_all_epochs(base, tmp_path, monkeypatch, ca
     assert sorted(read) == sorted((base / "prep").iterdir())
     assert "stay in main memory" not in capsys.readouterr().out
     read.clear()
-    monkeypatch.setattr("ace_lora.training.run.RECORD_CACHE_SHARE", 0.0)
+    monkeypatch.setattr("ace_lora.training.load.RECORD_CACHE_SHARE", 0.0)
     assert train(base, tmp_path / "tight", max_steps=9) == 0
     assert len(read) == 9
     assert "0.0 of their" in capsys.readouterr().out
@@ -787,23 +786,21 @@ def test_curve_of_a_resumed_run_begins_where_the_run_began(base, tmp_path):
     assert steps == ["1", "2", "3", "4", "5"]
 
 
-def test_stop_file(base, tmp_path, capsys):
+def test_stop_file(base, tmp_path, capsys, monkeypatch):
     args = trainer_new.parse_args(arguments(base, tmp_path, max_steps=50))
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "STOP").touch()
     os.utime(folder / "STOP", (1e9, 1e9))  # of an earlier run: does not stop this one
-    original = training_run.Run.on_start
+    original = training_run.Reports.start
 
-    def on_start(run):
-        original(run)
+    def start(reports):
+        original(reports)
         (folder / "STOP").touch()
 
-    training_run.Run.on_start = on_start
-    try:
-        assert run_script(trainer_new.main, args) == 0
-    finally:
-        training_run.Run.on_start = original
+    monkeypatch.setattr(training_run.Reports, "start", start)
+    assert run_script(trainer_new.main, args) == 0
+    monkeypatch.undo()
     out = capsys.readouterr().out
     assert "stopped at step 1/50" in out
     assert folders(tmp_path) == ["epoch=0-step=1_lora"]
@@ -905,8 +902,10 @@ def test_run_goes_on_past_the_place_of_a_damaged_checkpoint(base, tmp_path, caps
     assert train(base, tmp_path, max_steps=4, resume=True) == 0
     assert "set aside" in capsys.readouterr().out
     assert_same_state(state_tensors(tmp_path, newest.name), before)
-    assert folders(tmp_path) == ["epoch=0-step=2_lora", newest.name, f"{newest.name}.damaged-1"]
-    assert_same_state(state_tensors(tmp_path, f"{newest.name}.damaged-1"), before)
+    assert folders(tmp_path) == [".removed", "epoch=0-step=2_lora", newest.name]
+    (manifest,) = (tmp_path / "checkpoints" / ".removed").glob("*/removed.json")
+    assert json.loads(manifest.read_text(encoding="utf-8"))["files"] == {newest.name: newest.name}
+    assert_same_state(load_file(manifest.parent / newest.name / STATE_TENSORS), before)
 
 
 def test_longer_run_after_the_end(base, tmp_path, capsys):

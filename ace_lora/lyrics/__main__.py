@@ -129,7 +129,9 @@ def read_song_lyrics(song: SongFiles, lyrics: str, language: str, checkpoint_dir
     except AudioError:
         seconds = None  # step 1 and step 4 say what is wrong with it
     try:
-        tokenizer = LyricTokenizer(load_vocabulary(weights["lyric_vocabulary"], embedding_rows(weights.get("transformer"))))
+        tokenizer = LyricTokenizer(
+            load_vocabulary(weights["lyric_vocabulary"], embedding_rows(weights.get("transformer")))
+        )
         read = read_lyrics(
             tokenizer,
             lyrics,
@@ -190,16 +192,23 @@ def mended_or_none(lyrics: str, read: LyricReading) -> str | None:
 def show(said: dict[str, Any]) -> None:
     prompt, lyrics = said["prompt"], said["lyrics"]
     print(f"{said['song']}")
-    counted = f"{prompt['tokens']} of {prompt['limit']} tokens" if prompt["tokens"] is not None else prompt["not_counted"]
+    counted = (
+        f"{prompt['tokens']} of {prompt['limit']} tokens" if prompt["tokens"] is not None else prompt["not_counted"]
+    )
     print(f"\nTags ({counted}):\n  {', '.join(prompt['tags']) or '(none)'}")
     chosen = ", as it was set" if lyrics["chosen_language"] else ""
-    print(f"\nLyrics ({lyrics['tokens']} of {lyrics['limit']} tokens, language {lyrics['language'] or 'none'}{chosen}):")
+    print(
+        f"\nLyrics ({lyrics['tokens']} of {lyrics['limit']} tokens, language {lyrics['language'] or 'none'}{chosen}):"
+    )
     for line in lyrics["lines"]:
         marks = [f"unknown: {line['unknown']}"] if line["unknown"] else []
         marks += ["characters become ?"] if line["misread"] else []
         marks += [f"write {line['mended']}"] if line["mended"] else []
         marks += ["left out, too long"] if line["cut"] else []
-        print(f"  {line['language'] or '-':>2} {line['tokens']:>4}  {line['text']}" + (f"   <- {'; '.join(marks)}" if marks else ""))
+        print(
+            f"  {line['language'] or '-':>2} {line['tokens']:>4}  {line['text']}"
+            + (f"   <- {'; '.join(marks)}" if marks else "")
+        )
     for line in lyrics["cropped"]:
         print(f"   left out, behind the end of the cropped audio: {line}")
     for warning in (*prompt["warnings"], *lyrics["warnings"]):

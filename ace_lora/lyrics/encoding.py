@@ -124,7 +124,9 @@ def _is_western(data: bytes) -> bool:
     alone = sum(len(run.group()) == 1 for run in runs)
     if alone > 0.5 * high:
         return True
-    inside = sum(data[run.start() - 1 : run.start()].isalpha() or data[run.end() : run.end() + 1].isalpha() for run in runs)
+    inside = sum(
+        data[run.start() - 1 : run.start()].isalpha() or data[run.end() : run.end() + 1].isalpha() for run in runs
+    )
     if max(len(run.group()) for run in runs) > 3 or high > 0.5 * len(data) or inside < 0.8 * len(runs):
         return False
     small = sum(byte >= 0xDF and byte != 0xF7 for run in runs for byte in run.group())

@@ -247,7 +247,9 @@ def _from_json(said: Any, depth: int) -> Entries | None:
         return Entries([])
     if isinstance(said.get("lrc"), dict):
         return _netease(said)
-    facts = {name: str(said[key]) for name, keys in _JSON_FACTS.items() for key in keys if isinstance(said.get(key), str)}
+    facts = {
+        name: str(said[key]) for name, keys in _JSON_FACTS.items() for key in keys if isinstance(said.get(key), str)
+    }
     for key in ("syncedLyrics", "plainLyrics", "subtitle_body", "lyrics_body", "lyrics", "lyric", "lines", "segments"):
         value = said.get(key)
         if isinstance(value, str) and value.strip():
@@ -303,4 +305,3 @@ def _json_entry(item: Any) -> Entry | None:
                     return Entry(seconds, text)
     # Without a time it is a line only where nothing else is in it, or a list of whole songs would be taken for one.
     return Entry(None, text) if "\n" not in text and len(item) <= 3 else None
-

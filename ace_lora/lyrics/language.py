@@ -123,7 +123,10 @@ def _switching(weights: dict[str, int], tokens: LyricTokens, main: str) -> list[
     parts = sorted(weights.items(), key=lambda item: -item[1])
     if len(parts) > 1 and parts[1][1] >= _SHARE_OF_SECOND * total:
         names = [_LANGUAGES_OF_SCRIPTS.get(script, "") for script, _ in parts[:2]]
-        shown = " and ".join(language_name(name) if name else f"words in {script} letters" for name, (script, _) in zip(names, parts, strict=False))
+        shown = " and ".join(
+            language_name(name) if name else f"words in {script} letters"
+            for name, (script, _) in zip(names, parts, strict=False)
+        )
         remarks.append(
             f"These lyrics mix {shown}; nearly all lines are read as {language_name(main)}, as the model was trained. "
             "If most of the song is in the other language, set the language of this song."

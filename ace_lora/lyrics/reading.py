@@ -66,7 +66,9 @@ def read_lyrics(
     if cropped_at is not None:
         if lines:
             text = crop(lines, 0.0, cropped_at)
-            cropped = [line.text for line in lines if line.seconds is not None and line.seconds >= cropped_at and line.text]
+            cropped = [
+                line.text for line in lines if line.seconds is not None and line.seconds >= cropped_at and line.text
+            ]
         elif text.strip():
             cropping_warnings.append("its lyrics have no times, so they are kept whole though the audio is cropped")
     tokens = tokenizer.tokenize(text, language or None, song)

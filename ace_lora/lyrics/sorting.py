@@ -66,7 +66,9 @@ def sort_lines(entries: Entries, title: str = "", artist: str = "") -> SortedLyr
     ]
     lines = _without_site_frame(lines)
     if len(words := [line.text for line in lines if line.kind == SUNG]) == 1 and PLACEHOLDER_ALONE.fullmatch(words[0]):
-        lines = [replace(line, kind=JUNK, why="stands where there are no lyrics") if line.text else line for line in lines]
+        lines = [
+            replace(line, kind=JUNK, why="stands where there are no lyrics") if line.text else line for line in lines
+        ]
     lines = [_junk(line) for line in lines]
     instrumental = entries.instrumental or any(line.why == _SAYS_NO_VOICE for line in lines)
     lines = _told_by_stamps(lines)
@@ -120,7 +122,9 @@ def _sung_after_all(lines: list[SortedLine]) -> list[SortedLine]:
 
 # --- The frame of a copied page ---
 
-_GENIUS_HEAD = re.compile(r"^\s*(?:\d[\d,.]*\s*)?(?:contributors?|contributeurs?|mitwirkende).{0,300}?lyrics\s*", re.IGNORECASE)
+_GENIUS_HEAD = re.compile(
+    r"^\s*(?:\d[\d,.]*\s*)?(?:contributors?|contributeurs?|mitwirkende).{0,300}?lyrics\s*", re.IGNORECASE
+)
 _GENIUS_TITLE = re.compile(r"^[^\[\]]{1,100}\blyrics\s*(?=\[|$)", re.IGNORECASE)
 _EMBED = re.compile(r"(?:^|(?<=\S))\d{0,6}K?Embed\s*$")
 _TICKETS = re.compile(
@@ -180,10 +184,12 @@ def script_of(text: str) -> str:
 
 
 _ROMAJI = re.compile(
-    r"(?:(?:[kgsztdnhbpmrfjv]|[kgsztdnhbpmr]y|ch|sh|ts|w|y)?[aiueoāīūēōâîûêô]+|n|[kstpgc](?=[kstpgc])|'|-)+", re.IGNORECASE
+    r"(?:(?:[kgsztdnhbpmrfjv]|[kgsztdnhbpmr]y|ch|sh|ts|w|y)?[aiueoāīūēōâîûêô]+|n|[kstpgc](?=[kstpgc])|'|-)+",
+    re.IGNORECASE,
 )
 _PINYIN = re.compile(
-    r"(?:(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:[iuüv]?[aoeiuüvāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}(?:ng|n|r)?)[1-5]?)+", re.IGNORECASE
+    r"(?:(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:[iuüv]?[aoeiuüvāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}(?:ng|n|r)?)[1-5]?)+",
+    re.IGNORECASE,
 )
 _PINYIN_TONE = re.compile(r"[āáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]|[a-z][1-5]\b", re.IGNORECASE)
 _PINYIN_ONLY = re.compile(r"\b(?:zh|q(?!u)|x)[a-zü]|\bqu\w|(?:iang|uang|iong|uai|ui|iu|ie|üe)\b", re.IGNORECASE)
@@ -212,7 +218,9 @@ def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
         return lines
     alone = [script_of(lines[group[0]].text) for group in groups if len(group) == 1]
     main = _main_script(lines, several, alone)
-    places = [scripts.index(main) for group in several if main in (scripts := [script_of(lines[i].text) for i in group])]
+    places = [
+        scripts.index(main) for group in several if main in (scripts := [script_of(lines[i].text) for i in group])
+    ]
     position = max(set(places), key=places.count, default=0)
     result = list(lines)
     for group in several:
@@ -378,7 +386,7 @@ _ENGLISH_PARTS = frozenset(
     "musik text texter komponist produzent gesang arrangeur слова музыка автор исполнитель композитор продюсер текст аранжировка słowa muzyka wykonawca "
     "söz müzik beste düzenleme söz-müzik lirik lagu pencipta penyanyi".split()
 )
-_CONNECTING = frozenset("by and & of at in the de del da do par von und y e et for in-house 与 和 及".split())
+_CONNECTING = frozenset(["by", "and", "&", "of", "at", "in", "the", "de", "del", "da", "do", "par", "von", "und", "y", "e", "et", "for", "in-house", "与", "和", "及"])
 # Labels that are credits wherever a colon follows; the others need another credit beside them.
 _CERTAIN_LABEL = re.compile(
     r"(?:作|填|译|譯|訳)[词詞]|[作谱譜]曲|[编編]曲|[制製]作人?|出品人?|[监監][制製]|混音.*|[录錄録]音.*|母[带帶].*|[和]声|原唱|演唱|[词詞]曲|发行|發行|OP|SP|ISRC|ISWC|작사|작곡|편곡|"
@@ -402,7 +410,11 @@ def _label_parts(label: str) -> list[str]:
     label = label.replace("(s)", "s")
     label = re.sub(r"[\[\](){}（）【】「」《》<>*#\"'“”]", " ", label)
     label = re.sub("(?<=[\u3040-\u30ff\u3400-\u9fff])\\s+(?=[\u3040-\u30ff\u3400-\u9fff])", "", label)
-    spaced = re.sub("(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])(?=[A-Za-z])|(?<=[A-Za-z.])(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])", " ", label)
+    spaced = re.sub(
+        "(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])(?=[A-Za-z])|(?<=[A-Za-z.])(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3])",
+        " ",
+        label,
+    )
     return [part for part in re.split(r"[/／、，,&＆+·・|]|\s(?:and|与|和|及)\s", spaced) if part.strip()]
 
 
@@ -416,9 +428,18 @@ def _is_label_part(part: str) -> bool:
     words = part.split()
     known = 0
     for word in words:
-        if _CJK_LABEL.fullmatch(word):
-            known += 1
-        elif word.casefold().strip(".()") in _ENGLISH_PARTS or word in ("OP", "SP", "VO", "MV", "PV", "Vo.", "Gt.", "Ba.", "Dr.", "Key."):
+        if _CJK_LABEL.fullmatch(word) or word.casefold().strip(".()") in _ENGLISH_PARTS or word in (
+            "OP",
+            "SP",
+            "VO",
+            "MV",
+            "PV",
+            "Vo.",
+            "Gt.",
+            "Ba.",
+            "Dr.",
+            "Key.",
+        ):
             known += 1
         elif word.casefold().strip(".") not in _CONNECTING and not word.isdigit():
             return False
@@ -429,7 +450,9 @@ def _credit_strength(text: str) -> int:
     """3: a credit whatever it stands beside; 2: one beside another; 1: a label and a colon, but unknown; 0: none."""
     if match := _BY.match(text.strip(" *-~【】[]()（）")):
         name = match["name"].strip(" .")
-        capitals = all(word[:1].isupper() or not word[:1].isalpha() or word in ("and", "of", "the", "de") for word in name.split())
+        capitals = all(
+            word[:1].isupper() or not word[:1].isalpha() or word in ("and", "of", "the", "de") for word in name.split()
+        )
         with_colon = bool(re.search(r"by\s*[:：]", text, re.IGNORECASE))
         return 3 if with_colon else 2 if capitals and len(name.split()) <= 10 else 0
     match = _LABELLED.match(text)
@@ -442,7 +465,9 @@ def _credit_strength(text: str) -> int:
         return 0
     label = match["label"]
     if _is_label(label):
-        if _SENTENCE_END.search(match["name"]) and not any(_CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)):
+        if _SENTENCE_END.search(match["name"]) and not any(
+            _CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)
+        ):
             return 1
         compact = "".join(re.sub(r"\s+", " ", part).strip() for part in _label_parts(label)[:1])
         certain = any(
@@ -468,9 +493,7 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
         strength = _credit_strength(line.text)
         if strength:
             found.append((index, strength))
-        elif head and len(titles) < 2 and not any(strength > 1 for _, strength in found) and _may_be_title(line.text):
-            titles.append(index)
-        elif head and _is_title(line.text, names):
+        elif (head and len(titles) < 2 and not any(strength > 1 for _, strength in found) and _may_be_title(line.text)) or (head and _is_title(line.text, names)):
             titles.append(index)
         else:
             break
@@ -487,7 +510,12 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
     credits |= {
         index
         for index in titles
-        if _is_title(lines[index].text, names) or (found and index < found[0][0] and (len(titles) == 1 or index == titles[0] or _is_short_name(lines[index].text)))
+        if _is_title(lines[index].text, names)
+        or (
+            found
+            and index < found[0][0]
+            and (len(titles) == 1 or index == titles[0] or _is_short_name(lines[index].text))
+        )
     }
     why = f"a credit at the {'head' if head else 'end'}"
     return [replace(line, kind=CREDIT, why=why) if index in credits else line for index, line in enumerate(lines)]
@@ -503,7 +531,11 @@ def _is_short_name(text: str) -> bool:
 
 def _is_title(text: str, names: set[str]) -> bool:
     """Whether a line names the song or its artist and nothing else: `晴天 - 周杰伦`."""
-    parts = [comparable(part) for part in re.split(r"\s[-–—/|]\s|[-–—]{1,2}(?=\S)|[《》「」『』]|\bby\b", text) if comparable(part)]
+    parts = [
+        comparable(part)
+        for part in re.split(r"\s[-–—/|]\s|[-–—]{1,2}(?=\S)|[《》「」『』]|\bby\b", text)
+        if comparable(part)
+    ]
     named = [part in names or comparable(re.sub(r"[(（].*?[)）]", "", part)) in names for part in parts]
     return bool(parts) and len(parts) > 1 and all(named)
 
@@ -535,10 +567,15 @@ _KNOWN_SPEAKER = (
     r"all|both|male|female|men|women|man|woman|boys?|girls?|duet|together|everyone|everybody|choir|backing|backing vocals|background|narrator|spoken|"
     r"singer \d|speaker \d|voice \d|vocalist \d|lead|m|f|m/f|b/g"
 )
-_SPEAKER_LINE = re.compile(rf"\s*[(（\[【<]?\s*(?:{_KNOWN_SPEAKER})\s*[)）\]】>]?\s*[:：]\s*(?P<rest>.*)", re.IGNORECASE)
+_SPEAKER_LINE = re.compile(
+    rf"\s*[(（\[【<]?\s*(?:{_KNOWN_SPEAKER})\s*[)）\]】>]?\s*[:：]\s*(?P<rest>.*)", re.IGNORECASE
+)
 _SPEAKER_ALONE = re.compile(rf"\s*[(（\[【<]\s*(?:{_KNOWN_SPEAKER})\s*[)）\]】>]\s*(?P<rest>.*)", re.IGNORECASE)
 _NAMED = re.compile(r"\s*[(（\[【]?(?P<name>[^:：()（）\[\]【】，。,.!?！？…]{1,24}?)[)）\]】]?\s*[:：]\s*(?P<rest>.*)")
-_SAYING = re.compile(r"(?:[说說道问問喊唱想叫答是有写寫听聽见見云曰]|告诉我?|whisper\w*|s[ai]\w*d?|says?|tell\w*|told|asks?|asked|know|was|is|like|this|that|be|to|me|you)$", re.IGNORECASE)
+_SAYING = re.compile(
+    r"(?:[说說道问問喊唱想叫答是有写寫听聽见見云曰]|告诉我?|whisper\w*|s[ai]\w*d?|says?|tell\w*|told|asks?|asked|know|was|is|like|this|that|be|to|me|you)$",
+    re.IGNORECASE,
+)
 
 
 def _speakers(lines: list[SortedLine]) -> list[SortedLine]:

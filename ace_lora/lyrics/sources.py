@@ -61,7 +61,9 @@ def found_lyrics(source: str, entries: Entries, names: SongNames | None = None) 
     """The sung lines of a text; None where nothing is sung and nothing says that there is no voice."""
     names = names or SongNames()
     details = sort_lines(entries, names.title, names.artist)
-    lines = [TimedLine(line.seconds, " ".join(line.sung.split())) for line in details.lines if line.sung or not line.text]
+    lines = [
+        TimedLine(line.seconds, " ".join(line.sung.split())) for line in details.lines if line.sung or not line.text
+    ]
     if details.instrumental:
         return FoundLyrics(source, (TimedLine(None, INSTRUMENTAL),), details)
     if not any(line.kind == "sung" for line in details.lines):
@@ -306,7 +308,9 @@ def _choose(found: list[tuple[_Candidate, FoundLyrics]], names: SongNames) -> Fo
         )
 
     best = max(range(len(found)), key=lambda index: (merit(index), -index))
-    same = [index for index in range(len(found)) if scripts[index] == scripts[best] and merit(index)[0] == merit(best)[0]]
+    same = [
+        index for index in range(len(found)) if scripts[index] == scripts[best] and merit(index)[0] == merit(best)[0]
+    ]
     same = [index for index in same if found[index][0].language in ("", found[best][0].language)] or [best]
     chosen = next((index for index in same if found[index][1].timed), best)
     lyrics = found[chosen][1]
@@ -348,7 +352,7 @@ def _read_tags(audio: Path) -> Any:
 
 def _embedded(audio: Path) -> Iterator[_Candidate]:
     """Every field of the tags that may hold lyrics."""
-    from mutagen.apev2 import APEv2, APENoHeaderError
+    from mutagen.apev2 import APENoHeaderError, APEv2
     from mutagen.id3 import ID3Tags
     from mutagen.mp4 import MP4Tags
 
@@ -376,7 +380,9 @@ def _comments(tags: Any, kind: str) -> Iterator[_Candidate]:
     for name in sorted(named, key=lambda name: (not name.casefold().startswith("synced"), name.casefold() != "lyrics")):
         values = named[name]
         for text in values if isinstance(values, list) else [values]:
-            yield _Candidate(f"{name.upper()} {kind}", read_entries(str(text)), _language(_COMMENT_NAME.fullmatch(name)))
+            yield _Candidate(
+                f"{name.upper()} {kind}", read_entries(str(text)), _language(_COMMENT_NAME.fullmatch(name))
+            )
 
 
 def _language(match: re.Match[str] | None) -> str:
@@ -410,9 +416,16 @@ def _frame_name(kind: str, frame: Any) -> str:
 
 def _frame_language(frame: Any) -> str:
     language = str(getattr(frame, "lang", "")).lower()
-    language = {"chi": "zh", "zho": "zh", "cmn": "zh", "jpn": "ja", "ger": "de", "deu": "de", "fre": "fr", "fra": "fr"}.get(
-        language, language[:2]
-    )
+    language = {
+        "chi": "zh",
+        "zho": "zh",
+        "cmn": "zh",
+        "jpn": "ja",
+        "ger": "de",
+        "deu": "de",
+        "fre": "fr",
+        "fra": "fr",
+    }.get(language, language[:2])
     return "" if language in ("xx", "un", "\0\0") else language
 
 

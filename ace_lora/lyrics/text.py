@@ -46,7 +46,9 @@ def suggest_structure_tag(name: str) -> str | None:
     for tag, words in _TAG_WORDS.items():
         for word in words.split("|"):
             # Short Latin words count only as whole words: "weekend" is no [end].
-            pattern = rf"(?<!\w){re.escape(word)}(?!\w)" if word[0].isalpha() and word[0] < "\u2000" else re.escape(word)
+            pattern = (
+                rf"(?<!\w){re.escape(word)}(?!\w)" if word[0].isalpha() and word[0] < "\u2000" else re.escape(word)
+            )
             if re.search(pattern, name):
                 return tag
     return None
@@ -81,17 +83,20 @@ _NAME = re.compile(
 )
 # Words that are sung as well; they need brackets or a colon.
 _ALSO_SUNG = frozenset(
-    "solo|hook|break|breakdown|drop|end|fin|start|begin|rap|coda|opening|ending|pont|ponte|puente|coro|verso|vers|完|"
-    "结束|結束|开始|開始|过渡|過渡|停顿|停頓|inst|stanza|说唱|說唱|introduction|第一段|第二段|第三段|reff|独奏|獨奏|伴奏".split("|")
+    ["solo", "hook", "break", "breakdown", "drop", "end", "fin", "start", "begin", "rap", "coda", "opening", "ending", "pont", "ponte", "puente", "coro", "verso", "vers", "完", "结束", "結束", "开始", "開始", "过渡", "過渡", "停顿", "停頓", "inst", "stanza", "说唱", "說唱", "introduction", "第一段", "第二段", "第三段", "reff", "独奏", "獨奏", "伴奏"]
 )
 # Words that stand in round brackets for what is sung behind the singer, rather than for a section.
-_ECHOED = frozenset("end|fin|start|begin|break|drop|完|结束|結束|开始|開始|停顿|停頓|过渡|過渡".split("|"))
+_ECHOED = frozenset(["end", "fin", "start", "begin", "break", "drop", "完", "结束", "結束", "开始", "開始", "停顿", "停頓", "过渡", "過渡"])
 # Sections whose text may follow the colon on the same line.
 _WITH_TEXT = ("[verse]", "[chorus]", "[pre-chorus]", "[bridge]", "[hook]", "[intro]", "[outro]")
 _OPENING, _CLOSING = "(（<＜《〈{｛「『", ")）>＞》〉}｝」』"
 _DECORATION = "*~～-–—=_#♪♫·•. "
-_TIMES = re.compile(r"\s*[(（\[]?\s*(?:[x×✕*]\s*(\d{1,2})|(\d{1,2})\s*(?:[x×✕]|times\b|遍|次|回))\s*[)）\]]?\s*$", re.IGNORECASE)
-_AGAIN = re.compile(r"\b(?:repeat(?:ed|s)?|again|twice|reprise|bis)\b|重[复複]|反复|くり返し|繰り返し|반복|повтор", re.IGNORECASE)
+_TIMES = re.compile(
+    r"\s*[(（\[]?\s*(?:[x×✕*]\s*(\d{1,2})|(\d{1,2})\s*(?:[x×✕]|times\b|遍|次|回))\s*[)）\]]?\s*$", re.IGNORECASE
+)
+_AGAIN = re.compile(
+    r"\b(?:repeat(?:ed|s)?|again|twice|reprise|bis)\b|重[复複]|反复|くり返し|繰り返し|반복|повтор", re.IGNORECASE
+)
 
 
 def heading_of(line: str) -> Heading | None:
@@ -237,7 +242,7 @@ def mark_structure(lyrics: str) -> str:
         if is_interjection(line):
             # With the section that it ends, unless it begins every chorus.
             following = _next_kind(keys[index + 1 :], lines[index + 1 :], chorus)
-            kind = following if previous is None or keys.count(key) >= 2 and following == "[chorus]" else previous
+            kind = following if previous is None or (keys.count(key) >= 2 and following == "[chorus]") else previous
             gap = gap and _sings_more(lines[index + 1 :])
         restarts = rounds and key == first and sections and keys[index - 1] != first
         if kind != previous or gap or restarts:

@@ -71,11 +71,11 @@ CREDITS = [
     ("English by", f"Written by: Ann Smith\nProduced by: Bob Jones\n\n{E}", E),
     ("English without colons", f"Lyrics by Ann Smith\nMusic by Bob Jones\n{E}", E),
     ("English labels", lrc("Lantern - Ann", "Lyrics: Ann", "Composer: Bob", "Mixing Engineer: Cyd", "Vocals: Ann", *E.split("\n")), E),
-    ("Spanish", f"Letra: Ana\nMúsica: Luis\nProductor: Eva\n\nNo puedo dormir\nEsperé toda la noche", "No puedo dormir\nEsperé toda la noche"),
-    ("Russian", f"Слова: Иванов\nМузыка: Петров\n\nЯ помню ночь\nи тихий свет", "Я помню ночь\nи тихий свет"),
+    ("Spanish", "Letra: Ana\nMúsica: Luis\nProductor: Eva\n\nNo puedo dormir\nEsperé toda la noche", "No puedo dormir\nEsperé toda la noche"),
+    ("Russian", "Слова: Иванов\nМузыка: Петров\n\nЯ помню ночь\nи тихий свет", "Я помню ночь\nи тихий свет"),
     ("JSON lines of NetEase", '{"t":0,"c":[{"tx":"作词: "},{"tx":"甲"}]}\n{"t":1000,"c":[{"tx":"作曲: "},{"tx":"乙"}]}\n' + lrc(*S.split("\n")), S),
     ("unknown label between known ones", lrc("作词：甲", "特别嘉宾：乙", "作曲：丙", *S.split("\n")), S),
-    ("title of the header", f"[ti:河灯]\n[ar:甲]\n[00:00.00]河灯 - 甲\n" + lrc(*S.split("\n")), S),
+    ("title of the header", "[ti:河灯]\n[ar:甲]\n[00:00.00]河灯 - 甲\n" + lrc(*S.split("\n")), S),
     ("writers at the end of a page", f"{E}\n\nWriter(s): Ann Smith, Bob Jones", E),
     # False friends
     ("in the middle stays", lrc("灯火在河面", "鼓：咚咚", "慢慢散开"), "灯火在河面\n鼓：咚咚\n慢慢散开"),
@@ -149,7 +149,7 @@ SPEAKERS = [
 JUNK = [
     ("site at the end", f"{E}\nwww.example-lyrics.com", E),
     ("address with words", f"更多歌词请访问 http://www.example.cn\n{S}", S),
-    ("made by", f"[00:00.00]LRC by somebody\n" + lrc(*S.split("\n")), S),
+    ("made by", "[00:00.00]LRC by somebody\n" + lrc(*S.split("\n")), S),
     ("歌词来自", lrc(*S.split("\n"), "歌词来自酷狗音乐"), S),
     ("rights", lrc(*S.split("\n"), "未经著作权人许可，不得翻唱、翻录或使用"), S),
     ("Musixmatch", f"{E}\n\n******* This Lyrics is NOT for Commercial use *******\n(1409618742397)", E),
@@ -183,7 +183,7 @@ PLACEHOLDERS = [
 
 FORMATS = [
     ("SRT", SRT.format(FIRST, SECOND), E),
-    ("SRT without numbers", "00:00:12,130 --> 00:00:15,000\n{0}\n\n00:00:16,000 --> 00:00:19,000\n{1}\n".format(FIRST, SECOND), E),
+    ("SRT without numbers", f"00:00:12,130 --> 00:00:15,000\n{FIRST}\n\n00:00:16,000 --> 00:00:19,000\n{SECOND}\n", E),
     ("SRT with styles", SRT.format(f"<i>{FIRST}</i>", f"{{\\an8}}<font color=\"#fff\">{SECOND}</font>"), E),
     ("SRT, a number is sung", SRT.format("1999", SECOND), f"1999\n{SECOND}"),
     ("WebVTT", f"WEBVTT\nKind: captions\n\nNOTE made here\n\n00:12.130 --> 00:15.000 align:start\n{FIRST}\n\nintro\n00:00:16.000 --> 00:00:19.000\n{SECOND}\n", E),

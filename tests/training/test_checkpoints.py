@@ -74,16 +74,33 @@ def test_old_ones_of_other_runs_stay(tmp_path):
     for step in (1, 2, 3, 4):
         newest = write(tmp_path, step)
         written += checkpoints.remove_old(tmp_path, "run", 2, newest)
-    assert [path.name for path in written] == ["epoch=0-step=1_lora", "epoch=0-step=2_lora"]
+    assert [(path.name, kept) for path, kept in written] == [
+        ("epoch=0-step=1_lora", None),
+        ("epoch=0-step=2_lora", None),
+    ]
     assert names(tmp_path) == ["epoch=0-step=3_lora", "epoch=0-step=4_lora", "epoch=0-step=900_lora"]
     assert checkpoints.remove_old(tmp_path, "run", 0, newest) == []
+
+
+def test_a_folder_that_holds_a_file_of_the_users_is_set_aside(tmp_path):
+    old = write(tmp_path, 1)
+    (old / "notes.txt").write_text("mine", encoding="utf-8")
+    ((folder, kept),) = checkpoints.remove_old(tmp_path, "run", 1, write(tmp_path, 2))
+    assert folder == old and names(tmp_path) == [".removed", "epoch=0-step=2_lora"]
+    assert (kept / old.name / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert json.loads((kept / "removed.json").read_text(encoding="utf-8"))["files"] == {old.name: old.name}
+    # So is one that gives way to the same step, trained again.
+    (tmp_path / "epoch=0-step=2_lora" / "mine.txt").touch()
+    assert (write(tmp_path, 2) / WEIGHTS_NAME).is_file()
+    assert len(list((tmp_path / ".removed").glob("*/epoch=0-step=2_lora/mine.txt"))) == 1
+    assert names(tmp_path) == [".removed", "epoch=0-step=2_lora"]
 
 
 def test_the_one_just_written_is_never_removed(tmp_path):
     # A run resumed at an early step, with later ones of the same run beside it.
     for step in (50, 60, 5):
         newest = write(tmp_path, step)
-    assert [path.name for path in checkpoints.remove_old(tmp_path, "run", 1, newest)] == [
+    assert [path.name for path, _ in checkpoints.remove_old(tmp_path, "run", 1, newest)] == [
         "epoch=0-step=50_lora",
         "epoch=0-step=60_lora",
     ]
