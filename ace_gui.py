@@ -1581,8 +1581,9 @@ class Workspace:
 
     def _config_of(self, lora: Path | None) -> str:
         """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
-        if lora and (lora / "adapter_config.json").is_file():
-            return shown_path(lora / "adapter_config.json", self.program)
+        for name in ("lora_config.json", "adapter_config.json"):  # the second: earlier versions
+            if lora and (lora / name).is_file():
+                return shown_path(lora / name, self.program)
         return Path(self.value_of("train", "lora_config_path", "config/lora_config_transformer_only.json")).as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
@@ -3014,7 +3015,7 @@ class Session:
         self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
         self.current_song = ""
         self.banner = None
-        if home:
+        if home and self.settings.last_project != str(home):
             self.settings.remember(home)
             self.save_settings()
         self._read_disk()
@@ -4145,7 +4146,8 @@ class Environment:
         """Run Python with these arguments (None: the scripts' Python), then ask it again."""
         if python is None and self._python() is None:
             return self.session.outcome("warn", "install.by_hand")
-        return self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
+        self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
+        return None
 
     def _installed(self) -> None:
         self.session.read_flags()
@@ -4990,14 +4992,9 @@ class FieldForm:
     """A step's settings as rows; values come from and go to the project through two functions."""
 
     def __init__(
-        self,
-        ui: Ui,
-        parent: tk.Widget,
-        fields: list[Field],
-        get: Callable[[Field], str],
-        put: Callable[[Field, str], None],
-        wide: bool = False,
-    ):
+        self, ui: Ui, parent: tk.Widget, fields: list[Field], get: Callable[[Field], str],
+        put: Callable[[Field, str], None], wide: bool = False,
+    ):  # fmt: skip
         """`wide`: for values as long as paths."""
         self.frame = ttk.Frame(parent)
         self.frame.columnconfigure(0, minsize=ui.px(120))
@@ -5183,6 +5180,15 @@ class Dialog:
 # --- 15. Pages --------------------------------------------------------------------------------------------------------
 
 
+def page_head(ui: Ui, page: ttk.Frame, key: str) -> ttk.Frame:
+    """A page's title, and below it what the page is for."""
+    head = ttk.Frame(page)
+    head.columnconfigure(0, weight=1)
+    ttk.Label(head, text=ui.t(f"title.{key}"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
+    wrapped(ttk.Label(head, text=ui.t(f"about.{key}"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
+    return head
+
+
 class StepPage:
     """The frame that every step's page has: what it does, its state, its start button, its settings."""
 
@@ -5190,11 +5196,8 @@ class StepPage:
         self.ui, self.session, self.runs, self.questions, self.key = ui, session, runs, questions, key
         self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
         stretch(self.frame, 0, 2)
-        head = ttk.Frame(self.frame)
+        head = page_head(ui, self.frame, key)
         head.grid(row=0, column=0, sticky="ew")
-        head.columnconfigure(0, weight=1)
-        ttk.Label(head, text=ui.t(f"title.{key}"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-        wrapped(ttk.Label(head, text=ui.t(f"about.{key}"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
         self.actions = ttk.Frame(head)
         self.actions.grid(row=0, column=1, rowspan=2, sticky="e", padx=(ui.px(12), 0))
         self.strip = ttk.Frame(self.frame, style="Info.TFrame", padding=(ui.px(10), ui.px(5)))
@@ -5210,7 +5213,6 @@ class StepPage:
         self.forms: list[FieldForm] = []
         self._advanced_flags: set[str] = set()
         self._swapped: list[tk.Widget] = []  # the advanced settings, and what gives its place to them
-        self._built_for: Any = None
         self.build()
 
     def build(self) -> None:
@@ -5701,6 +5703,8 @@ class TextsPage(StepPage):
             self._load_first()
         elif self.open_song is not None:
             self.reload()
+        elif session.songs:
+            self._load_first()
 
 
 class TrainPage(StepPage):
@@ -5788,13 +5792,8 @@ class EnvironmentPage:
         self.frame.columnconfigure(0, weight=11, uniform="environment")
         self.frame.columnconfigure(1, weight=9, uniform="environment")
         self.frame.rowconfigure(1, weight=1)
-        head = ttk.Frame(self.frame)
+        head = page_head(ui, self.frame, "environment")
         head.grid(row=0, column=0, columnspan=2, sticky="ew", pady=(0, ui.px(8)))
-        head.columnconfigure(0, weight=1)
-        ttk.Label(head, text=ui.t("title.environment"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-        wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(
-            row=1, column=0, sticky="ew"
-        )
         self._build_commands(head)
         self._list = ScrollFrame(ui, self.frame)
         self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))

@@ -27,16 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_lora.base_weights.download import check_base_weights, ensure_base_weights
-from ace_lora.base_weights.find import find_base_weights
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.device import Device, choose_device, free_device_memory, parse_device_name
 from ace_lora.files import rename, set_aside
-from ace_lora.lyrics.tokenize import LyricTokenizer, check_language
 from ace_lora.preprocessing.dataset import DatasetSong, read_dataset
 from ace_lora.preprocessing.lock import alone
 from ace_lora.preprocessing.plan import complete_fingerprints, needed_weights, plan_song, set_orphans_aside
-from ace_lora.preprocessing.texts import tokenize_all_lyrics, tokenize_lyrics, tokenize_prompts
 from ace_lora.preprocessing.work import STAGES, WEIGHTS, SongWork, clear_partial, partial_folder, piece_path
 from ace_lora.records.fingerprints import software_versions, weights_identity
 from ace_lora.records.format import RECORD_SUFFIX, Record, RecordError
@@ -44,6 +40,7 @@ from ace_lora.records.record import quantise_rows, read_record, write_record
 from ace_lora.records.tensor_file import read_tensors, write_tensors
 
 if TYPE_CHECKING:
+    from ace_lora.lyrics.tokenize import LyricTokenizer
     from ace_lora.preprocessing.networks import InputMaker, NetworkResult
 
 SSL_MODES = ("stored", "none", "at_training")
@@ -86,6 +83,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.base_weights.find import find_base_weights
+
     all_songs, (shard, shards) = check(args)
     songs = all_songs[shard - 1 :: shards]
     share = f", {len(songs)} of them in share {args.shard}" if shards > 1 else ""
@@ -138,6 +138,9 @@ class PreprocessingRun:
 
 def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]:
     """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
+    from ace_lora.base_weights.download import check_base_weights
+    from ace_lora.lyrics.tokenize import check_language
+
     problems, shard, songs = [], (1, 1), []
     try:
         shard = parse_shard(args.shard)
@@ -215,6 +218,8 @@ def tokenize_texts(
     works: list[SongWork], run: PreprocessingRun, weights: dict[str, Path], transformer: Path | None
 ) -> None:
     """Token ids of the prompts and lyrics that changed. Raises WrongInput where a language needs missing packages."""
+    from ace_lora.preprocessing.texts import tokenize_all_lyrics, tokenize_prompts
+
     prompts = [work for work in works if "text" in work.redo]
     if prompts:
         tokenize_prompts(prompts, weights["text_encoder"])
@@ -311,6 +316,8 @@ def store(stage: str, result: NetworkResult, work: SongWork, run: PreprocessingR
 def finish(work: SongWork, computed: dict[str, Piece], run: PreprocessingRun) -> None:
     """Put a song's pieces together, from this run, from waiting files and from its earlier record, and write it."""
     import torch
+
+    from ace_lora.preprocessing.texts import tokenize_lyrics
 
     old = read_record(work.old_path) if work.old_path and set(work.fingerprint) - {"audio"} - work.redo else None
     facts: dict[str, Any] = old.metadata if old else {}

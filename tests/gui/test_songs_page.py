@@ -218,3 +218,18 @@ def test_songs_that_cannot_be_removed_are_not_said_to_be(make_window):
     window.app.session.tell(ace_gui.ask_remove(window.app.session, window.app.session.songs))
     window.press("remove")
     assert window.banner().startswith("A file could not be used") and len(window.app.session.songs) == 2
+
+
+def test_name_and_folder_follow_each_other_without_changing_what_is_typed(make_window):
+    page = make_window().show("songs")
+    page.folder.set("Taudio/")  # on the way to a longer path
+    assert (page.folder.get(), page.name.get()) == ("Taudio/", "Taudio")
+    page.folder.set("Taudio/风格")
+    assert page.name.get() == "风格"
+    for wrong in ("", "a?", "x_prep"):  # no name of a folder: the folder stays
+        page.name.set(wrong)
+        assert page.folder.get() == "Taudio/风格"
+    page.name.set("b")
+    assert Path(page.folder.get()) == Path("Taudio", "b") and "disabled" not in str(page.apply_button.cget("state"))
+    page.folder.set("")
+    assert page.name.get() == "" and "disabled" in str(page.apply_button.cget("state"))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import convert2hf_dataset_new as convert
-import preprocess_dataset_new as preprocess
+from ace_lora.base_weights import find as base_weights
 from ace_lora.commands import run_script
 from ace_lora.records.format import RecordError
 from ace_lora.records.record import read_record
@@ -81,20 +81,20 @@ def test_a_base_with_another_network_makes_that_piece_again(two_songs, tmp_path_
 
 
 def test_weights_downloaded_during_the_first_run_are_the_same_in_the_second(two_songs, monkeypatch):
-    find, calls = preprocess.find_base_weights, []
+    find, calls = base_weights.find_base_weights, []
 
     def find_nothing_at_first(*arguments):
         calls.append(arguments)
         return {} if len(calls) == 1 else find(*arguments)
 
-    monkeypatch.setattr(preprocess, "find_base_weights", find_nothing_at_first)
+    monkeypatch.setattr(base_weights, "find_base_weights", find_nothing_at_first)
     assert two_songs.preprocess()[0] == 0
     assert two_songs.preprocess()[1].splitlines()[-1] == "done 0, skipped 2, failed 0"
 
 
 def test_base_weights_that_are_gone_count_as_unchanged(two_songs, monkeypatch):
     assert two_songs.preprocess()[0] == 0
-    monkeypatch.setattr(preprocess, "find_base_weights", lambda *arguments: {})
+    monkeypatch.setattr(base_weights, "find_base_weights", lambda *arguments: {})
     assert two_songs.preprocess()[1].splitlines()[-1] == "done 0, skipped 2, failed 0"
 
 
