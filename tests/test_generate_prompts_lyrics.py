@@ -155,7 +155,7 @@ def test_nobody_decided_so_the_song_waits(songs, capsys):
         in captured.out
     )
     assert captured.out.endswith("done 2, skipped 0, failed 0, waiting 1\n")
-    assert "error: 2 of 3 songs have lyrics, 1 wait for a decision: one.mp3." in captured.err
+    assert "error: 2 of 3 songs have lyrics, 1 waits for a decision: one.mp3." in captured.err
     assert "--assume_instrumental" in captured.err
     written = texts(songs)
     assert "one_lyrics.txt" not in written and "one_prompt.txt" in written
