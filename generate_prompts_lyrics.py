@@ -44,6 +44,7 @@ from ace_lora.lyrics.sorting import counted_kinds
 from ace_lora.lyrics.sources import (
     FoundLyrics,
     UnreadableTags,
+    caption_beside,
     embedded_lyrics,
     found_lyrics,
     lyrics_beside,
@@ -365,10 +366,13 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
             f"{proposal.service} ('{proposal.title}' by {proposal.artist})", read_entries(proposal.text)
         )
     ask_lyrics = task.lyrics and found is None and proposal is None and "model" in lyric_sources(args)
-    captioner = load_captioner() if task.prompt or ask_lyrics else None
+    written_tags = caption_beside(song) if task.prompt else []
+    if written_tags:
+        say(f"prompt from the caption in '{song.stem}.txt'")
+    captioner = load_captioner() if (task.prompt and not written_tags) or ask_lyrics else None
 
     waveform = None
-    if task.prompt or (task.lyrics and found is None):
+    if (task.prompt and not written_tags) or (task.lyrics and found is None):
         # All of it: what lies beyond the length that a captioner hears at once is heard in further parts.
         waveform = read_audio(song.audio, max_seconds=LONGEST_SONG_SECONDS)
         if waveform.warning:
@@ -377,12 +381,12 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
             say(f"lasts {waveform.original_seconds:.0f} s; only the first {LONGEST_SONG_SECONDS} s are heard")
     caption = None
     if captioner is not None:
-        ask_tags = task.prompt and captioner.gives_tags
+        ask_tags = task.prompt and not written_tags and captioner.gives_tags
         if ask_tags or ask_lyrics:
             caption = caption_waveform(
                 captioner, waveform, tags=ask_tags, lyrics=ask_lyrics, language=args.language, say=say
             )
-    tags = tags_of(waveform, caption, args, say) if task.prompt else None
+    tags = (written_tags or tags_of(waveform, caption, args, say)) if task.prompt else None
     if not task.lyrics:
         return Texts(tags)
     if found is not None:
@@ -686,9 +690,9 @@ def main(args: argparse.Namespace) -> None:
     print(f"done {done}, skipped {skipped}, failed {len(failed)}" + (f", waiting {len(waiting)}" if waiting else ""))
     problems = []
     if waiting:
+        wait = "waits" if len(waiting) == 1 else "wait"
         problems.append(
-            f"{done + skipped} of {len(tasks)} songs have lyrics, {len(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for a "
-            "decision: "
+            f"{done + skipped} of {len(tasks)} songs have lyrics, {len(waiting)} {wait} for a decision: "
             f"{', '.join(waiting)}. Put their lyrics beside them, let a model listen, or run again with "
             "--assume_instrumental to make all of these [instrumental]."
         )

@@ -7,8 +7,9 @@ import re
 from ace_lora.lyrics.phrases import alternatives
 
 # What a Chinese, Japanese or Korean label is made of: "录音棚", "混音/母带", "音乐制作人", "作詞・作曲".
+# Each part is taken as it is found first, so that a long row of them takes no time.
 CJK_LABEL = re.compile(
-    "(?:"
+    "(?:(?=("
     + alternatives(r"""
     作?[词詞曲]|填[词詞]|[词詞]曲|[谱譜]曲|[编編][曲写寫程]|改[编編]|演唱|原唱|主唱|[领領]唱|翻唱|独唱|獨唱|合唱
     重唱|[对對]唱|伴唱|歌手|[歌曲]名|歌曲|歌[词詞]?|唄|うた|[专專][辑輯]|[制製]作|[监監][制製]|出品|[发發]行|混音
@@ -27,7 +28,7 @@ CJK_LABEL = re.compile(
     エンジニア|アーティスト|アルバム|タイトル|작사|작곡|편곡|노래|보컬|가수|프로듀서|앨범|기타|베이스|드럼|피아노
     믹싱|마스터링|코러스
 """)
-    + ")+[人师師手者员員家方]?[们們]?"
+    + r"))\1)+[人师師手者员員家方]?[们們]?"
 )
 # The words of labels in European languages, Turkish and Indonesian.
 LABEL_WORDS = frozenset(

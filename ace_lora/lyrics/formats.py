@@ -59,7 +59,7 @@ def read_entries(text: str) -> Entries:
     if start.startswith("<") and re.search(r"<tt[\s>]", text):
         return Entries(_ttml(text))
     # Two spaces for a tab: what stands behind one may be another language.
-    text = "\n".join(clean_lines(without_markup(text).replace("\t", "  ")))
+    text = "\n".join(clean_lines(re.sub(" {3,}", "  ", without_markup(text).replace("\t", "  "))))
     if table := _table(text):
         return Entries(table)
     if _ULTRASTAR.search(text):
@@ -203,7 +203,7 @@ _FACT_NAMES = {"ti": "title", "ar": "artist", "al": "album", "la": "language", "
 
 
 def _lrc(text: str) -> Entries:
-    facts = {}
+    facts: dict[str, str] = {}
     for name, value in _FACT.findall(text):
         facts.setdefault(_FACT_NAMES.get(name.lower(), name.lower()), value.strip())
     lines = [_plain_stamp(_json_line(line)) for line in text.split("\n")]

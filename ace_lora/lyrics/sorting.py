@@ -235,12 +235,13 @@ def script_of(text: str) -> str:
     return best if counts[best] else ""
 
 
+# One syllable each; a word is taken apart from its start, once.
 _ROMAJI = re.compile(
-    r"(?:(?:[kgsztdnhbpmrfjv]|[kgsztdnhbpmr]y|ch|sh|ts|w|y)?[aiueoāīūēōâîûêô]+|n|[kstpgc](?=[kstpgc])|'|-)+",
-    re.IGNORECASE,
+    r"(?:ch|sh|ts|[kgnhbpmr]y|[kgsztdnhbpmrfjvwy])?[aiueoāīūēōâîûêô]|n|[kstpgc](?=[kstpgc])|['-]", re.IGNORECASE
 )
 _PINYIN = re.compile(
-    r"(?:(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:[iuüv]?[aoeiuüvāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}(?:ng|n|r)?)[1-5]?)+",
+    r"(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?[iuüv]?[aoeiuüāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}"
+    r"(?:ng|n(?![aoeiuü])|r(?![aoeiuü]))?[1-5]?",
     re.IGNORECASE,
 )
 _PINYIN_TONE = re.compile(r"[āáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]|[a-z][1-5]\b", re.IGNORECASE)
@@ -257,9 +258,9 @@ def is_romanised(line: str, script: str) -> bool:
     if not words:
         return False
     if script == "kana":
-        return sum(_ROMAJI.fullmatch(word) is not None for word in words) >= 0.85 * len(words)
+        return sum(not _ROMAJI.sub("", word) for word in words) >= 0.85 * len(words)
     if script == "han":
-        return sum(_PINYIN.fullmatch(word) is not None for word in words) >= 0.9 * len(words)
+        return sum(not _PINYIN.sub("", word) for word in words) >= 0.9 * len(words)
     if script == "hangul":
         return len(_KOREAN_READING.findall(line)) >= 0.25 * len(words)
     return False
@@ -268,7 +269,7 @@ def is_romanised(line: str, script: str) -> bool:
 def is_pinyin(lines: Sequence[str]) -> bool:
     """Whether lines of Latin letters are Chinese in pinyin: nearly all words are, and many could be nothing else."""
     words = re.findall(r"[A-Za-z\u00c0-\u01ff']+[1-5]?", " ".join(lines))
-    if len(words) < 6 or sum(_PINYIN.fullmatch(word) is not None for word in words) < 0.9 * len(words):
+    if len(words) < 6 or sum(not _PINYIN.sub("", word) for word in words) < 0.9 * len(words):
         return False
     certain = sum(bool(_PINYIN_TONE.search(word) or _PINYIN_ONLY.search(word)) for word in words)
     return certain >= 0.25 * len(words)

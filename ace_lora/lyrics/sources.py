@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ace_lora.files import MAX_TEXT_BYTES, read_bytes
-from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, is_guess, mend_latin1
+from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, is_guess, mend_latin1, read_any_text
 from ace_lora.lyrics.formats import Entries, Entry, read_entries
 from ace_lora.lyrics.sorting import SortedLyrics, is_romanised, script_of, sort_lines
 from ace_lora.lyrics.text import clean_lines, comparable
@@ -123,6 +123,17 @@ def lyrics_beside(
         if found is not None:
             return _with_encoding(found, path.name, used, asked=encoding is None)
     return None
+
+
+def caption_beside(song: SongFiles) -> list[str]:
+    """The tags in the `<CAPTION>` of a `<stem>.txt`, as another trainer writes it; empty where there is none."""
+    path = song.audio.with_suffix(".txt")
+    try:
+        text = read_any_text(path)[0] if path.exists() else ""
+    except (UnknownEncoding, ValueError, OSError):
+        return []  # said where it is read for lyrics
+    match = re.search(r"<caption>(.*?)</caption>", text, re.IGNORECASE | re.DOTALL)
+    return split_tags(" ".join(match.group(1).split())) if match else []
 
 
 def _with_encoding(found: FoundLyrics, name: str, encoding: str, *, asked: bool) -> FoundLyrics:

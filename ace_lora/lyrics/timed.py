@@ -259,7 +259,7 @@ def split(lines: Sequence[TimedLine], edges: Sequence[float]) -> list[list[Timed
     if all(line.seconds is None for line in lines):
         return None
     owners = _owners(lines)
-    pieces = []
+    pieces: list[list[TimedLine]] = []
     for start, end in itertools.pairwise(edges):
         kept = [index for index, seconds in enumerate(owners) if start <= seconds < end]
         piece = [
