@@ -59,7 +59,7 @@ def read_entries(text: str) -> Entries:
     if start.startswith("<") and re.search(r"<tt[\s>]", text):
         return Entries(_ttml(text))
     # Two spaces for a tab: what stands behind one may be another language.
-    text = "\n".join(clean_lines(re.sub(" {3,}", "  ", without_markup(text).replace("\t", "  "))))
+    text = re.sub(" {3,}", "  ", "\n".join(clean_lines(without_markup(text).replace("\t", "  "))))
     if table := _table(text):
         return Entries(table)
     if _ULTRASTAR.search(text):
