@@ -33,6 +33,7 @@ from ace_lora.training.flags import (
     wanted_precision,
 )
 from ace_lora.training.optimizers import optimizer_warnings
+from ace_lora.training.origins import remarks_on_origins
 from ace_lora.training.plan import Plan
 from ace_lora.training.resume import Resumed, check_unchanged, find_checkpoint, unchanging
 from ace_lora.training.songs import TrainingSong, has_timed_lyrics, scan_dataset
@@ -139,7 +140,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
         validation_indices=validation_indices,
         unchanging=now,
         resumed=resumed,
-        notes=notes + precision_notes + settings_notes(args, max_steps, len(training_indices)),
+        notes=[
+            *(*notes, *precision_notes, *settings_notes(args, max_steps, len(training_indices))),
+            *([] if args.trial_attempt else remarks_on_origins(songs)),
+        ],
     )
 
 
