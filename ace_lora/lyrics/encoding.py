@@ -9,7 +9,9 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 
+from ace_lora.files import MAX_TEXT_BYTES, read_bytes
 from ace_lora.lyrics.language_id import identify, squash
 from ace_lora.lyrics.packages import MissingLyricSupport
 
@@ -63,6 +65,24 @@ def decode_lyrics(data: bytes, name: str, encoding: str | None = None) -> tuple[
             f"{len(text)} characters are none. Open it in an editor that shows the text correctly and save it as UTF-8."
         )
     return text, encoding
+
+
+def read_song_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a prompt or lyrics file, line ends as `\\n`, stripped; `encoding` is that of files not in Unicode.
+
+    Raises UnknownEncoding where the encoding could only be guessed, UnusableFile for what is no file of a text's size,
+    and OSError.
+    """
+    data = read_bytes(path, MAX_TEXT_BYTES)
+    text, found = decode_lyrics(data, str(path))
+    if is_guess(found):
+        if encoding is None:
+            raise UnknownEncoding(
+                f"'{path}' is not UTF-8 text. Read as {found} it begins '{text.strip()[:20].splitlines()[0]}'. "
+                "Open it in an editor and save it with the encoding UTF-8, or name its encoding with --text_encoding."
+            )
+        text = decode_lyrics(data, str(path), encoding)[0]
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def is_guess(encoding: str) -> bool:
