@@ -92,7 +92,10 @@ except ImportError:
 VERSION = "1.0"
 PROGRAM_NAME = "ACE-Step LoRA"
 
-AUDIO_EXTENSIONS = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
+AUDIO_EXTENSIONS = (
+    ".aac", ".aif", ".aiff", ".ape", ".flac", ".m4a", ".m4b", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".tta",
+    ".wav", ".wma", ".wv",
+)  # fmt: skip
 INSTRUMENTAL = "[instrumental]"
 MAX_NAME = 40  # a project's name comes up twice in paths such as Taudio/<name>_prep/<song>; Windows allows 260 in all
 MAX_SONG_SECONDS = 360  # the scripts crop what is longer

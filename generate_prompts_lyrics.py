@@ -687,10 +687,10 @@ def main(args: argparse.Namespace) -> None:
     problems = []
     if waiting:
         problems.append(
-            f"{done + skipped} of {len(tasks)} songs have lyrics, {len(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for a "
-            "decision: "
-            f"{', '.join(waiting)}. Put their lyrics beside them, let a model listen, or run again with "
-            "--assume_instrumental to make all of these [instrumental]."
+            f"{done + skipped} of {len(tasks)} songs have lyrics, {len(waiting)} "
+            f"{'waits' if len(waiting) == 1 else 'wait'} for a decision: {', '.join(waiting)}. "
+            "Put their lyrics beside them, let a model listen, or run again with --assume_instrumental to make all of "
+            "these [instrumental]."
         )
     if failed:
         problems.append(
