@@ -7,8 +7,8 @@ Writes  OUTPUT_NAME/, a `datasets` folder with one row per song: keys, filename,
     python convert2hf_dataset_new.py --data_dir Taudio/xxx --output_name Taudio/xxx_filenames
 
 A song without a lyrics file becomes "[instrumental]", one without a prompt file gets --default_tag. Audio that cannot
-be opened, texts that are not UTF-8 and songs that would share one name stop the step before anything is written; empty
-prompts and missing lyrics are reported song by song.
+be opened, texts in no known encoding and songs that would share one name stop the step before anything is written;
+empty prompts and missing lyrics are reported song by song.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import WrongInput, run_script
-from ace_lora.files import TEMPORARY, UnusableFile, read_text, remove_own, replace_atomically
+from ace_lora.files import TEMPORARY, UnusableFile, remove_own, replace_atomically
+from ace_lora.lyrics.encoding import UnknownEncoding, is_guess, read_any_text
 from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, SongFiles, scan_songs, songs_with_equal_stem, split_tags
 
 COLUMNS = ("keys", "filename", "tags", "speaker_emb_path", "norm_lyrics", "recaption")
@@ -107,15 +108,21 @@ def audio_problems(song: SongFiles) -> list[str]:
     return []
 
 
-def read_song_text(path: Path) -> str:
-    """The stripped text of a prompt or lyrics file. Raises WrongInput where it cannot be read."""
+def read_song_text(path: Path, remarks: list[str]) -> str:
+    """The stripped text of a prompt or lyrics file; `remarks` takes a sentence where its encoding was guessed.
+
+    Raises WrongInput where it cannot be read.
+    """
     try:
-        return read_text(path)
-    except UnicodeDecodeError as error:
-        raise WrongInput(
-            f"'{path}' is not UTF-8 text ({error.reason} at byte {error.start}). Prompts and lyrics are read as UTF-8. "
-            "Open it in an editor and save it with the encoding UTF-8."
-        ) from error
+        text, encoding = read_any_text(path)
+        if is_guess(encoding):
+            remarks.append(
+                f"{path.name} is not Unicode; read as {encoding}, which is a guess, it says '{text[:40]}'. If that is "
+                "wrong, save it as UTF-8"
+            )
+        return text
+    except UnknownEncoding as error:
+        raise WrongInput(f"'{path}': {error}") from error
     except UnusableFile as error:
         what = str(error).removeprefix(f"'{path}' ")
         raise WrongInput(f"'{path}' cannot be read: it {what} Move it away, or put the text there.") from error
@@ -132,9 +139,9 @@ def song_row(song: SongFiles, data_dir: str, default_tag: str) -> tuple[dict[str
     An existing but empty prompt file wins over the default tag, an existing but empty lyrics file over [instrumental].
     Raises WrongInput for texts that cannot be read.
     """
-    remarks = []
+    remarks: list[str] = []
     if song.prompt.exists():
-        prompt = read_song_text(song.prompt)
+        prompt = read_song_text(song.prompt, remarks)
         if not split_tags(prompt):
             remarks.append(f"the prompt is empty ({song.prompt.name} holds no tag); write tags into it")
     else:
@@ -142,7 +149,7 @@ def song_row(song: SongFiles, data_dir: str, default_tag: str) -> tuple[dict[str
         if not split_tags(prompt):
             remarks.append(f"the prompt is empty ({song.prompt.name} is missing and there is no --default_tag)")
     if song.lyrics.exists():
-        lyrics = read_song_text(song.lyrics)
+        lyrics = read_song_text(song.lyrics, remarks)
         if not lyrics:
             remarks.append(
                 f"the lyrics are empty ({song.lyrics.name} holds no text); write {INSTRUMENTAL} if it is one"

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 
 from ace_lora.commands import run_script
 from ace_lora.processes import is_first_process, say
-from ace_lora.training.flags import BASE_PRECISIONS, LOGGERS, flag_problems
-from ace_lora.training.optimizers import OPTIMIZERS
+from ace_lora.training.flags import flag_problems
 from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -35,6 +34,10 @@ if TYPE_CHECKING:
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
+# Literals, because the window reads this file without running it.
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
+BASE_PRECISIONS = ("bf16", "int8", "nf4")
+LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

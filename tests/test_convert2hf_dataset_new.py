@@ -112,7 +112,7 @@ def test_all_problems_at_once_and_nothing_written(tmp_path, capsys):
     for name in ("twice.wav", "Twice.flac"):
         (folder / name).write_bytes(audio_bytes(Path(name).suffix))
     (folder / "gbk.wav").write_bytes(audio_bytes(".wav"))
-    (folder / "gbk_prompt.txt").write_bytes("民谣".encode("gbk"))
+    (folder / "gbk_prompt.txt").write_bytes(b"\x81\xff\xff\x80\x80\xff\xfe\x81\xff" * 3)
     output = tmp_path / "out"
     assert run("--data_dir", folder, "--output_name", output) == 2
     assert not output.exists() and [path.name for path in tmp_path.iterdir()] == ["songs"]
@@ -120,8 +120,23 @@ def test_all_problems_at_once_and_nothing_written(tmp_path, capsys):
     assert len(errors) == 4
     assert "'Twice.flac' and 'twice.wav' have the same name" in errors[0]
     assert "empty.mp3" in errors[1] and "empty" in errors[1]
-    assert "gbk_prompt.txt' is not UTF-8" in errors[2]
+    assert "gbk_prompt.txt' is neither UTF-8 nor gb18030" in errors[2]
     assert "text.flac" in errors[3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "gbk", "utf-8-sig"])
+def test_texts_of_other_encodings_are_read(tmp_path, capsys, encoding):
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(audio_bytes(".wav"))
+    (folder / "a_prompt.txt").write_bytes("民谣, 吉他, 女声".encode(encoding))
+    (folder / "a_lyrics.txt").write_bytes("灯火在河面慢慢散开\r\n我把名字写进风里来\r\n".encode(encoding))
+    assert run("--data_dir", folder, "--output_name", tmp_path / "out") == 0
+    row = datasets.load_from_disk(str(tmp_path / "out"))[0]
+    assert row["tags"] == ["民谣", "吉他", "女声"]
+    assert row["norm_lyrics"] == "灯火在河面慢慢散开\n我把名字写进风里来"
+    guessed = "a_lyrics.txt is not Unicode; read as gb18030, which is a guess, it says '灯火在河面慢慢散开"
+    assert (guessed in capsys.readouterr().out) == (encoding == "gbk")
 
 
 def test_no_songs_and_no_folder(tmp_path, capsys):

@@ -9,7 +9,9 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 
+from ace_lora.files import MAX_TEXT_BYTES, read_bytes
 from ace_lora.lyrics.language_id import identify, squash
 from ace_lora.lyrics.packages import MissingLyricSupport
 
@@ -65,6 +67,15 @@ def decode_lyrics(data: bytes, name: str, encoding: str | None = None) -> tuple[
     return text, encoding
 
 
+def read_any_text(path: Path) -> tuple[str, str]:
+    """(text, encoding) of a prompt or lyrics file, its line ends as `\\n`, stripped at both ends.
+
+    Raises UnknownEncoding, UnusableFile (a folder, too large), OSError.
+    """
+    text, encoding = decode_lyrics(read_bytes(path, MAX_TEXT_BYTES), path.name)
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip(), encoding
+
+
 def is_guess(encoding: str) -> bool:
     """Whether an answer of `decode_lyrics` was guessed from the bytes."""
     return not encoding.startswith(("utf-8", "utf-16")) or encoding == DAMAGED_UTF8
@@ -117,7 +128,7 @@ def legacy_encoding(data: bytes) -> str:
 def _is_western(data: bytes) -> bool:
     """Whether high bytes are what accented letters are: alone or in pairs, and inside words of plain letters.
 
-    Elsewhere they stand together. Pairs alone could be one Chinese character each; then most must be lower-case letters.
+    Elsewhere they stand together. Pairs alone could be a Chinese character each; then most must be small letters.
     """
     runs = list(_HIGH_RUN.finditer(data))
     high = sum(len(run.group()) for run in runs)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.files import read_text
+from ace_lora.lyrics.encoding import UnknownEncoding, read_any_text
 from ace_lora.lyrics.reading import song_language
 from ace_lora.songs import SongFiles, split_tags
 
@@ -106,7 +106,7 @@ def dataset_song(row: dict[str, Any], dataset: Path) -> DatasetSong:
             remarks.append(f"{path.name} is not what the dataset holds; run convert2hf_dataset_new.py again to use it")
     timed = _text_beside(files.timed_lyrics)
     if timed is None and files.timed_lyrics.exists():
-        remarks.append(f"{files.timed_lyrics.name} cannot be read as UTF-8 text; the lyrics are used without times")
+        remarks.append(f"{files.timed_lyrics.name} cannot be read as text; the lyrics are used without times")
     return DatasetSong(
         keys=row["keys"],
         audio=files.audio,
@@ -132,8 +132,8 @@ def find_audio(recorded: Path, dataset: Path) -> Path:
 
 def _text_beside(path: Path) -> str | None:
     try:
-        return read_text(path) if path.exists() else None
-    except (OSError, ValueError):  # no UTF-8, or no file that could be a text
+        return read_any_text(path)[0] if path.exists() else None
+    except (OSError, ValueError, UnknownEncoding):  # no text, or no file that could be one
         return None
 
 

@@ -10,8 +10,6 @@ from ace_lora.processes import outside_launcher
 from ace_lora.records.format import SECONDS_PER_LATENT_FRAME
 from ace_lora.training.optimizers import optimizer_problems
 
-BASE_PRECISIONS = ("bf16", "int8", "nf4")  # from the most memory to the least
-LOGGERS = ("tensorboard", "wandb", "csv", "none")
 # As Lightning names them; the short forms are Lightning's too.
 PRECISIONS = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
