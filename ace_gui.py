@@ -48,6 +48,7 @@ import csv
 import ctypes
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -1467,7 +1468,7 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
             changes["default"] = row.default if row.default in known.choices else known.default or known.choices[0]
         elif not row.basic and known.default and "{" not in row.default and row.kind != "bool":
             # What the script does when the flag is not given is what the form has to say.
-            same = known.default == row.default or _as_number(known.default) == _as_number(row.default) is not None
+            same = known.default == row.default or _as_number(known.default) == _as_number(row.default)
             changes["default"] = row.default if same else known.default
         shown.append(replace(row, **changes, script_default=known.default))
     table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
@@ -1480,11 +1481,12 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
     return shown
 
 
-def _as_number(text: str) -> float | None:
+def _as_number(text: str) -> float:
+    """NaN for what is no number: it equals nothing, and is neither larger nor smaller than anything."""
     try:
         return float(text)
     except ValueError:
-        return None
+        return math.nan
 
 
 def shown_path(path: Path, program: Path) -> str:
@@ -1647,7 +1649,7 @@ class Workspace:
     def _same(text: str, row: Field) -> bool:
         """Whether the script would take `text` anyway."""
         default = row.default if row.script_default is None else row.script_default
-        return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
+        return text == default or _as_number(text) == _as_number(default)
 
     def checkpoints(self) -> Path:
         return self.program / self.value_of("train", "output_dir", "checkpoints")
@@ -1862,20 +1864,16 @@ def take_receipt(space: Workspace, step: str, songs: list[Song]) -> dict[str, An
 
 def training_hints(values: dict[str, str]) -> list[str]:
     """Text keys of warnings about the optimizer (they do not block)."""
-    hints = []
-    rate, steps = _as_number(values.get("learning_rate", "")), _as_number(values.get("max_steps", ""))
-    beta2 = _as_number(values.get("beta2", "0.99"))
-    optimizer = values.get("optimizer", "adamw").lower()
-    if optimizer.startswith("prodigy") and rate is not None and rate < 0.1:
-        hints.append("hint.prodigy_rate")
-    if not optimizer.startswith("prodigy") and rate is not None and rate > 0.01:
-        hints.append("hint.high_rate")
-    if steps and beta2 is not None and 1 - beta2 < 1 / steps:
-        hints.append("hint.beta2")
-    save = _as_number(values.get("save_every_n_train_steps", ""))
-    if save and steps and save > steps:
-        hints.append("hint.save")
-    return hints
+    flags = ("learning_rate", "max_steps", "beta2", "save_every_n_train_steps")
+    rate, steps, beta2, save = (_as_number(values.get(flag, "0.99" if flag == "beta2" else "")) for flag in flags)
+    prodigy = values.get("optimizer", "adamw").lower().startswith("prodigy")
+    hints = {
+        "hint.prodigy_rate": prodigy and rate < 0.1,
+        "hint.high_rate": not prodigy and rate > 0.01,
+        "hint.beta2": steps and 1 - beta2 < 1 / steps,
+        "hint.save": steps and save > steps,
+    }
+    return [key for key, holds in hints.items() if holds]
 
 
 # Which savings a card of so many GB needs for a song of four minutes; only flags that the trainer knows are set.
@@ -1895,10 +1893,8 @@ def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path
     inner = ("Scripts/python.exe", "python.exe") if WINDOWS else ("bin/python3", "bin/python")
     found: list[tuple[str, Path]] = []
     if settings.python:
-        chosen = program / Path(settings.python).expanduser()
-        found += [
-            ("setting", path) for path in (chosen, *(chosen / name for name in inner))
-        ]  # also an environment's folder
+        chosen = program / Path(settings.python).expanduser()  # also an environment's folder
+        found += [("setting", path) for path in (chosen, *(chosen / name for name in inner))]
     for folder in (".venv", "venv", "python"):
         found += [(folder, program / folder / name) for name in inner]
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
@@ -2021,7 +2017,7 @@ def disk_estimate(space: Workspace, songs: list[Song]) -> float:
     """Bytes that preprocessing and training of this library will still take, at most."""
     seconds = sum(song.seconds if song.seconds else 240.0 for song in songs if song.record != "ok")
     kept = _as_number(space.value_of("train", "save_last", "5"))
-    return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
+    return seconds * PREP_BYTES_PER_SECOND + (kept if kept > 0 else 20) * CHECKPOINT_BYTES
 
 
 def read_groups(start: Path) -> dict[str, str]:
@@ -2059,106 +2055,89 @@ class Finding:
 
 def judge_environment(
     space: Workspace, songs: list[Song], python: tuple[str, Path] | None, report: dict[str, Any] | None
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Everything that the scripts need, and what is wrong with it. `report` is None while it is being asked."""
-    findings = []
     if python is None:
-        findings.append(Finding("bad", "env.no_python", {}, "python"))
+        yield Finding("bad", "env.no_python", {}, "python")
     else:
-        findings.append(Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python"))
+        yield Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python")
         if space.settings.python and python[0] != "setting":
-            findings.append(Finding("warn", "env.python_setting", {"path": space.settings.python}, "python"))
-        findings += _judge_report(space, report)
-    missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
+            yield Finding("warn", "env.python_setting", {"path": space.settings.python}, "python")
+        yield from _judge_report(report)
+    missing = ", ".join(script for script in SCRIPTS if not (space.program / script).is_file())
     if missing:
-        findings.append(
-            Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program")
-        )
+        yield Finding("bad", "env.script", {"script": missing, "folder": space.program}, "program")
     else:
-        findings.append(Finding("ok", "env.scripts", {"folder": space.program}))
-    findings += _judge_disk(space, songs)
-    findings += _judge_weights(space)
-    if pinyin_missing():
-        findings.append(Finding("warn", "env.pypinyin", {}, "pypinyin"))
-    return findings
+        yield Finding("ok", "env.scripts", {"folder": space.program})
+    try:
+        free, need = free_bytes(space.project.home or space.program), disk_estimate(space, songs)
+        fields = {"free": human_bytes(free), "need": human_bytes(need)}
+        yield Finding("bad", "env.disk_short", fields) if free < need else Finding("ok", "env.disk", fields)
+    except OSError as error:
+        yield Finding("warn", "env.disk_unknown", {"error": error})
+    yield _judge_weights(space)
+    if not _pinyin("中"):
+        yield Finding("warn", "env.pypinyin", {}, "pypinyin")
 
 
-def pinyin_missing() -> bool:
-    return not _pinyin("中")
-
-
-def _judge_report(space: Workspace, report: dict[str, Any] | None) -> list[Finding]:
+def _judge_report(report: dict[str, Any] | None) -> Iterator[Finding]:
     if report is None:
-        return [Finding("info", "env.asking")]
+        yield Finding("info", "env.asking")
+        return
     if "error" in report:
-        return [Finding("bad", "env.python_broken", {"error": report["error"]}, "python")]
-    findings = []
-    version = tuple(int(part) for part in report["python"].split(".")[:2])
+        yield Finding("bad", "env.python_broken", {"error": report["error"]}, "python")
+        return
     if report.get("bits") == 32:
-        findings.append(Finding("bad", "env.bits", {}, "python"))
-    if version < (3, 10):
-        findings.append(Finding("bad", "env.python_old", {"version": report["python"]}, "python"))
+        yield Finding("bad", "env.bits", {}, "python")
+    if tuple(int(part) for part in report["python"].split(".")[:2]) < (3, 10):
+        yield Finding("bad", "env.python_old", {"version": report["python"]}, "python")
     else:
-        findings.append(Finding("ok", "env.python_version", {"version": report["python"]}))
+        yield Finding("ok", "env.python_version", {"version": report["python"]})
     if "torch" not in report:
         error = report.get("torch_error", "")
         key = "env.no_torch" if "No module named" in error or not error else "env.torch_broken"
-        findings.append(Finding("bad", key, {"error": error}, "install"))
+        yield Finding("bad", key, {"error": error}, "install")
     else:
-        findings += _judge_cards(report)
-    missing = [name for name in REQUIRED_PACKAGES[1:] if not report["packages"].get(name)]
+        yield from _judge_cards(report)
+    packages = {name: report["packages"].get(name) for name in REQUIRED_PACKAGES[1:]}
+    missing = ", ".join(name for name, version in packages.items() if not version)
     if missing:
-        findings.append(Finding("bad", "env.packages", {"names": ", ".join(missing)}, "install"))
+        yield Finding("bad", "env.packages", {"names": missing}, "install")
     else:
-        known = ", ".join(f"{name} {report['packages'][name]}" for name in REQUIRED_PACKAGES[1:])
-        findings.append(Finding("ok", "env.packages_ok", {"names": known}))
+        known = ", ".join(f"{name} {version}" for name, version in packages.items())
+        yield Finding("ok", "env.packages_ok", {"names": known})
     if not report["packages"].get("tensorboard"):
-        findings.append(Finding("warn", "env.tensorboard", {}, "tensorboard"))
-    return findings
+        yield Finding("warn", "env.tensorboard", {}, "tensorboard")
 
 
-def _judge_cards(report: dict[str, Any]) -> list[Finding]:
-    findings = [Finding("ok", "env.torch", {"version": report["torch"], "cuda": report["cuda_build"] or "-"})]
+def _judge_cards(report: dict[str, Any]) -> Iterator[Finding]:
+    yield Finding("ok", "env.torch", {"version": report["torch"], "cuda": report["cuda_build"] or "-"})
     for card in report.get("cards", []):
         fields = {"name": card["name"], "gb": f"{card['gb']:.1f}", "free": f"{card['free_gb']:.1f}"}
-        findings.append(Finding("ok" if card["gb"] >= 7.5 else "warn", "env.card", fields))
-        findings.append(Finding("ok", "env.bf16") if card["bf16"] else Finding("warn", "env.no_bf16"))
+        yield Finding("ok" if card["gb"] >= 7.5 else "warn", "env.card", fields)
+        yield Finding("ok", "env.bf16") if card["bf16"] else Finding("warn", "env.no_bf16")
     if not report.get("cards"):
         if report.get("mps"):
-            findings.append(Finding("warn", "env.mps"))
+            yield Finding("warn", "env.mps")
         elif not report["cuda_build"] and shutil.which("nvidia-smi"):
-            findings.append(Finding("bad", "env.cpu_torch", {}, "install"))
+            yield Finding("bad", "env.cpu_torch", {}, "install")
         else:
-            findings.append(Finding("warn", "env.no_card"))
-    return findings
+            yield Finding("warn", "env.no_card")
 
 
-def _judge_disk(space: Workspace, songs: list[Song]) -> list[Finding]:
-    try:
-        free = free_bytes(space.project.home or space.program)
-    except OSError as error:
-        return [Finding("warn", "env.disk_unknown", {"error": error})]
-    need = disk_estimate(space, songs)
-    fields = {"free": human_bytes(free), "need": human_bytes(need)}
-    if free < need:
-        return [Finding("bad", "env.disk_short", fields)]
-    return [Finding("ok", "env.disk", fields)]
-
-
-def _judge_weights(space: Workspace) -> list[Finding]:
+def _judge_weights(space: Workspace) -> Finding:
     weights = find_weights(space.settings, space.program)
     missing = [part for part, (path, _) in weights.items() if path is None]
-    source = space.settings.endpoint or os.environ.get("HF_ENDPOINT") or MIRRORS[0]
     if not missing:
         total = sum(size for _, size in weights.values())
         folder = next(iter(weights.values()))[0]
-        return [Finding("ok", "env.weights", {"size": human_bytes(total), "folder": folder.parent if folder else ""})]
+        return Finding("ok", "env.weights", {"size": human_bytes(total), "folder": folder.parent if folder else ""})
     size = sum(BASE_WEIGHTS[part][2] for part in missing)
+    source = space.settings.endpoint or os.environ.get("HF_ENDPOINT") or MIRRORS[0]
     fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
     if space.settings.offline:
-        return [Finding("bad", "env.weights_offline", fields, "source")]
-    mend = "weights" if can_download(space.program) else "source"
-    return [Finding("warn", "env.weights_missing", fields, mend)]
+        return Finding("bad", "env.weights_offline", fields, "source")
+    return Finding("warn", "env.weights_missing", fields, "weights" if can_download(space.program) else "source")
 
 
 def can_download(program: Path) -> bool:
@@ -2167,9 +2146,8 @@ def can_download(program: Path) -> bool:
 
 def report_text(findings: list[Finding], language: str) -> str:
     marks = {"ok": "[ok]  ", "warn": "[!]   ", "bad": "[X]   ", "info": "[..]  "}
-    lines = [f"{PROGRAM_NAME} {VERSION} · {sys.platform}"]
-    lines += [marks[finding.level] + finding.say(language) for finding in findings]
-    return "\n".join(lines)
+    lines = [marks[finding.level] + finding.say(language) for finding in findings]
+    return "\n".join([f"{PROGRAM_NAME} {VERSION} · {sys.platform}", *lines])
 
 
 # --- 7. Log text ------------------------------------------------------------------------------------------------------
@@ -2274,59 +2252,43 @@ class Progress:
 _STEP_LINE = re.compile(r"\bstep (\d+)/(\d+)\b")
 _SONG_LINE = re.compile(r"\bsong (\d+)/(\d+) \| (.*?) \| (.*)")
 _BAR = re.compile(
-    r"(?P<label>[^|\r\n]*?):?\s*\d+%\|[^|]*\|\s*(?P<done>[\d.]+)(?P<du>[kMGT]?)i?B?/(?P<total>[\d.]+)(?P<tu>[kMGT]?)i?B?"
-    r"\s*\[(?P<spent>[\d:]+)<(?P<left>[\d:?]+)(?:,\s*(?P<rate>[\d.]+|\?)\s*(?P<unit>[^\s,\]]+))?"
+    r"(?P<label>[^|\r\n]*?):?\s*\d+%\|[^|]*\|\s*(?P<done>[\d.]+)(?P<done_unit>[kMGT]?)i?B?"
+    r"/(?P<total>[\d.]+)(?P<total_unit>[kMGT]?)i?B?\s*\[[\d:]+<[\d:?]+"
 )
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-_LOSS = re.compile(r"\bloss(?:\s*=\s*|\s+)" + _NUMBER)
-_LR = re.compile(r"\b(?:lr|learning_rate)(?:\s*=\s*|\s+)" + _NUMBER)
+_PLAIN_FIGURES = {
+    "loss": re.compile(r"\bloss(?:\s*=\s*|\s+)" + _NUMBER),
+    "learning_rate": re.compile(r"\b(?:lr|learning_rate)(?:\s*=\s*|\s+)" + _NUMBER),
+}
 _RATE = re.compile(_NUMBER + r"\s*(it/s|s/it)")
-_LEFT = re.compile(r"\bleft ([\d:]+)")
+_LEFT = re.compile(r"(?:\bleft |\[[\d:]+<)([\d:]+)")
 
 
-def _clock(text: str) -> float | None:
-    if not re.fullmatch(r"[\d:]+", text):
-        return None
-    seconds = 0
-    for part in text.split(":"):
-        seconds = seconds * 60 + int(part or 0)
-    return float(seconds)
-
-
-def _group(pattern: re.Pattern[str], line: str) -> float | None:
-    match = pattern.search(line)
-    return float(match.group(1)) if match else None
-
-
-def _rate_in(line: str) -> float | None:
-    match = _RATE.search(line)
-    if not match:
-        return None
-    value = float(match.group(1))
-    return value if match.group(2) == "it/s" else 1 / value if value else None
+def _figures(line: str) -> dict[str, float]:
+    """What stands in a line: loss and learning_rate, rate in items per second, left in seconds."""
+    found = {name: float(m[1]) for name, pattern in _PLAIN_FIGURES.items() if (m := pattern.search(line))}
+    if (match := _RATE.search(line)) and (value := float(match[1])):
+        found["rate"] = value if match[2] == "it/s" else 1 / value
+    if match := _LEFT.search(line):
+        found["left"] = 0.0
+        for part in match[1].split(":"):
+            found["left"] = found["left"] * 60 + int(part or 0)
+    return found
 
 
 def parse_progress(line: str) -> Progress | None:
     """The progress that a line reports: the trainer's `step` lines, `song` lines, or a tqdm bar."""
     if match := _STEP_LINE.search(line):
-        left = _LEFT.search(line)
-        return Progress(
-            int(match.group(1)), int(match.group(2)), "step", rate=_rate_in(line),
-            left=_clock(left.group(1)) if left else None, loss=_group(_LOSS, line), learning_rate=_group(_LR, line),
-        )  # fmt: skip
+        return Progress(int(match[1]), int(match[2]), "step", **_figures(line))
     if match := _SONG_LINE.search(line):
         done, total, name, outcome = match.groups()
         return Progress(int(done), int(total), "song", label=name, failed=outcome.startswith("failed"))
     if "%|" in line and (match := _BAR.search(line)):
         factor = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-        done = int(float(match["done"]) * factor[match["du"]])
-        total = int(float(match["total"]) * factor[match["tu"]])
+        done, total = (int(float(match[part]) * factor[match[f"{part}_unit"]]) for part in ("done", "total"))
         if total > 0:
-            rate = _rate_in(line) if not match["du"] else None
-            return Progress(
-                done, total, "bar", label=match["label"].strip(), rate=rate, left=_clock(match["left"]),
-                loss=_group(_LOSS, line), learning_rate=_group(_LR, line),
-            )  # fmt: skip
+            progress = Progress(done, total, "bar", label=match["label"].strip(), **_figures(line))
+            return replace(progress, rate=None) if match["done_unit"] else progress  # bytes, not steps
     return None
 
 
@@ -2371,6 +2333,10 @@ KNOWN_ERRORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("err.shape", ("size mismatch for", "misshapen", "must match the size of tensor")),
     ("err.syntax", ("syntaxerror:",)),
 )  # fmt: skip
+EXIT_CODES = {
+    -9: "err.killed", 137: "err.killed", -11: "err.crash", 139: "err.crash", 3221225477: "err.crash",
+    -1073741819: "err.crash", 130: "err.interrupted", 2: "err.input",
+}  # fmt: skip
 # Those that the environment page can help with.
 ENVIRONMENT_ERRORS = ("err.package", "err.cpu_torch", "err.no_card", "err.offline")
 # Looking for 80 short texts costs more than for one pattern that nearly never matches, so that is asked first.
@@ -2397,17 +2363,7 @@ def explain_exit(code: int | None, errors: list[tuple[str, dict[str, str]]]) -> 
     """What to tell about a failed run: known errors, else what the exit status alone says."""
     order = [key for key, _ in KNOWN_ERRORS]
     known = sorted(errors, key=lambda item: order.index(item[0]))[:2]
-    if known:
-        return known
-    if code in (-9, 137):
-        return [("err.killed", {})]
-    if code in (-11, 139, 3221225477, -1073741819):
-        return [("err.crash", {})]
-    if code == 130:
-        return [("err.interrupted", {})]
-    if code == 2:
-        return [("err.input", {})]
-    return [("err.unknown", {})]
+    return known or [(EXIT_CODES.get(code, "err.unknown"), {})]
 
 
 _LOOKS_WRONG = re.compile(r"(?i:\b(?:error|exception|traceback|failed|fatal)\b)|[a-z](?:Error|Exception)\b|错误|失败")
@@ -2461,28 +2417,24 @@ class Curve:
         return new
 
     def _add_row(self, row: dict[str, str]) -> bool:
-        step = _as_number(row.get("step", ""))
-        if step is None:
+        names = ("step", "loss", "loss_smooth", "learning_rate", "val_loss")
+        step, loss, smooth, rate, validation = (_as_number(row.get(name, "")) for name in names)
+        if not math.isfinite(step):
             return False
-        loss = _as_number(row.get("loss", ""))
-        if loss is not None and loss == loss:
-            self.add(int(step), loss, _as_number(row.get("loss_smooth", "")), _as_number(row.get("learning_rate", "")))
-        validation = _as_number(row.get("val_loss", ""))
-        if validation is not None and validation == validation:
+        if loss == loss:
+            self.add(int(step), loss, smooth, rate)
+        if validation == validation:
             self.validation.append((int(step), validation))
         return True
 
-    def add(self, step: int, loss: float, smooth: float | None, rate: float | None) -> None:
-        if self.steps and step <= self.steps[-1]:  # a resumed run repeats steps: the later value counts
-            while self.steps and self.steps[-1] >= step:
-                for values in (self.steps, self.loss, self.smooth, self.rate):
-                    values.pop()
-        if smooth is None:
+    def add(self, step: int, loss: float, smooth: float = math.nan, rate: float = math.nan) -> None:
+        while self.steps and self.steps[-1] >= step:  # a resumed run repeats steps: the later value counts
+            for values in (self.steps, self.loss, self.smooth, self.rate):
+                values.pop()
+        if smooth != smooth:
             smooth = loss if not self.smooth else self.smooth[-1] * 0.95 + loss * 0.05
-        self.steps.append(step)
-        self.loss.append(loss)
-        self.smooth.append(smooth)
-        self.rate.append(rate if rate is not None else float("nan"))
+        for values, value in ((self.steps, step), (self.loss, loss), (self.smooth, smooth), (self.rate, rate)):
+            values.append(value)
 
 
 def read_trial(folder: Path, since: float) -> dict[str, Any] | None:
@@ -2499,12 +2451,10 @@ def trial_sentence(language: str, result: dict[str, Any]) -> str:
     """A trial's result for the user: time, memory and disk of the whole run, and the savings that it needs."""
     if not result.get("fits"):
         return say(language, "trial.unfit")
-    hours = float(result.get("hours") or 0)
-    fields = {
-        "seconds": f"{float(result.get('seconds_per_step') or 0):.2f}", "steps": result.get("max_steps", "?"),
-        "hours": human_seconds(hours * 3600), "peak": f"{float(result.get('peak_memory_gb') or 0):.1f} GB",
-        "memory": f"{float(result.get('memory_gb') or 0):.1f} GB", "disk": f"{float(result.get('disk_gb') or 0):.1f} GB",
-    }  # fmt: skip
+    names = ("seconds_per_step", "hours", "peak_memory_gb", "memory_gb", "disk_gb")
+    seconds, hours, *sizes = (float(result.get(name) or 0) for name in names)
+    fields = {"seconds": f"{seconds:.2f}", "steps": result.get("max_steps", "?"), "hours": human_seconds(hours * 3600)}
+    fields.update(zip(("peak", "memory", "disk"), (f"{size:.1f} GB" for size in sizes), strict=True))
     lines = [say(language, "trial.fits", fields)]
     if result.get("savings"):
         lines.append(say(language, "trial.savings", {"flags": saving_flags(result)}))
@@ -2517,13 +2467,10 @@ def saving_flags(result: dict[str, Any]) -> str:
 
 def find_metrics(folder: Path) -> Path | None:
     """The newest metrics.csv under the trainer's log folder."""
-    try:
-        files = [
-            path for pattern in ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv") for path in folder.glob(pattern)
-        ]
+    with contextlib.suppress(OSError):
+        files = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}metrics.csv")]
         return max(files, key=lambda path: path.stat().st_mtime, default=None)
-    except OSError:
-        return None
+    return None
 
 
 def thin_out(xs: list[int], ys: list[float], columns: int) -> list[tuple[float, float]]:
@@ -2545,7 +2492,7 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     if not high > low:
         return [low]
     raw = (high - low) / wanted
-    power = 10.0 ** (len(str(int(raw))) - 1 if raw >= 1 else -len(re.match(r"0*", f"{raw:.12f}"[2:]).group()) - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
     size = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first = int(low / size) * size
     ticks = [first + index * size for index in range(wanted + 4)]
@@ -3754,7 +3701,7 @@ class TrainingCurve:
         if found is None or found.loss is None or curve is None or curve.path is not None:
             return
         if found.done not in curve.steps[-1:]:
-            curve.add(found.done, found.loss, None, found.learning_rate)
+            curve.add(found.done, found.loss, rate=found.learning_rate or math.nan)
 
     def follow(self, begun: float) -> bool:
         """Whether the curve of the training that began then may have grown; looks once a second."""
@@ -4124,7 +4071,8 @@ class Environment:
     def findings(self) -> list[Finding]:
         session = self.session
         candidates = python_candidates(session.settings, session.program)
-        return judge_environment(session.space, session.songs, candidates[0] if candidates else None, self.report)
+        python = candidates[0] if candidates else None
+        return list(judge_environment(session.space, session.songs, python, self.report))
 
     def installations(self) -> list[tuple[str, list[str]]]:
         """(label, arguments after the Python) of everything that can be installed or downloaded with one click."""
@@ -4249,6 +4197,31 @@ class Ui:
         """A length for 100 % on this screen."""
         return max(1, round(length * self.scale)) if length else 0
 
+    def pad(self, blank: Any) -> Any:
+        """The blank on one, two or four sides, in lengths for 100 %."""
+        return tuple(map(self.px, blank)) if isinstance(blank, tuple) else self.px(blank)
+
+    def put(
+        self, widget: Any, row: int, column: int, sticky: str = "", padx: Any = 0, pady: Any = 0, **more: Any
+    ) -> Any:
+        """Put a widget into its parent's grid; returns the widget."""
+        widget.grid(row=row, column=column, sticky=sticky, padx=self.pad(padx), pady=self.pad(pady), **more)
+        return widget
+
+    def line_up(self, widget: Any, side: str = "left", padx: Any = 0) -> Any:
+        """Put a widget beside those that are in its parent already; returns the widget."""
+        widget.pack(side=side, padx=self.pad(padx))
+        return widget
+
+    def frame(self, parent: tk.Misc, style: str = "TFrame", padding: Any = 0) -> ttk.Frame:
+        return ttk.Frame(parent, style=style, padding=self.pad(padding))
+
+    def label(self, parent: tk.Misc, key: str, style: str = "TLabel") -> ttk.Label:
+        return ttk.Label(parent, text=self.t(key), style=style)
+
+    def button(self, parent: tk.Misc, key: str, command: Callable[[], Any], style: str = "TButton") -> ttk.Button:
+        return ttk.Button(parent, text=self.t(key), style=style, command=command)
+
     def t(self, key: str, **fields: Any) -> str:
         return say(self.language, key, fields)
 
@@ -4256,20 +4229,16 @@ class Ui:
         families = set(tkfont.families(self.root))
         text = next((name for name in FONT_CHOICES[self.language] if name in families), None)
         mono = next((name for name in MONO_CHOICES if name in families), None)
-        for name, size, weight in (
-            ("TkDefaultFont", 10, "normal"), ("TkTextFont", 10, "normal"), ("TkMenuFont", 10, "normal"),
-            ("TkHeadingFont", 10, "normal"), ("TkCaptionFont", 10, "normal"), ("TkTooltipFont", 9, "normal"),
-        ):  # fmt: skip
-            font = tkfont.nametofont(name, root=self.root)
-            font.configure(size=size, weight=weight, **({"family": text} if text else {}))
-        tkfont.nametofont("TkFixedFont", root=self.root).configure(size=9, **({"family": mono} if mono else {}))
+        for name in ("Default", "Text", "Menu", "Heading", "Caption", "Tooltip", "Fixed"):
+            font, family = tkfont.nametofont(f"Tk{name}Font", root=self.root), mono if name == "Fixed" else text
+            size = 9 if name in ("Tooltip", "Fixed") else 10
+            font.configure(size=size, weight="normal", **({"family": family} if family else {}))
         family = tkfont.nametofont("TkDefaultFont", root=self.root).cget("family")
+        looks = {"title": (15, "bold"), "head": (11, "bold"), "bold": (10, "bold"), "small": (9, "normal")}
         self.fonts = {
             name: tkfont.Font(self.root, family=family, size=size, weight=weight)
-            for name, size, weight in (
-                ("title", 15, "bold"), ("head", 11, "bold"), ("bold", 10, "bold"), ("small", 9, "normal"),
-            )
-        }  # fmt: skip
+            for name, (size, weight) in looks.items()
+        }
 
     def _set_styles(self) -> None:
         style, c, px = ttk.Style(self.root), COLOURS, self.px
@@ -4285,16 +4254,11 @@ class Ui:
                                  ("Bad", c["bad_soft"]), ("Info", c["accent_soft"])):  # fmt: skip
             style.configure(f"{name}.TFrame", background=background)
             style.configure(f"{name}.TLabel", background=background)
-            style.configure(
-                f"{name}Muted.TLabel", background=background, foreground=c["muted"], font=self.fonts["small"]
-            )
         style.configure("Title.TLabel", font=self.fonts["title"])
-        style.configure("Head.TLabel", font=self.fonts["head"])
         style.configure("RailTitle.TLabel", font=self.fonts["head"], background=c["rail"])
         style.configure("Muted.TLabel", foreground=c["muted"])
-        style.configure("Small.TLabel", foreground=c["muted"], font=self.fonts["small"])
-        style.configure("SmallBad.TLabel", foreground=c["bad"], font=self.fonts["small"])
-        style.configure("SmallWarn.TLabel", foreground=c["warn"], font=self.fonts["small"])
+        for name, colour in (("Small", "muted"), ("SmallBad", "bad"), ("SmallWarn", "warn")):
+            style.configure(f"{name}.TLabel", foreground=c[colour], font=self.fonts["small"])
         self._set_button_styles(style)
         self._set_field_styles(style)
         self._set_table_styles(style)
@@ -4500,8 +4464,18 @@ def stretch(frame: tk.Misc, column: int, row: int) -> None:
 
 def tool_button(ui: Ui, parent: tk.Misc, key: str, command: Callable[[], Any]) -> ttk.Button:
     """A small button in a row of them."""
-    button = ttk.Button(parent, text=ui.t(key), style="Small.TButton", command=command)
-    button.pack(side="left", padx=(0, ui.px(6)))
+    return ui.line_up(ui.button(parent, key, command, "Small.TButton"), padx=(0, 6))
+
+
+def drop_down(
+    ui: Ui, parent: tk.Misc, key: str, commands: dict[str, Callable[[], Reply]], tell: Callable[[Reply], None]
+) -> ttk.Menubutton:
+    """A button that opens a menu of commands; what they answer is told."""
+    button = ttk.Menubutton(parent, text=ui.t(key))
+    menu = tk.Menu(button, tearoff=False)
+    for label, command in commands.items():
+        menu.add_command(label=label, command=lambda command=command: tell(command()))
+    button.configure(menu=menu)
     return button
 
 
@@ -4509,6 +4483,11 @@ def enable(widget: tk.Widget | None, usable: object) -> None:
     """Let a widget be used or not; None is a button that this page does not have."""
     if widget is not None:
         widget.configure(state="normal" if usable else "disabled")
+
+
+def show_if(widget: tk.Widget, wanted: object) -> None:
+    """Let a widget of a grid be seen or not; it keeps its place."""
+    (widget.grid if wanted else widget.grid_remove)()
 
 
 TableRows = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # item -> values, tags
@@ -4554,14 +4533,12 @@ class Tip:
         self._window = window
 
     def _hide(self, _event: tk.Event | None = None) -> None:
-        if self._timer:
-            with contextlib.suppress(tk.TclError):
+        with contextlib.suppress(tk.TclError):  # the widget may be gone already
+            if self._timer:
                 self._widget.after_cancel(self._timer)
-            self._timer = None
-        if self._window:
-            with contextlib.suppress(tk.TclError):
+            if self._window:
                 self._window.destroy()
-            self._window = None
+        self._timer = self._window = None
 
 
 class ScrollFrame:
@@ -4669,19 +4646,9 @@ class LogPane:
         at_end = (last := text.yview()[1]) >= 1 or (last > 0.999 and text.dlineinfo("end-1c") is not None)
         if self._current:
             text.delete("live", "end-1c")
-        pieces: list[str] = []
-        if skipped:
-            pieces += [self._said(skipped) + "\n", "muted"]
-        plain: list[str] = []
-        for line in lines:
-            look = line_look(line) if len(line) < 2000 else ""
-            if look:
-                pieces += ["\n".join(plain) + "\n", ""] if plain else []
-                plain = []
-                pieces += [line + "\n", look]
-            else:
-                plain.append(line)
-        pieces += ["\n".join(plain) + "\n", ""] if plain else []
+        pieces: list[str] = [self._said(skipped) + "\n", "muted"] if skipped else []
+        for look, run in itertools.groupby(lines, lambda line: line_look(line) if len(line) < 2000 else ""):
+            pieces += ["\n".join(run) + "\n", look]
         if pieces:
             text.insert("end-1c", *pieces)
             text.mark_set("live", "end-1c")
@@ -4809,18 +4776,16 @@ class Header:
     """The line at the top: the program, the project, and the button for the other language."""
 
     def __init__(self, ui: Ui, parent: tk.Widget, change_look: Callable[..., None]):
-        head = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(8), ui.px(14), ui.px(6)))
-        head.grid(row=0, column=0, columnspan=2, sticky="ew")
+        head = ui.put(ui.frame(parent, "Rail.TFrame", (14, 8, 14, 6)), 0, 0, "ew", columnspan=2)
         head.columnconfigure(2, weight=1)
-        ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel").grid(row=0, column=0, padx=(0, ui.px(8)))
-        ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
-        self.project = ttk.Label(head, style="Rail.TLabel")
-        self.project.grid(row=0, column=2, sticky="ew")
+        ui.put(ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel"), 0, 0, padx=(0, 8))
+        ui.put(ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel"), 0, 1, padx=(0, 18))
+        self.project = ui.put(ttk.Label(head, style="Rail.TLabel"), 0, 2, "ew")
         other = next(code for code in LANGUAGES if code != ui.language)
-        self.language = ttk.Button(
+        button = ttk.Button(
             head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: change_look(language=other)
         )
-        self.language.grid(row=0, column=3)
+        self.language = ui.put(button, 0, 3)
 
 
 class Rail:
@@ -4831,22 +4796,17 @@ class Rail:
     ):
         """`tools`: text key -> what the button does."""
         self._ui = ui
-        self.frame = frame = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(10), 0, ui.px(10), ui.px(10)))
-        frame.columnconfigure(0, weight=1)
-        frame.rowconfigure(len(STEPS) + 1, weight=1)
+        self.frame = frame = ui.frame(parent, "Rail.TFrame", (10, 0, 10, 10))
+        stretch(frame, 0, len(STEPS) + 1)
         self.steps: dict[str, ttk.Button] = {}
         for step in STEPS:
-            button = ttk.Button(
-                frame, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: show_page(key)
-            )
-            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(2)))
+            button = ttk.Button(frame, compound="left", width=19, command=lambda key=step.key: show_page(key))
+            self.steps[step.key] = ui.put(button, step.number, 0, "ew", pady=(0, 2))
             button.bind("<Down>", lambda event: event.widget.tk_focusNext().focus_set())
             button.bind("<Up>", lambda event: event.widget.tk_focusPrev().focus_set())
-            self.steps[step.key] = button
         self.tools: dict[str, ttk.Button] = {}
         for line, (key, command) in enumerate(tools.items(), start=len(STEPS) + 2):
-            self.tools[key] = ttk.Button(frame, text=ui.t(key), style="Tool.Rail.TButton", command=command)
-            self.tools[key].grid(row=line, column=0, sticky="ew", pady=(ui.px(4), 0))
+            self.tools[key] = ui.put(ui.button(frame, key, command, "Tool.Rail.TButton"), line, 0, "ew", pady=(4, 0))
 
     def show(self, statuses: dict[str, str], page: str, usable: dict[str, bool]) -> None:
         """Paint the steps' states, mark the page that is open, and let tools be pressed or not."""
@@ -4874,16 +4834,12 @@ class Banner:
         # An empty holder keeps the banner's place in the window.
         holder = ttk.Frame(parent, style="Rail.TFrame", height=1)
         holder.pack(fill="x", side="top")
-        self.frame = ttk.Frame(holder, padding=(ui.px(12), ui.px(6)))
+        self.frame = ui.frame(holder, padding=(12, 6))
         self.frame.columnconfigure(1, weight=1)
-        self._icon = ttk.Label(self.frame)
-        self._icon.grid(row=0, column=0, sticky="n", padx=(0, ui.px(10)))
-        self.text = wrapped(ttk.Label(self.frame, justify="left"))
-        self.text.grid(row=0, column=1, sticky="ew")
-        self.action = ttk.Button(self.frame, style="Small.TButton")
-        ttk.Button(self.frame, text="✕", style="Small.TButton", command=close).grid(
-            row=0, column=3, sticky="n", padx=(ui.px(8), 0)
-        )
+        self._icon = ui.put(ttk.Label(self.frame), 0, 0, "n", (0, 10))
+        self.text = ui.put(wrapped(ttk.Label(self.frame, justify="left")), 0, 1, "ew")
+        self.action = ui.put(ttk.Button(self.frame, style="Small.TButton"), 0, 2, "n", (8, 0))
+        ui.put(ttk.Button(self.frame, text="✕", style="Small.TButton", command=close), 0, 3, "n", (8, 0))
 
     def show(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
         style, icon = self.LOOKS[level]
@@ -4892,9 +4848,7 @@ class Banner:
         self.text.configure(style=f"{style}.TLabel", text=message)
         if action:
             self.action.configure(text=action[0], command=action[1])
-            self.action.grid(row=0, column=2, sticky="n", padx=(self._ui.px(8), 0))
-        else:
-            self.action.grid_remove()
+        show_if(self.action, action)
         self.frame.pack(fill="x")
 
     def hide(self) -> None:
@@ -4907,16 +4861,12 @@ class RunBar:
 
     def __init__(self, ui: Ui, parent: tk.Widget, stop: Callable[[], None]):
         self._ui = ui
-        self.frame = bar = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(6)))
+        self.frame = bar = ui.frame(parent, "Rail.TFrame", (14, 6))
         bar.columnconfigure(1, weight=1)
-        self._title = ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"])
-        self._title.grid(row=0, column=0, sticky="w", padx=(0, ui.px(12)))
-        self._progress = ttk.Progressbar(bar, maximum=1.0, length=ui.px(120))
-        self._progress.grid(row=0, column=1, sticky="ew")
-        self.figures = ttk.Label(bar, style="Rail.TLabel")
-        self.figures.grid(row=0, column=2, padx=(ui.px(12), ui.px(12)))
-        self.stop = ttk.Button(bar, text=ui.t("run.stop"), style="Danger.TButton", command=stop)
-        self.stop.grid(row=0, column=3)
+        self._title = ui.put(ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"]), 0, 0, "w", (0, 12))
+        self._progress = ui.put(ttk.Progressbar(bar, maximum=1.0, length=ui.px(120)), 0, 1, "ew")
+        self.figures = ui.put(ttk.Label(bar, style="Rail.TLabel"), 0, 2, padx=12)
+        self.stop = ui.put(ui.button(bar, "run.stop", stop, "Danger.TButton"), 0, 3)
         self._shown = (0.0, "")
 
     def show(self, title: str, stop_key: str, stoppable: bool) -> None:
@@ -4942,17 +4892,15 @@ class FieldRow:
         self._filling = False
         self.variable = tk.StringVar(parent)
         # Without a translated name (a flag that only the script knows) the flag names itself.
-        self.label = ttk.Label(parent, text=in_language(ui.language, row.label))
-        self.label.grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(3))
-        self.widget = self._make_widget(parent)
-        self.widget.grid(row=line, column=1, sticky="ew", pady=ui.px(3))
-        self.note = wrapped(ttk.Label(parent, style="Small.TLabel"))
-        self.note.grid(row=line, column=2, sticky="ew", padx=(ui.px(12), 0))
+        label = ttk.Label(parent, text=in_language(ui.language, row.label))
+        self.label = ui.put(label, line, 0, "w", (0, 10), 3)
+        self.widget = ui.put(self._make_widget(parent), line, 1, "ew", pady=3)
+        self.note = ui.put(wrapped(ttk.Label(parent, style="Small.TLabel")), line, 2, "ew", (12, 0))
         self._help = in_language(ui.language, row.help)
         default = row.default or ui.t("field.nothing")
         tip = f"--{row.flag}" + ("" if "{" in row.default else "\n" + ui.t("field.default", value=default))
-        Tip(ui, self.label, tip)
-        Tip(ui, self.widget, tip)
+        for widget in (self.label, self.widget):
+            Tip(ui, widget, tip)
         self.variable.trace_add("write", self._edited)
         self.show_problem(None)
 
@@ -4962,10 +4910,9 @@ class FieldRow:
             return ttk.Checkbutton(
                 parent, variable=self.variable, onvalue="true", offvalue="false", text=self._ui.t("field.on")
             )
-        if row.kind == "choice":
-            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, state="readonly", width=16)
-        if row.kind == "combo":
-            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, width=16)
+        if row.kind in ("choice", "combo"):
+            state = "readonly" if row.kind == "choice" else "normal"
+            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, state=state, width=16)
         return ttk.Entry(parent, textvariable=self.variable, width=18)
 
     def _edited(self, *_names: str) -> None:
@@ -5008,11 +4955,9 @@ class FieldForm:
             row.show_problem(problems.get(row.row.flag))
 
     def focus_first(self, flags: Iterable[str]) -> None:
-        wanted = set(flags)
-        for row in self.rows:
-            if row.row.flag in wanted:
-                row.widget.focus_set()
-                return
+        wanted = [row.widget for row in self.rows if row.row.flag in set(flags)]
+        for widget in wanted[:1]:
+            widget.focus_set()
 
 
 class Editor:
@@ -5084,7 +5029,7 @@ class Dialog:
         window.withdraw()
         window.title(ui.t(question.title))
         window.transient(parent.winfo_toplevel())
-        outer = ttk.Frame(window, padding=ui.px(20))
+        outer = ui.frame(window, padding=20)
         outer.pack(fill="both", expand=True)
         body = ttk.Frame(outer)
         body.pack(fill="both", expand=True)
@@ -5092,7 +5037,7 @@ class Dialog:
         if question.entries:
             self._add_entries(body)
         else:
-            ttk.Label(body, image=ui.icon(question.icon, 28)).pack(side="left", anchor="n", padx=(0, ui.px(14)))
+            ttk.Label(body, image=ui.icon(question.icon, 28)).pack(side="left", anchor="n", padx=ui.pad((0, 14)))
             text = ttk.Label(body, text=question.message, wraplength=ui.px(460), justify="left")
             text.pack(side="left", fill="x", expand=True)
         self.buttons = self._add_buttons(outer)
@@ -5108,30 +5053,25 @@ class Dialog:
         ttk.Frame(row).pack(side="left", expand=True, fill="x")
         for key, label in self._question.choices:
             style = "Danger.TButton" if key == self._question.danger else "TButton" if buttons else "Primary.TButton"
-            button = ttk.Button(row, text=ui.t(label), style=style, command=lambda key=key: self.press(key))
-            button.bind("<Return>", lambda _event, key=key: self.press(key))
-            button.pack(side="left", padx=(ui.px(8), 0))
-            buttons[key] = button
+            buttons[key] = ui.line_up(ui.button(row, label, partial(self.press, key), style), padx=(8, 0))
+            buttons[key].bind("<Return>", lambda _event, key=key: self.press(key))
         return buttons
 
     def _add_entries(self, body: ttk.Frame) -> None:
         ui, question = self._ui, self._question
         body.columnconfigure(1, weight=1)
-        ttk.Label(body, text=question.message, wraplength=ui.px(520), justify="left").grid(
-            row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12))
-        )
+        wide = {"wraplength": ui.px(520), "justify": "left"}
+        ui.put(ttk.Label(body, text=question.message, **wide), 0, 0, "w", pady=(0, 12), columnspan=3)
         for line, (label, text) in enumerate(question.entries, start=1):
-            ttk.Label(body, text=ui.t(label)).grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(4))
-            entry = ttk.Entry(body, width=48)
+            ui.put(ui.label(body, label), line, 0, "w", (0, 10), 4)
+            entry = ui.put(ttk.Entry(body, width=48), line, 1, "ew", pady=4)
             entry.insert(0, text)
-            entry.grid(row=line, column=1, sticky="ew", pady=ui.px(4))
             entry.bind("<Return>", lambda _event: self.press("ok"))
             self.entries.append(entry)
         if question.browse:
-            browse = ttk.Button(body, text=ui.t("browse"), command=self._browse)
-            browse.grid(row=len(self.entries), column=2, padx=(ui.px(8), 0))
-        self._note = ttk.Label(body, style="SmallBad.TLabel", wraplength=ui.px(520), justify="left")
-        self._note.grid(row=len(self.entries) + 1, column=0, columnspan=3, sticky="w", pady=(ui.px(8), 0))
+            ui.put(ui.button(body, "browse", self._browse), len(self.entries), 2, padx=(8, 0))
+        note = ttk.Label(body, style="SmallBad.TLabel", **wide)
+        self._note = ui.put(note, len(self.entries) + 1, 0, "w", pady=(8, 0), columnspan=3)
         self.entries[0].selection_range(0, "end")
 
     def _browse(self) -> None:
@@ -5183,8 +5123,8 @@ def page_head(ui: Ui, page: ttk.Frame, key: str) -> ttk.Frame:
     """A page's title, and below it what the page is for."""
     head = ttk.Frame(page)
     head.columnconfigure(0, weight=1)
-    ttk.Label(head, text=ui.t(f"title.{key}"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-    wrapped(ttk.Label(head, text=ui.t(f"about.{key}"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
+    ui.put(ui.label(head, f"title.{key}", "Title.TLabel"), 0, 0, "w")
+    ui.put(wrapped(ui.label(head, f"about.{key}", "Muted.TLabel")), 1, 0, "ew")
     return head
 
 
@@ -5193,21 +5133,15 @@ class StepPage:
 
     def __init__(self, ui: Ui, parent: tk.Widget, session: Session, runs: StepRuns, questions: Questions, key: str):
         self.ui, self.session, self.runs, self.questions, self.key = ui, session, runs, questions, key
-        self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
+        self.frame = ui.frame(parent, padding=(18, 12, 18, 6))
         stretch(self.frame, 0, 2)
-        head = page_head(ui, self.frame, key)
-        head.grid(row=0, column=0, sticky="ew")
-        self.actions = ttk.Frame(head)
-        self.actions.grid(row=0, column=1, rowspan=2, sticky="e", padx=(ui.px(12), 0))
-        self.strip = ttk.Frame(self.frame, style="Info.TFrame", padding=(ui.px(10), ui.px(5)))
-        self.strip.grid(row=1, column=0, sticky="ew", pady=(ui.px(8), ui.px(8)))
+        head = ui.put(page_head(ui, self.frame, key), 0, 0, "ew")
+        self.actions = ui.put(ttk.Frame(head), 0, 1, "e", (12, 0), rowspan=2)
+        self.strip = ui.put(ui.frame(self.frame, "Info.TFrame", (10, 5)), 1, 0, "ew", pady=8)
         self.strip.columnconfigure(1, weight=1)
-        self.strip_icon = ttk.Label(self.strip, style="Info.TLabel")
-        self.strip_icon.grid(row=0, column=0, padx=(0, ui.px(8)))
-        self.strip_text = wrapped(ttk.Label(self.strip, style="Info.TLabel"))
-        self.strip_text.grid(row=0, column=1, sticky="ew")
-        self.body = ttk.Frame(self.frame)
-        self.body.grid(row=2, column=0, sticky="nsew")
+        self.strip_icon = ui.put(ttk.Label(self.strip), 0, 0, padx=(0, 8))
+        self.strip_text = ui.put(wrapped(ttk.Label(self.strip)), 0, 1, "ew")
+        self.body = ui.put(ttk.Frame(self.frame), 2, 0, "nsew")
         self.start_button: ttk.Button | None = None
         self.forms: list[FieldForm] = []
         self._advanced_flags: set[str] = set()
@@ -5218,10 +5152,8 @@ class StepPage:
         raise NotImplementedError
 
     def add_start(self) -> None:
-        self.start_button = ttk.Button(
-            self.actions, text=self.ui.t(f"start.{self.key}"), style="Primary.TButton", command=self.start
-        )
-        self.start_button.pack(side="right")
+        button = self.ui.button(self.actions, f"start.{self.key}", self.start, "Primary.TButton")
+        self.start_button = self.ui.line_up(button, "right")
 
     def start(self) -> None:
         if not self.questions.asking:  # a second press before the first one's question is on the screen
@@ -5295,31 +5227,25 @@ class FormPage(StepPage):
         self.add_start()
         stretch(self.body, 0, 0)
         scroll = ScrollFrame(ui, self.body)
-        scroll.frame.grid(row=0, column=0, sticky="nsew")
+        ui.put(scroll.frame, 0, 0, "nsew")
         inner = scroll.inner
         inner.columnconfigure(0, weight=1)
-        self._fields = self.session.space.fields(self.key)
         # These steps have few settings: hiding them would only cost a click.
-        form = self.make_form(inner, self._fields, wide=self.key == "strength")
-        form.frame.grid(row=0, column=0, sticky="ew")
-        wrapped(ttk.Label(inner, text=ui.t(f"result.{self.key}"), style="Muted.TLabel")).grid(
-            row=1, column=0, sticky="ew", pady=(ui.px(14), ui.px(6))
-        )
-        row = ttk.Frame(inner)
-        row.grid(row=2, column=0, sticky="w")
-        self.open_button = ttk.Button(row, text=ui.t("open.result"), command=self._open)
-        self.open_button.pack(side="left")
+        form = self.make_form(inner, self.session.space.fields(self.key), wide=self.key == "strength")
+        ui.put(form.frame, 0, 0, "ew")
+        ui.put(wrapped(ui.label(inner, f"result.{self.key}", "Muted.TLabel")), 1, 0, "ew", pady=(14, 6))
+        row = ui.put(ttk.Frame(inner), 2, 0, "w")
+        self.open_button = ui.line_up(ui.button(row, "open.result", self._open))
         self.comfy_button = None
         if self.key == "strength":
-            self.comfy_button = ttk.Button(row, text=ui.t("comfy.copy"), command=self.questions.copy_to_comfyui)
-            self.comfy_button.pack(side="left", padx=(ui.px(8), 0))
+            self.comfy_button = ui.line_up(ui.button(row, "comfy.copy", self.questions.copy_to_comfyui), padx=(8, 0))
 
     def refresh(self) -> None:
         super().refresh()
+        fresh = {field.flag: field.choices for field in self.session.space.fields(self.key)}
         for row in self.forms[0].rows:
-            if isinstance(row.widget, ttk.Combobox) and row.row.kind == "combo":
-                fresh = next((f for f in self.session.space.fields(self.key) if f.flag == row.row.flag), row.row)
-                row.widget.configure(values=fresh.choices)
+            if row.row.kind == "combo":
+                row.widget.configure(values=fresh.get(row.row.flag, row.row.choices))
         for button in (self.open_button, self.comfy_button):
             enable(button, self._result())
 
@@ -5343,80 +5269,58 @@ class SongsPage(StepPage):
     """Step 1: the library."""
 
     COLUMNS = (
-        ("title", 230, "w"),
-        ("file", 200, "w"),
-        ("length", 90, "e"),
-        ("prompt", 76, "center"),
-        ("lyrics", 76, "center"),
-        ("record", 76, "center"),
-    )
+        ("title", 230, "w"), ("file", 200, "w"), ("length", 90, "e"),
+        ("prompt", 76, "center"), ("lyrics", 76, "center"), ("record", 76, "center"),
+    )  # fmt: skip
 
     def build(self) -> None:
         ui, questions = self.ui, self.questions
         self.session.keep_home = self.fill_place
         stretch(self.body, 0, 2)
-        ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=questions.ask_folder).pack(side="right")
-        self.add_button = ttk.Button(
-            self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=questions.ask_files
-        )
-        self.add_button.pack(side="right", padx=(0, ui.px(8)))
+        ui.line_up(ui.button(self.actions, "songs.add_folder", questions.ask_folder), "right")
+        button = ui.button(self.actions, "songs.add_files", questions.ask_files, "Primary.TButton")
+        self.add_button = ui.line_up(button, "right", (0, 8))
         self._build_place()
-        tools = ttk.Frame(self.body)
-        tools.grid(row=1, column=0, sticky="ew", pady=(0, ui.px(6)))
+        tools = ui.put(ttk.Frame(self.body), 1, 0, "ew", pady=(0, 6))
         commands = {"songs.play": self._play, "songs.rename": self._rename, "songs.remove": self._remove}
         self.tools = [tool_button(ui, tools, key, command) for key, command in commands.items()]
         tool_button(ui, tools, "open.folder", questions.open_home)
-        self.total = ttk.Label(tools, style="Small.TLabel")
-        self.total.pack(side="right")
+        self.total = ui.line_up(ttk.Label(tools, style="Small.TLabel"), "right")
         self._build_table()
 
     def _build_place(self) -> None:
         ui = self.ui
-        place = ttk.Frame(self.body)
-        place.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(8)))
-        place.columnconfigure(1, weight=1)
-        place.columnconfigure(3, weight=3)
+        place = ui.put(ttk.Frame(self.body), 0, 0, "ew", pady=(0, 8))
         self.name, self.folder = tk.StringVar(place), tk.StringVar(place)
-        ttk.Label(place, text=ui.t("project.name")).grid(row=0, column=0, padx=(0, ui.px(8)))
-        name = ttk.Entry(place, textvariable=self.name, width=14)
-        name.grid(row=0, column=1, sticky="ew")
-        ttk.Label(place, text=ui.t("project.folder")).grid(row=0, column=2, padx=(ui.px(14), ui.px(8)))
-        folder = ttk.Entry(place, textvariable=self.folder, width=20)
-        folder.grid(row=0, column=3, sticky="ew")
-        ttk.Button(place, text=ui.t("browse"), command=self._browse).grid(row=0, column=4, padx=(ui.px(8), 0))
-        self.apply_button = ttk.Button(place, text=ui.t("apply"), command=self.apply)
-        self.apply_button.grid(row=0, column=5, padx=(ui.px(8), 0))
-        for entry in (name, folder):
+        for column, key, text, weight in ((0, "project.name", self.name, 1), (2, "project.folder", self.folder, 3)):
+            ui.put(ui.label(place, key), 0, column, padx=(14 if column else 0, 8))
+            place.columnconfigure(column + 1, weight=weight)
+            entry = ui.put(ttk.Entry(place, textvariable=text, width=20 if column else 14), 0, column + 1, "ew")
             entry.bind("<Return>", lambda _event: self.apply())
+        ui.put(ui.button(place, "browse", self._browse), 0, 4, padx=(8, 0))
+        self.apply_button = ui.put(ui.button(place, "apply", self.apply), 0, 5, padx=(8, 0))
         self.name.trace_add("write", self._name_changed)
         self.folder.trace_add("write", self._folder_changed)
 
     def _build_table(self) -> None:
         ui = self.ui
-        box = ttk.Frame(self.body)
-        box.grid(row=2, column=0, sticky="nsew")
+        box = ui.put(ttk.Frame(self.body), 2, 0, "nsew")
         stretch(box, 0, 0)
-        self.table = ttk.Treeview(
-            box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended"
-        )
+        columns = [name for name, _, _ in self.COLUMNS]
+        self.table = ui.put(ttk.Treeview(box, columns=columns, show="headings", height=4), 0, 0, "nsew")
         for name, width, anchor in self.COLUMNS:
             self.table.heading(name, text=ui.t(f"column.{name}"), anchor=anchor)
-            self.table.column(
-                name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file")
-            )
+            wide = name in ("title", "file")
+            self.table.column(name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=wide)
         self._shown_rows: TableRows = {}
-        self.table.tag_configure("bad", foreground=COLOURS["bad"])
-        self.table.tag_configure("warn", foreground=COLOURS["warn"])
-        self.table.grid(row=0, column=0, sticky="nsew")
+        for tag in ("bad", "warn"):
+            self.table.tag_configure(tag, foreground=COLOURS[tag])
         side_bar(self.table)
-        self.empty = wrapped(
-            ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center")
-        )
-        self.table.bind("<<TreeviewSelect>>", lambda _event: self._selected())
-        self.table.bind("<Double-1>", lambda _event: self._play())
-        self.table.bind("<Return>", lambda _event: self._play())
-        self.table.bind("<Delete>", lambda _event: self._remove())
-        self.table.bind("<F2>", lambda _event: self._rename())
+        self.empty = wrapped(ui.label(box, "songs.empty", "Muted.TLabel"))
+        self.empty.configure(justify="center", anchor="center")
+        for sequence, command in (("<<TreeviewSelect>>", self._selected), ("<Double-1>", self._play),
+                                  ("<Return>", self._play), ("<Delete>", self._remove), ("<F2>", self._rename)):  # fmt: skip
+            self.table.bind(sequence, lambda _event, command=command: command())
         self.questions.accept_drops(self.table)
 
     def _name_changed(self, *_names: str) -> None:
@@ -5459,20 +5363,18 @@ class SongsPage(StepPage):
         else:
             self.empty.place(relx=0.1, rely=0.55, relwidth=0.8, anchor="w")
         known = [song.seconds for song in songs if song.seconds]
-        self.total.configure(
-            text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--")
-        )
+        length = human_seconds(sum(known) if known else None)
+        self.total.configure(text=ui.t("songs.total", count=len(songs), length=length))
         enable(self.add_button, not self.session.busy)
         self._show_apply()
         self._selected()
 
     def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        t = self.ui.t
-        values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem not in ("", "long")
-                  else human_seconds(song.seconds), t(f"mark.{song.prompt}"), t(f"mark.{song.lyrics}"), t(f"mark.{song.record}"))  # fmt: skip
-        if song.problem and song.problem != "long":
-            return (f"⚠ {song.title}", *values[1:]), ("bad",)
-        return ((f"⚠ {song.title}", *values[1:]), ("warn",)) if song.problem else (values, ())
+        t, level = self.ui.t, {"": "", "long": "warn"}.get(song.problem, "bad")
+        length = t(f"short.{song.problem}") if level == "bad" else human_seconds(song.seconds)
+        marks = [t(f"mark.{mark}") for mark in (song.prompt, song.lyrics, song.record)]
+        title = f"⚠ {song.title}" if level else song.title
+        return (title, song.audio.name, length, *marks), (level,) if level else ()
 
     def selection(self) -> list[Song]:
         chosen = set(self.table.selection())
@@ -5506,18 +5408,18 @@ class TextsPage(StepPage):
     def build(self) -> None:
         ui = self.ui
         self.add_start()
+        self.kind = "prompt" if self.key == "prompts" else "lyrics"
         stretch(self.body, 0, 1)
         basic, advanced = self.split_fields()
-        self.make_form(self.body, basic).frame.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
+        ui.put(self.make_form(self.body, basic).frame, 0, 0, "ew", pady=(0, 6))
         scroll = ScrollFrame(ui, self.body)
-        scroll.frame.grid(row=1, column=0, sticky="nsew")
+        ui.put(scroll.frame, 1, 0, "nsew")
         scroll.inner.columnconfigure(0, weight=1)
-        self.make_form(scroll.inner, advanced).frame.grid(row=0, column=0, sticky="ew")
-        self.texts = ttk.Frame(self.body)
-        self.texts.grid(row=1, column=0, sticky="nsew")
+        ui.put(self.make_form(scroll.inner, advanced).frame, 0, 0, "ew")
+        self.texts = ui.put(ttk.Frame(self.body), 1, 0, "nsew")
         button = ttk.Button(self.actions)
         if advanced:
-            button.pack(side="right", padx=(0, ui.px(8)))
+            ui.line_up(button, "right", (0, 8))
         self.hide_advanced(button, scroll.frame, self.texts)
         stretch(self.texts, 1, 1)
         self._open_song: OpenSong | None = None
@@ -5529,23 +5431,21 @@ class TextsPage(StepPage):
 
     def _build_list(self) -> None:
         ui = self.ui
-        box = ttk.Frame(self.texts)
-        box.grid(row=0, column=0, rowspan=3, sticky="nsew", padx=(0, ui.px(12)))
+        box = ui.put(ttk.Frame(self.texts), 0, 0, "nsew", (0, 12), rowspan=3)
         box.rowconfigure(0, weight=1)
-        self.list = ttk.Treeview(box, columns=("title", "state"), show="headings", height=4, selectmode="browse")
+        table = ttk.Treeview(box, columns=("title", "state"), show="headings", height=4, selectmode="browse")
+        self.list = ui.put(table, 0, 0, "nsew")
         self._shown_rows: TableRows = {}
         self.list.heading("title", text=ui.t("column.title"), anchor="w")
-        self.list.heading("state", text=ui.t(f"column.{'prompt' if self.key == 'prompts' else 'lyrics'}"))
+        self.list.heading("state", text=ui.t(f"column.{self.kind}"))
         self.list.column("title", width=ui.px(170), minwidth=ui.px(80))
         self.list.column("state", width=ui.px(76), minwidth=ui.px(50), anchor="center", stretch=False)
-        self.list.grid(row=0, column=0, sticky="nsew")
         side_bar(self.list)
         self.list.bind("<<TreeviewSelect>>", self._chosen)
 
     def _build_tools(self) -> None:
         ui = self.ui
-        tools = ttk.Frame(self.texts)
-        tools.grid(row=0, column=1, sticky="ew", pady=(0, ui.px(6)))
+        tools = ui.put(ttk.Frame(self.texts), 0, 1, "ew", pady=(0, 6))
         commands: dict[str, Callable[[], Any]] = {
             "texts.previous": lambda: self.step_song(-1), "texts.next": lambda: self.step_song(1),
             "texts.save": self.save, "texts.play": self._play, "texts.instrumental": self._instrumental,
@@ -5554,35 +5454,23 @@ class TextsPage(StepPage):
         self.again_button = None
         if self.session.space.knows(self.key, "only") and self.session.space.flags.get(STEP[self.key].script):
             self.again_button = tool_button(ui, tools, "texts.again", self._again)
-        all_songs = ttk.Menubutton(tools, text=ui.t("texts.all"), style="TMenubutton")
-        menu = tk.Menu(all_songs, tearoff=False)
-        for kind in (*TEXT_CHANGES, "instrumental_all"):
-            menu.add_command(
-                label=ui.t(f"texts.{kind}"), command=lambda kind=kind: self.session.tell(ask_change(self.session, kind))
-            )
-        all_songs.configure(menu=menu)
-        all_songs.pack(side="right")
-        self.tools.append(all_songs)
-        self.status = ttk.Label(tools, style="Small.TLabel")
-        self.status.pack(side="right", padx=(0, ui.px(10)))
+        kinds = (*TEXT_CHANGES, "instrumental_all")
+        changes = {ui.t(f"texts.{kind}"): partial(ask_change, self.session, kind) for kind in kinds}
+        self.tools.append(ui.line_up(drop_down(ui, tools, "texts.all", changes, self.session.tell), "right"))
+        self.status = ui.line_up(ttk.Label(tools, style="Small.TLabel"), "right", (0, 10))
 
     def _build_editors(self) -> None:
         ui = self.ui
-        panes = ttk.Frame(self.texts)
-        panes.grid(row=1, column=1, sticky="nsew")
-        panes.columnconfigure(0, weight=2, uniform="texts")
-        panes.columnconfigure(1, weight=3, uniform="texts")
+        panes = ui.put(ttk.Frame(self.texts), 1, 1, "nsew")
         panes.rowconfigure(1, weight=1)
         self.editors: dict[str, Editor] = {}
-        for column, kind in enumerate(("prompt", "lyrics")):
-            pad = (0, ui.px(10)) if column == 0 else 0
-            ttk.Label(panes, text=ui.t(f"texts.{kind}"), style="Small.TLabel").grid(
-                row=0, column=column, sticky="w", padx=pad
-            )
-            editor = Editor(ui, panes, 4, self._edited)
-            editor.frame.grid(row=1, column=column, sticky="nsew", padx=pad)
+        for column, kind in enumerate(OpenSong.KINDS):
+            pad = 0 if column else (0, 10)
+            panes.columnconfigure(column, weight=2 + column, uniform="texts")
+            ui.put(ui.label(panes, f"texts.{kind}", "Small.TLabel"), 0, column, "w", pad)
+            self.editors[kind] = editor = Editor(ui, panes, 4, self._edited)
+            ui.put(editor.frame, 1, column, "nsew", pad)
             editor.text.bind("<Control-s>", lambda _event: (self.save(), "break")[1])
-            self.editors[kind] = editor
 
     def shown(self) -> None:
         self.refresh()
@@ -5690,9 +5578,9 @@ class TextsPage(StepPage):
 
     def refresh(self) -> None:
         super().refresh()
-        session, kind = self.session, "prompt" if self.key == "prompts" else "lyrics"
-        rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in session.songs}
-        fill_table(self.list, self._shown_rows, {name: (values, ()) for name, values in rows.items()})
+        session, mark = self.session, lambda song: self.ui.t(f"mark.{getattr(song, self.kind)}")
+        rows = {song.audio.name: ((song.title, mark(song)), ()) for song in session.songs}
+        fill_table(self.list, self._shown_rows, rows)
         for tool in self.tools:
             enable(tool, session.songs)
         enable(self.again_button, session.songs and self.runs.can_start(self.key))
@@ -5715,41 +5603,33 @@ class TrainPage(StepPage):
         self.trial_button = None
         flags = self.session.space.flags.get("trainer_new.py")
         if flags and "trial" in flags:
-            self.trial_button = ttk.Button(
-                self.actions,
-                text=ui.t("train.trial"),
-                command=lambda: self.session.tell(self.runs.start("train", trial=True)),
+            try_out = ui.button(
+                self.actions, "train.trial", lambda: self.session.tell(self.runs.start("train", trial=True))
             )
-            self.trial_button.pack(side="right", padx=(0, ui.px(8)))
+            self.trial_button = ui.line_up(try_out, "right", (0, 8))
             Tip(ui, self.trial_button, ui.t("train.trial_tip"))
         self.body.columnconfigure(0, weight=6, uniform="train")
         self.body.columnconfigure(1, weight=4, uniform="train")
         self.body.rowconfigure(0, weight=1)
         scroll = ScrollFrame(ui, self.body)
-        scroll.frame.grid(row=0, column=0, sticky="nsew", padx=(0, ui.px(12)))
+        ui.put(scroll.frame, 0, 0, "nsew", (0, 12))
         inner = scroll.inner
         inner.columnconfigure(0, weight=1)
         self._build_presets(inner)
         basic, advanced = self.split_fields()
-        self.make_form(inner, basic).frame.grid(row=1, column=0, sticky="ew")
-        self.hints = wrapped(ttk.Label(inner, style="SmallWarn.TLabel"))
-        self.hints.grid(row=2, column=0, sticky="ew")
-        button = ttk.Button(inner, style="Small.TButton")
-        button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
-        form = self.make_form(inner, advanced).frame
-        form.grid(row=4, column=0, sticky="ew")
-        self.hide_advanced(button, form)
+        ui.put(self.make_form(inner, basic).frame, 1, 0, "ew")
+        self.hints = ui.put(wrapped(ttk.Label(inner, style="SmallWarn.TLabel")), 2, 0, "ew")
+        button = ui.put(ttk.Button(inner, style="Small.TButton"), 3, 0, "w", pady=8)
+        self.hide_advanced(button, ui.put(self.make_form(inner, advanced).frame, 4, 0, "ew"))
         self.chart = LossChart(ui, self.body)
-        self.chart.canvas.grid(row=0, column=1, sticky="nsew")
+        ui.put(self.chart.canvas, 0, 1, "nsew")
         self.chart.show(self.runs.training.curve)
 
     def _build_presets(self, inner: ttk.Frame) -> None:
         ui = self.ui
-        row = ttk.Frame(inner)
-        row.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
-        ttk.Label(row, text=ui.t("preset.label")).pack(side="left", padx=(0, ui.px(8)))
-        self.preset = ttk.Combobox(row, state="readonly", width=14)
-        self.preset.pack(side="left", padx=(0, ui.px(6)))
+        row = ui.put(ttk.Frame(inner), 0, 0, "ew", pady=(0, 6))
+        ui.line_up(ui.label(row, "preset.label"), padx=(0, 8))
+        self.preset = ui.line_up(ttk.Combobox(row, state="readonly", width=14), padx=(0, 6))
         self.preset.bind("<<ComboboxSelected>>", lambda _event: self.apply_preset(self.preset.get()))
         tool_button(ui, row, "preset.save", self.ask_save_preset)
         self.delete_button = tool_button(ui, row, "preset.delete", lambda: self.delete_preset(self.preset.get()))
@@ -5772,10 +5652,7 @@ class TrainPage(StepPage):
         values = {row.flag: space.value("train", row) for row in space.fields("train")}
         hints = [self.ui.t(key) for key in training_hints(values)]
         self.hints.configure(text="\n".join(hints))
-        if hints:
-            self.hints.grid()
-        else:
-            self.hints.grid_remove()
+        show_if(self.hints, hints)
         own = self.session.settings.presets
         self.preset.configure(values=[*PRESETS, *own])
         enable(self.delete_button, self.preset.get() in own)
@@ -5787,83 +5664,69 @@ class EnvironmentPage:
 
     def __init__(self, ui: Ui, parent: tk.Widget, session: Session, environment: Environment, questions: Questions):
         self.ui, self.session, self.environment, self.questions = ui, session, environment, questions
-        self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
+        self.frame = ui.frame(parent, padding=(18, 12, 18, 6))
         self.frame.columnconfigure(0, weight=11, uniform="environment")
         self.frame.columnconfigure(1, weight=9, uniform="environment")
         self.frame.rowconfigure(1, weight=1)
-        head = page_head(ui, self.frame, "environment")
-        head.grid(row=0, column=0, columnspan=2, sticky="ew", pady=(0, ui.px(8)))
+        head = ui.put(page_head(ui, self.frame, "environment"), 0, 0, "ew", pady=(0, 8), columnspan=2)
         self._build_commands(head)
         self._list = ScrollFrame(ui, self.frame)
-        self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))
+        ui.put(self._list.frame, 1, 0, "nsew", (0, 16))
         self._list.inner.columnconfigure(1, weight=1)
         self._shown: list[str] = []
         settings = ScrollFrame(ui, self.frame)
-        settings.frame.grid(row=1, column=1, sticky="nsew")
+        ui.put(settings.frame, 1, 1, "nsew")
         self._build_settings(settings.inner)
 
     def _build_commands(self, head: ttk.Frame) -> None:
-        ui, tell, environment = self.ui, self.session.tell, self.environment
-        packages = ttk.Menubutton(head, text=ui.t("install.menu"), style="TMenubutton")
-        menu = tk.Menu(packages, tearoff=False)
-        for label, arguments in environment.installations():
-            menu.add_command(label=label, command=lambda arguments=arguments: tell(environment.install(arguments)))
-        packages.configure(menu=menu)
-        if menu.index("end") is not None:
-            packages.grid(row=0, column=1, rowspan=2, padx=(ui.px(8), 0))
+        ui, environment = self.ui, self.environment
+        commands = {label: partial(environment.install, words) for label, words in environment.installations()}
+        packages = drop_down(ui, head, "install.menu", commands, self.session.tell)
+        if commands:
+            ui.put(packages, 0, 1, padx=(8, 0), rowspan=2)
         for column, key, command in ((2, "env.copy", self._copy_report), (3, "env.again", environment.query)):
-            ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
+            ui.put(ui.button(head, key, command), 0, column, padx=(8, 0), rowspan=2)
 
     def _copy_report(self) -> None:
         self.frame.clipboard_clear()
         self.frame.clipboard_append(report_text(self.environment.findings(), self.ui.language))
         self.session.tell(self.session.outcome("good", "env.copied"))
 
-    SETTINGS = (
-        ("python", "file"),
-        ("endpoint", ""),
-        ("checkpoint_dir", "folder"),
-        ("cache", "folder"),
-        ("program", "folder"),
-    )
+    # setting -> what is chosen for it
+    SETTINGS = {"python": "file", "endpoint": "", "checkpoint_dir": "folder", "cache": "folder", "program": "folder"}  # noqa: RUF012
 
     def _build_settings(self, box: ttk.Frame) -> None:
         ui = self.ui
         box.columnconfigure(0, weight=1)
         self.variables: dict[str, tk.Variable] = {}
         self.widgets: dict[str, tk.Widget] = {}
-        for line, (key, chooser) in enumerate(self.SETTINGS):
-            self._build_setting(box, 3 * line, key, chooser)
-        offline = tk.BooleanVar(box, self.session.settings.offline)
+        for line, key in enumerate(self.SETTINGS):
+            self._build_setting(box, 3 * line, key)
+        self.variables["offline"] = offline = tk.BooleanVar(box, self.session.settings.offline)
         check = ttk.Checkbutton(
             box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline")
         )
-        check.grid(row=3 * len(self.SETTINGS), column=0, columnspan=2, sticky="w")
-        self.variables["offline"], self.widgets["offline"] = offline, check
+        self.widgets["offline"] = ui.put(check, 3 * len(self.SETTINGS), 0, "w", columnspan=2)
 
-    def _build_setting(self, box: ttk.Frame, line: int, key: str, chooser: str) -> None:
+    def _build_setting(self, box: ttk.Frame, line: int, key: str) -> None:
         ui = self.ui
-        ttk.Label(box, text=ui.t(f"setting.{key}")).grid(row=line, column=0, columnspan=2, sticky="w")
-        variable = tk.StringVar(box, getattr(self.session.settings, key))
+        ui.put(ui.label(box, f"setting.{key}"), line, 0, "w", columnspan=2)
+        self.variables[key] = variable = tk.StringVar(box, getattr(self.session.settings, key))
         if key == "endpoint":
             widget: ttk.Entry = ttk.Combobox(box, textvariable=variable, values=MIRRORS, width=20)
         else:
             widget = ttk.Entry(box, textvariable=variable, width=20)
-        widget.grid(row=line + 1, column=0, sticky="ew", pady=(ui.px(2), 0))
-        if chooser:
-            ttk.Button(
-                box, text=ui.t("browse"), style="Small.TButton", command=lambda: self._browse(key, chooser)
-            ).grid(row=line + 1, column=1, padx=(ui.px(6), 0))
-        wrapped(ttk.Label(box, text=ui.t(f"setting.{key}.help"), style="Small.TLabel")).grid(
-            row=line + 2, column=0, columnspan=2, sticky="ew", pady=(ui.px(1), ui.px(8))
-        )
+        self.widgets[key] = ui.put(widget, line + 1, 0, "ew", pady=(2, 0))
+        if self.SETTINGS[key]:
+            ui.put(ui.button(box, "browse", lambda: self._browse(key), "Small.TButton"), line + 1, 1, padx=(6, 0))
+        note = wrapped(ui.label(box, f"setting.{key}.help", "Small.TLabel"))
+        ui.put(note, line + 2, 0, "ew", pady=(1, 8), columnspan=2)
         for event in ("<Return>", "<FocusOut>", "<<ComboboxSelected>>"):
             widget.bind(event, lambda _event: self._store(key))
-        self.variables[key], self.widgets[key] = variable, widget
 
-    def _browse(self, key: str, kind: str) -> None:
-        title = self.ui.t(f"setting.{key}")
-        chosen = self.questions.choose_file(title) if kind == "file" else self.questions.choose_folder(title)
+    def _browse(self, key: str) -> None:
+        choose = self.questions.choose_file if self.SETTINGS[key] == "file" else self.questions.choose_folder
+        chosen = choose(self.ui.t(f"setting.{key}"))
         if chosen:
             self.variables[key].set(chosen)
             self._store(key)
@@ -5879,7 +5742,7 @@ class EnvironmentPage:
     def _mend(self, what: str) -> None:
         """The button beside a problem: choose another file or folder, or install something."""
         if what in self.widgets:
-            self._browse(what, dict(self.SETTINGS)[what])
+            self._browse(what)
         elif what == "source":
             self.widgets["endpoint"].focus_set()
         else:
@@ -5904,19 +5767,15 @@ class EnvironmentPage:
             child.destroy()
         icons = {"ok": "done", "warn": "stale", "bad": "failed", "info": "info"}
         for line, finding in enumerate(findings):
-            ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(
-                row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4)
-            )
-            text = finding.say(ui.language)
-            wrapped(ttk.Label(inner, text=text, justify="left")).grid(row=line, column=1, sticky="ew", pady=ui.px(3))
-            if finding.mend and (finding.level != "ok"):
-                label = ui.t(f"mend.{finding.mend}")
-                button = ttk.Button(
-                    inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self._mend(mend)
-                )
-                button.grid(row=line, column=2, sticky="ne", padx=(ui.px(8), ui.px(4)), pady=ui.px(2))
-                if self.session.busy and finding.mend in ("install", "tensorboard", "pypinyin", "weights"):
-                    button.configure(state="disabled")
+            ui.put(ttk.Label(inner, image=ui.icon(icons[finding.level], 18)), line, 0, "n", (0, 8), 4)
+            text = wrapped(ttk.Label(inner, text=finding.say(ui.language), justify="left"))
+            ui.put(text, line, 1, "ew", pady=3)
+            mend = finding.mend if finding.level != "ok" else ""
+            if mend:
+                button = ui.button(inner, f"mend.{mend}", partial(self._mend, mend), "Small.TButton")
+                ui.put(button, line, 2, "ne", (8, 4), 2)
+                installs = mend in ("install", "tensorboard", "pypinyin", "weights")
+                enable(button, not (installs and self.session.busy))
 
 
 # --- 16. Questions ----------------------------------------------------------------------------------------------------
@@ -6555,7 +6414,7 @@ def print_check(program: Path, settings: Settings, home: Path | None) -> int:
     candidates = python_candidates(settings, program)
     python = candidates[0] if candidates else None
     report = query_python(python[1], settings.child_environment(), program) if python else None
-    findings = judge_environment(space, scan_library(project), python, report)
+    findings = list(judge_environment(space, scan_library(project), python, report))
     print(report_text(findings, settings.language))
     return 1 if any(finding.level == "bad" for finding in findings) else 0
 
@@ -6568,9 +6427,8 @@ def open_root() -> tk.Tk:
             "Windows: run Python's installer again and tick 'tcl/tk') or use the scripts from the command line."
         )
     if WINDOWS:
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # before the first window, or Windows scales a blurred bitmap
+        # Before the first window, or Windows scales a blurred bitmap.
+        with contextlib.suppress(OSError, AttributeError):
             ctypes.windll.shcore.SetProcessDpiAwareness(1)
             ctypes.windll.shell32.SetCurrentProcessExplicitAppUserModelID("ace-step-lora-gui")
     try:
@@ -6589,16 +6447,12 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     own = program_folder()
     settings = Settings.load(settings_path(own))
-    program = args.program or (
-        Path(settings.program) if settings.program and is_folder(Path(settings.program)) else own
-    )
-    program = absolute(program)
+    stored = Path(settings.program) if settings.program and is_folder(Path(settings.program)) else own
+    program = absolute(args.program or stored)
     settings.language = args.language or settings.language
     if args.project is not None and not is_folder(args.project):
-        print(
-            f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.",
-            file=sys.stderr,
-        )
+        text = f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs."
+        print(text, file=sys.stderr)
         return 2
     if args.check:
         return print_check(program, settings, args.project)
