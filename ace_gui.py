@@ -939,7 +939,8 @@ def _copy_file(source: Path, target: Path) -> None:
         shutil.copy2(source, temporary)
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong is to be told, not what the cleaning up met
+            temporary.unlink(missing_ok=True)
 
 
 def _use_texts_of_duplicate(source: Path, target: Path) -> str:
@@ -2525,7 +2526,6 @@ class Runner:
         self.started_at = 0.0
         self.pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._job: Any = None
         self._stop_file: Path | None = None
         self._lock = threading.Lock()
 
@@ -2545,28 +2545,21 @@ class Runner:
         if ends_with_input(argv, cwd):
             stdin, environment = subprocess.PIPE, {**environment, "ACE_LORA_ENDS_WITH_INPUT": "1"}
         launch = partial(start_process, argv, cwd, environment, stdin, heirs)
-        begin = partial(self._begin_log, log_path, self.text, subprocess.list2cmdline(argv))
-        arguments = (self.run, self.text, launch, begin)
+        arguments = (self.run, self.text, launch, log_path, subprocess.list2cmdline(argv))
         threading.Thread(target=self._work, args=arguments, daemon=True, name=f"run-{self.run}").start()
         return self.run
 
-    @staticmethod
-    def _begin_log(path: Path | None, text: LogText, command: str) -> io.BufferedWriter | None:
+    def _work(
+        self, run: int, text: LogText, launch: Callable[[], subprocess.Popen[bytes]], path: Path | None, command: str
+    ) -> None:
+        log = None
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 log = path.open("wb")
                 log.write(f"{stamp()}  {command}\n".encode())
-                return log
         except OSError as error:  # a read-only folder: the run goes on, and the pane shows it
             text.feed(f"[log file: {error}]\n".encode())
-        return None
-
-    def _work(
-        self, run: int, text: LogText, launch: Callable[[], subprocess.Popen[bytes]],
-        begin_log: Callable[[], io.BufferedWriter | None],
-    ) -> None:  # fmt: skip
-        log = begin_log()
         try:
             process = launch()
         except OSError as error:
@@ -2576,9 +2569,7 @@ class Runner:
             self.events.put(Event(run, "ended", None, str(error)))
             return
         with self._lock:
-            self._process, self._job = process, _own_job(process)
-            self.pid = process.pid
-            stopping = self.stopping
+            self._process, self.pid, stopping = process, process.pid, self.stopping
         self.events.put(Event(run, "started"))
         if stopping:  # asked while the process was being made
             self._signal(stopping)
@@ -2587,7 +2578,7 @@ class Runner:
         code = process.wait()
         reader.join(SETTLE_S)
         # Whatever the child left running (DataLoader workers, a grandchild that holds the pipe) ends with it.
-        kill_tree(process, self._job)
+        kill_tree(process)
         reader.join(SETTLE_S)
         if process.stdin is not None:
             process.stdin.close()
@@ -2634,7 +2625,7 @@ class Runner:
         if process is None or process.poll() is not None:
             return
         if how == "kill":
-            threading.Thread(target=kill_tree, args=(process, self._job), daemon=True).start()
+            threading.Thread(target=kill_tree, args=(process,), daemon=True).start()
         elif self._stop_file is not None:
             try:
                 self._stop_file.parent.mkdir(parents=True, exist_ok=True)
@@ -2646,15 +2637,11 @@ class Runner:
 
     def poll(self) -> Iterator[Event]:
         """Events of the present run; ends of earlier ones are dropped."""
-        while True:
-            try:
-                event = self.events.get_nowait()
-            except queue.Empty:
-                return
+        while not self.events.empty():
+            event = self.events.get_nowait()
             if event.run == self.run:
                 if event.kind == "ended":
-                    self.active = False
-                    self._process = self._job = None
+                    self.active, self._process = False, None
                 yield event
 
 
@@ -2680,8 +2667,10 @@ def start_process(
     group: dict[str, Any] = {"start_new_session": True, "pass_fds": heirs}
     if WINDOWS:
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(argv, cwd=cwd, env=environment, stdin=stdin, stdout=pipe, stderr=subprocess.STDOUT, **group)
+    pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(argv, cwd=cwd, env=environment, **pipes, **group)
+    process.job = _own_job(process)
+    return process
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:
@@ -2700,13 +2689,13 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
     kernel.AttachConsole(0xFFFFFFFF)  # back to the terminal that the window was started from, if there is one
 
 
-def kill_tree(process: subprocess.Popen[bytes], job: Any) -> None:
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """End a child and all its descendants; killing the child alone would leave workers that hold the GPU."""
     if not WINDOWS:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         return
-    if job is not None and ctypes.windll.kernel32.TerminateJobObject(job, 1):
+    if process.job and ctypes.windll.kernel32.TerminateJobObject(process.job, 1):
         return
     if process.poll() is None:
         command = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
@@ -2747,7 +2736,6 @@ class TensorBoard:
         self.url = ""
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._job: Any = None
         self._wanted = 0  # counts openings and closings: a start that was overtaken ends what it started
 
     @property
@@ -2779,11 +2767,10 @@ class TensorBoard:
         except OSError as error:
             self.answers.put(("failed", str(error)))
             return
-        job = _own_job(process)
         if wanted != self._wanted:
-            kill_tree(process, job)
+            kill_tree(process)
             return
-        self._process, self._job = process, job
+        self._process = process
         output: deque[bytes] = deque(maxlen=200)
         threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
         url = f"http://127.0.0.1:{port}/"
@@ -2798,7 +2785,7 @@ class TensorBoard:
                     self.answers.put(("ready", url))
                     return
             time.sleep(0.2)
-        kill_tree(process, job)
+        kill_tree(process)
         if wanted != self._wanted:
             return
         time.sleep(0.2)  # its last words are still on their way
@@ -2816,7 +2803,7 @@ class TensorBoard:
     def close(self) -> None:
         self._wanted += 1
         if self._process is not None:
-            kill_tree(self._process, self._job)
+            kill_tree(self._process)
         self._process, self.url = None, ""
 
 
@@ -2835,22 +2822,36 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Question:
-    """What only the user can decide. `answer` is called with the key of the choice and the texts of the entries."""
+    """What only the user can decide. Its texts are `<name>.title` and `<name>.<choice>`, or those for every question."""
 
-    title: str  # text key
+    name: str
     message: str
-    choices: tuple[tuple[str, str], ...]  # key, text key of the label; Enter takes the first, Escape "cancel"
-    answer: Callable[..., Reply]
+    answers: dict[
+        str, Callable[..., Reply]
+    ]  # choice -> what follows, given the texts of the entries; "cancel" is added
+    title: str = ""  # text key, where it is another one
     icon: str = "info"
     danger: str = ""  # the choice that is shown in red
     entries: tuple[tuple[str, str], ...] = ()  # text key of the label, text
     wrong: Callable[[list[str]], str] = lambda texts: ""  # what is wrong with the entries
     browse: str = ""  # text key of the title of a folder chooser that fills the last entry
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or f"{self.name}.title")
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """(choice, text key of its label); Enter takes the first, Escape "cancel"."""
+        if not self.answers:
+            return [("cancel", "ok")]
+        keys = dict.fromkeys([*self.answers, "cancel"])
+        return [(key, next(text for text in (f"{self.name}.{key}", key, self.title) if text in TEXTS)) for key in keys]
+
+    def answer(self, choice: str, *texts: str) -> Reply:
+        return self.answers[choice](*texts) if choice in self.answers else None
+
 
 Reply = Outcome | Question | None
-CANCEL = ("cancel", "cancel")
-OK = (("ok", "ok"), CANCEL)
 
 
 class Session:
@@ -2922,6 +2923,28 @@ class Session:
     def failed(self, error: OSError) -> Outcome:
         return self.outcome("bad", "failed.file", error=error)
 
+    def python(self) -> Path | None:
+        """What runs the scripts."""
+        return find_python(self.settings, self.program)
+
+    def in_background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do `work` in a thread of its own; what it returns is given to `done` in this one."""
+
+        def run() -> None:
+            result = work()
+            self.inbox.put(lambda: done(result))
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def change(self, work: Callable[..., Reply], *arguments: Any) -> Reply:
+        """Do something to the project's files, then look at them; a failure of the system is the outcome."""
+        try:
+            reply = work(*arguments)
+        except OSError as error:
+            reply = self.failed(error)
+        self.look(force=True)
+        return reply
+
     def ended(self) -> None:
         """What went on has ended."""
         self.state = "leaving" if self.state == "closing" else "idle"
@@ -2929,7 +2952,7 @@ class Session:
     def reason(self, state: StepState) -> str:
         """The sentence that says why a step is in this state."""
         fields = dict(state.fields)
-        if isinstance(fields.get("why"), StepState):
+        if "why" in fields:
             fields["why"] = self.reason(fields["why"])
         sentence = self.t(state.reason, **fields) if state.reason else ""
         return self.t("state.stale", reason=sentence) if state.status == "stale" else sentence
@@ -3033,7 +3056,8 @@ class Session:
         self.project.set_value(STEP[step].values, row.flag, text, self.space.default(row))
         if self.project.home is None:
             self.settings.draft = self.project.values
-        self.save_soon()
+        # One write for a burst of key strokes; closing and starting flush it.
+        self.save_due = time.monotonic() + 0.2
         self.repaint()
 
     def set_values(self, values: dict[str, str]) -> None:
@@ -3043,10 +3067,6 @@ class Session:
                 self.project.set_value("train", row.flag, values[row.flag], self.space.default(row))
         self.save()
         self.repaint()
-
-    def save_soon(self) -> None:
-        # One write for a burst of key strokes; closing and starting flush it.
-        self.save_due = time.monotonic() + 0.2
 
     def save(self) -> None:
         """Write the project's file now, or the settings' while there is no project; a failure is told."""
@@ -3081,10 +3101,7 @@ class Session:
         """Every setting back to its default; no file of the user's is touched."""
         self.project.values.clear()
         fresh = Settings(self.settings.path)
-        for key in (
-            "python", "program", "checkpoint_dir", "endpoint", "cache", "offline", "comfyui", "draft", "scale",
-            "geometry", "log_height",
-        ):  # fmt: skip
+        for key in set(Settings._KEYS) - {"language", "last_project", "recent", "presets"}:
             setattr(self.settings, key, getattr(fresh, key))
         self.save()
         self._use_program(self.own_program)
@@ -3105,15 +3122,9 @@ def change_home(session: Session, name: str, folder: str) -> Reply:
     if home is None or not session.songs:
         return use_home(session, target)
 
-    def answer(key: str) -> Reply:
-        if key == "cancel":
-            return session.keep_home()
-        return _move_home(session, target) if key == "move" else use_home(session, target)
-
-    return Question(
-        "move.title", session.t("move.message", old=session.shown(home), new=session.shown(target)),
-        (("move", "move.move"), ("open", "move.open"), CANCEL), answer,
-    )  # fmt: skip
+    message = session.t("move.message", old=session.shown(home), new=session.shown(target))
+    answers = {"move": lambda: _move_home(session, target), "open": lambda: use_home(session, target)}
+    return Question("move", message, {**answers, "cancel": session.keep_home})
 
 
 def use_home(session: Session, target: Path) -> Reply:
@@ -3154,99 +3165,83 @@ def _move_home(session: Session, target: Path) -> Reply:
 def ask_occupied(session: Session, home: Path, use: Callable[[Path], Reply]) -> Question:
     """The folder already holds audio: another folder, clear this one, or add to it."""
 
-    def answer(key: str) -> Reply:
-        if key == "cancel":
-            return session.keep_home()
-        if key == "other":
-            name = unique_name(home.name, [path.name for path in home.parent.iterdir()])
-            return ask_home(session, name, home.parent, use)
-        failure = session.clear(home) if key == "clear" else None
-        if failure is None:
-            session.joined.add(home)
-        return failure or use(home)
+    def choose_another() -> Reply:
+        name = unique_name(home.name, [path.name for path in home.parent.iterdir()])
+        return ask_home(session, name, home.parent, use)
 
-    count = sum(is_audio(path) for path in home.iterdir())
-    return Question(
-        "occupied.title", session.t("occupied.message", folder=session.shown(home), count=count),
-        (("other", "occupied.other"), ("clear", "occupied.clear"), ("add", "occupied.add"), CANCEL),
-        answer, icon="stale",
-    )  # fmt: skip
+    def join() -> Reply:
+        session.joined.add(home)
+        return use(home)
+
+    message = session.t(
+        "occupied.message", folder=session.shown(home), count=sum(is_audio(path) for path in home.iterdir())
+    )
+    answers = {"other": choose_another, "clear": lambda: session.clear(home) or join(), "add": join}
+    return Question("occupied", message, {**answers, "cancel": session.keep_home}, icon="stale")
 
 
 def ask_home(session: Session, name: str, parent: Path, use: Callable[[Path], Reply]) -> Question:
     """Propose a name and a place, both to be changed by hand."""
 
-    def answer(key: str, *texts: str) -> Reply:
-        if key == "cancel":
-            return None
-        home = absolute(session.program / texts[1].strip() / texts[0].strip())
+    def answer(name: str, folder: str) -> Reply:
+        home = absolute(session.program / folder.strip() / name.strip())
         return ask_occupied(session, home, use) if holds_audio(home) else use(home)
 
     def wrong(texts: list[str]) -> str:
         key = name_problem(texts[0].strip()) or ("" if texts[1].strip() else "wrong.empty")
         return session.t(key) if key else ""
 
-    return Question(
-        "home.title", session.t("home.message"), OK, answer, wrong=wrong, browse="choose.home",
-        entries=(("project.name", name), ("home.parent", session.shown(parent))),
-    )  # fmt: skip
+    entries = (("project.name", name), ("home.parent", session.shown(parent)))
+    message = session.t("home.message")
+    return Question("home", message, {"ok": answer}, entries=entries, wrong=wrong, browse="choose.home")
 
 
 # Songs and their texts
 
 
 def ask_rename(session: Session, song: Song) -> Reply:
-    def answer(key: str, *texts: str) -> Reply:
-        outcome = None
-        if key == "ok":
-            try:
-                session.current_song = rename_song(session.project, song, texts[0].strip())
-            except OSError as error:
-                outcome = session.failed(error)
-            session.look(force=True)
-        return outcome
+    def rename(title: str) -> Reply:
+        session.current_song = rename_song(session.project, song, title.strip())
+        return None
 
-    return None if session.busy else ask_for_texts(session, "songs.rename", "rename.message", answer, song.title)
+    answers = {"ok": lambda title: session.change(rename, title)}
+    entries = (("column.title", song.title),)
+    return None if session.busy else ask_for_texts(session, "rename", "songs.rename", answers, entries)
 
 
 def ask_for_texts(
-    session: Session, title: str, message: str, answer: Callable[..., Reply], text: str = "",
-    entries: tuple[str, ...] = ("column.title",), **fields: Any,
-) -> Question:  # fmt: skip
+    session: Session, name: str, title: str, answers: dict[str, Callable[..., Reply]], entries: Any, **fields: Any
+) -> Question:
     """A question with entries, of which the first must not be empty."""
-    return Question(
-        title, session.t(message, **fields), OK, answer, entries=tuple((label, text) for label in entries),
-        wrong=lambda texts: "" if texts[0].strip() else session.t("wrong.empty"),
-    )  # fmt: skip
+
+    def wrong(texts: list[str]) -> str:
+        return "" if texts[0].strip() else session.t("wrong.empty")
+
+    message = session.t(f"{name}.message", **fields)
+    return Question(name, message, answers, title, entries=tuple(entries), wrong=wrong)
 
 
 def ask_remove(session: Session, songs: list[Song]) -> Question:
-    def answer(key: str) -> Reply:
-        if key != "remove":
-            return None
-        outcome = session.outcome("good", "removed", count=len(songs))
-        try:
-            remove_songs(session.project, songs)
-        except OSError as error:
-            outcome = session.failed(error)
-        session.look(force=True)
-        return outcome
+    def remove() -> Reply:
+        remove_songs(session.project, songs)
+        return session.outcome("good", "removed", count=len(songs))
 
     names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
     message = session.t("remove.message", count=len(songs)) + "\n\n" + names
-    return Question("songs.remove", message, (("remove", "songs.remove"), CANCEL), answer)
+    return Question("remove", message, {"remove": lambda: session.change(remove)}, "songs.remove")
 
 
 def restore(session: Session, folder: Path) -> Reply:
     """Put back what lies in a folder of the bin."""
-    if session.busy or session.project.home is None or not session.store_texts():
+    home = session.project.home
+    if session.busy or home is None or not session.store_texts():
         return None
-    try:
-        restored, replaced = restore_from_bin(session.project.home, folder)
-    except OSError as error:
-        return session.failed(error)
-    session.look(force=True)
-    return session.outcome("good", "restored", count=len(restored), replaced=len(replaced))
+
+    def put_back() -> Reply:
+        restored, replaced = restore_from_bin(home, folder)
+        return session.outcome("good", "restored", count=len(restored), replaced=len(replaced))
+
+    return session.change(put_back)
 
 
 def _text_of(path: Path) -> str:
@@ -3284,41 +3279,35 @@ def ask_change(session: Session, kind: str) -> Reply:
         return None
     if kind == "instrumental_all":
         return _ask_instrumental(session)
-    entries, change = TEXT_CHANGES[kind]
-
-    def answer(key: str, *texts: str) -> Reply:
-        return _change_all(session, lambda song: change(song, *texts), kind) if key == "ok" else None
-
-    count = len(session.songs)
-    return ask_for_texts(session, f"texts.{kind}", f"{kind}.message", answer, entries=entries, count=count)
+    labels, change = TEXT_CHANGES[kind]
+    answers = {"ok": lambda *texts: _change_all(session, lambda song: change(song, *texts), kind)}
+    entries = ((label, "") for label in labels)
+    return ask_for_texts(session, kind, f"texts.{kind}", answers, entries, count=len(session.songs))
 
 
 def _ask_instrumental(session: Session) -> Question:
-    def answer(key: str) -> Reply:
+    def mark(*states: str) -> Reply:
         def change(song: Song) -> dict[Path, str]:
-            return {song.lyrics_path: INSTRUMENTAL} if key == "all" or song.lyrics in ("missing", "empty") else {}
+            return {song.lyrics_path: INSTRUMENTAL} if song.lyrics in states else {}
 
-        return None if key == "cancel" else _change_all(session, change, "instrumental")
+        return _change_all(session, change, "instrumental")
 
-    return Question(
-        "texts.instrumental_all", session.t("instrumental.message", count=len(session.songs)),
-        (("missing", "instrumental.missing"), ("all", "instrumental.all"), CANCEL), answer,
-    )  # fmt: skip
+    message, none = session.t("instrumental.message", count=len(session.songs)), ("missing", "empty")
+    answers = {"missing": lambda: mark(*none), "all": lambda: mark(*none, "ok", "instrumental")}
+    return Question("instrumental", message, answers, "texts.instrumental_all")
 
 
 def _change_all(session: Session, change: Callable[[Song], dict[Path, str]], reason: str) -> Reply:
     """Change texts of all songs; copies of the old ones go into the bin."""
-    if not session.store_texts():
-        return None
-    changes: dict[Path, str] = {}
-    for song in scan_library(session.project):
-        changes.update(change(song))
-    try:
+
+    def work() -> Reply:
+        changes: dict[Path, str] = {}
+        for song in scan_library(session.project):
+            changes.update(change(song))
         count = change_texts(session.project, changes, reason)
-    except OSError as error:
-        return session.failed(error)
-    session.look(force=True)
-    return session.outcome("good" if count else "info", "changed.texts", count=count)
+        return session.outcome("good" if count else "info", "changed.texts", count=count)
+
+    return session.change(work) if session.store_texts() else None
 
 
 class OpenSong:
@@ -3396,19 +3385,17 @@ def apply_preset(session: Session, name: str) -> Outcome:
 
 
 def ask_save_preset(session: Session) -> Question:
-    def answer(key: str, *texts: str) -> Reply:
-        if key == "ok":
-            session.settings.presets[texts[0].strip()] = dict(session.project.values.get("train", {}))
-            session.save_settings()
-            session.repaint()
-        return None
+    def store(name: str) -> None:
+        session.settings.presets[name.strip()] = dict(session.project.values.get("train", {}))
+        session.save_settings()
+        session.repaint()
 
     def wrong(texts: list[str]) -> str:
         name = texts[0].strip()
         return session.t("wrong.empty") if not name else session.t("preset.taken") if name in PRESETS else ""
 
-    entries = (("preset.name", ""),)
-    return Question("preset.save", session.t("preset.message"), OK, answer, entries=entries, wrong=wrong)
+    entries, message = (("preset.name", ""),), session.t("preset.message")
+    return Question("preset", message, {"ok": store}, "preset.save", entries=entries, wrong=wrong)
 
 
 # --- 10. Importing ----------------------------------------------------------------------------------------------------
@@ -3465,14 +3452,13 @@ class Importer:
         def progress(*figures: Any) -> None:
             session.inbox.put(lambda: self._follow(*figures))
 
-        def work() -> None:
+        def work() -> ImportReport:
             try:
-                report = import_songs(files, home, progress, added, self._cancelled.is_set)
+                return import_songs(files, home, progress, added, self._cancelled.is_set)
             except OSError as error:
-                report = ImportReport(refused=[(str(home), f"import.failed|{error.strerror or error}")])
-            session.inbox.put(lambda: self._ended(report))
+                return ImportReport(refused=[(str(home), f"import.failed|{error.strerror or error}")])
 
-        threading.Thread(target=work, daemon=True, name="import").start()
+        session.in_background(work, self._ended)
         session.repaint()
         return None
 
@@ -3497,11 +3483,14 @@ class Importer:
             key, _, detail = reason.partition("|")
             lines.append(session.t("problems.item", name=name, what=session.t(key, detail=detail)))
         session.log([f"— {lines[0]}", *lines[1:]])
-        hidden = len(lines) - 1 - MAX_BANNER_LINES
-        if hidden > 0:
-            lines = [*lines[: 1 + MAX_BANNER_LINES], session.t("import.more", count=hidden)]
         session.look(force=True)
-        session.tell(Outcome("warn" if report.refused else "good", "\n".join(lines)))
+        session.tell(Outcome("warn" if report.refused else "good", self._shortened(lines, "import.more")))
+
+    def _shortened(self, lines: list[str], more: str) -> str:
+        """A heading and its list, which must not hide the log."""
+        hidden = len(lines) - 1 - MAX_BANNER_LINES
+        rest = [self.session.t(more, count=hidden)] if hidden > 0 else []
+        return "\n".join([*lines[: 1 + MAX_BANNER_LINES], *rest])
 
     def tick(self) -> None:
         """Find lengths and faults of songs that were not looked at yet, in the background."""
@@ -3515,17 +3504,13 @@ class Importer:
             return
         self._probing |= wanted
         unknown = sorted(path for path, _ in wanted)
-        project, python = session.project, find_python(session.settings, session.program)
-        environment = session.settings.child_environment()
+        project, environment = session.project, session.settings.child_environment()
 
         def tell(path: Path, probe: list[Any]) -> None:
             session.inbox.put(lambda: project.probes.__setitem__(path.name, probe))
 
-        def work() -> None:
-            probe_songs(unknown, python, session.program, environment, tell)
-            session.inbox.put(lambda: self._probed(project, unknown))
-
-        threading.Thread(target=work, daemon=True, name="probe").start()
+        look = partial(probe_songs, unknown, session.python(), session.program, environment, tell)
+        session.in_background(look, lambda _none: self._probed(project, unknown))
 
     def _probed(self, project: Project, asked: list[Path]) -> None:
         session = self.session
@@ -3540,13 +3525,12 @@ class Importer:
             return
         session.log([f"— {song.audio.name}: {song.detail}" for song in found if song.detail])
         lines = [session.t("problems.found", count=len(found))]
-        for song in found[:MAX_BANNER_LINES]:
+        for song in found:
             lines.append(session.t("problems.item", name=song.title, what=session.t(f"problem.{song.problem}")))
-        if len(found) > MAX_BANNER_LINES:
-            lines.append(session.t("problems.more", count=len(found) - MAX_BANNER_LINES))
+        sentence = self._shortened(lines, "problems.more")
         if session.banner and session.banner.level == "warn":  # what was not added a moment ago stays to be read
-            lines.insert(0, session.banner.sentence)
-        session.tell(Outcome("warn", "\n".join(lines)))
+            sentence = f"{session.banner.sentence}\n{sentence}"
+        session.tell(Outcome("warn", sentence))
 
 
 # --- 11. Step runs ----------------------------------------------------------------------------------------------------
@@ -3637,36 +3621,29 @@ def trial_outcome(session: Session, begun: float) -> Reply:
 def ask_stale(session: Session, stale: Step, first: Callable[[], Reply], anyway: Callable[[], Reply]) -> Question:
     """A step that was to be started reads what an earlier one made, and that is out of date."""
     title, reason = session.t(f"title.{stale.key}"), session.reason(session.states[stale.key])
-    answers = {"first": first, "anyway": anyway, "cancel": lambda: None}
-    return Question(
-        "askstale.title", session.t("askstale.message", number=stale.number, title=title, reason=reason),
-        (("first", "askstale.first"), ("anyway", "askstale.anyway"), CANCEL), lambda key: answers[key](), icon="stale",
-    )  # fmt: skip
+    message = session.t("askstale.message", number=stale.number, title=title, reason=reason)
+    return Question("askstale", message, {"first": first, "anyway": anyway}, icon="stale")
 
 
 def ask_checkpoints(session: Session, go_on: Callable[[str], Reply], give_up: Callable[[], None]) -> Question:
     """What becomes of the LoRAs that are there before a training: moved away, or gone on from."""
     space = session.space
     loras, foreign, folder = space.loras(), space.foreign_owner(), session.shown(space.checkpoints())
-    resume = (("resume", "checkpoints.resume"),) if space.can_resume() and not foreign else ()
+    choices = ("move", "resume") if space.can_resume() and not foreign else ("move",)
     message = session.t(
         "checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}"
     )
     if foreign:
         message += "\n\n" + session.t("train.foreign", owner=foreign)
-    return Question(
-        "checkpoints.title", message, (("move", "checkpoints.move"), *resume, CANCEL),
-        lambda key: go_on(key) if key != "cancel" else give_up(), icon="stale",
-    )  # fmt: skip
+    answers = {choice: partial(go_on, choice) for choice in choices}
+    return Question("checkpoints", message, {**answers, "cancel": give_up}, icon="stale")
 
 
 def ask_disk(session: Session, go_on: Callable[[], Reply], give_up: Callable[[], None]) -> Question:
     """The disk may be too small for what a step writes."""
     free, need = free_bytes(session.project.records), disk_estimate(session.space, session.songs)
-    return Question(
-        "disk.title", session.t("env.disk_short", free=human_bytes(free), need=human_bytes(need)),
-        (CANCEL, ("anyway", "disk.anyway")), lambda key: go_on() if key == "anyway" else give_up(), icon="stale",
-    )  # fmt: skip
+    message = session.t("env.disk_short", free=human_bytes(free), need=human_bytes(need))
+    return Question("disk", message, {"cancel": give_up, "anyway": go_on}, icon="stale")
 
 
 def _disk_is_short(session: Session) -> bool:
@@ -3751,7 +3728,7 @@ def find_obstacle(session: Session, key: str) -> Outcome | None:
         session.lead_to(key, wrong)
         return session.outcome("bad", "wrong.start", count=len(wrong))
     script = session.space.script(key)
-    if find_python(session.settings, session.program) is None:
+    if session.python() is None:
         return Outcome("bad", session.t("env.no_python"), "title.environment")
     if not script.is_file():
         sentence = session.t("env.script", script=script.name, folder=session.program)
@@ -3876,7 +3853,7 @@ class StepRuns:
 
     def _start(self, run: Run, arguments: list[str], python: Path | None = None) -> None:
         session = self.session
-        python = python or find_python(session.settings, session.program)
+        python = python or session.python()
         session.save()
         session.hush()
         self.results.pop(run.step, None)
@@ -4044,34 +4021,23 @@ class Environment:
         self.report: dict[str, Any] | None = None  # what the scripts' Python said about itself
         self.asking = False
 
-    def _python(self) -> Path | None:
-        return find_python(self.session.settings, self.session.program)
-
     def query(self, only_if_unknown: bool = False) -> None:
         """Ask the scripts' Python what it has, in the background: importing torch there takes seconds."""
         if only_if_unknown and (self.report is not None or self.asking):
             return
-        session, python = self.session, self._python()
-        self.report, self.asking = None, python is not None
-        session.repaint()
-        if python is None:
-            return
+        session, python = self.session, self.session.python()
+        self._store(None, asking=python is not None)
+        if python is not None:
+            question = partial(query_python, python, session.settings.child_environment(), session.program)
+            session.in_background(question, self._store)
 
-        def work() -> None:
-            report = query_python(python, session.settings.child_environment(), session.program)
-
-            def store() -> None:
-                self.report, self.asking = report, False
-                session.repaint()
-
-            session.inbox.put(store)
-
-        threading.Thread(target=work, daemon=True, name="environment").start()
+    def _store(self, report: dict[str, Any] | None, asking: bool = False) -> None:
+        self.report, self.asking = report, asking
+        self.session.repaint()
 
     def findings(self) -> list[Finding]:
         session = self.session
-        candidates = python_candidates(session.settings, session.program)
-        python = candidates[0] if candidates else None
+        python = next(iter(python_candidates(session.settings, session.program)), None)
         return list(judge_environment(session.space, session.songs, python, self.report))
 
     def installations(self) -> list[tuple[str, list[str]]]:
@@ -4091,7 +4057,7 @@ class Environment:
 
     def install(self, arguments: list[str], python: Path | None = None) -> Reply:
         """Run Python with these arguments (None: the scripts' Python), then ask it again."""
-        if python is None and self._python() is None:
+        if python is None and self.session.python() is None:
             return self.session.outcome("warn", "install.by_hand")
         self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
         return None
@@ -4106,17 +4072,17 @@ class Environment:
             # pypinyin runs in the window's own process, TensorBoard in the scripts' Python.
             own = Path(sys.executable) if what == "pypinyin" and not FROZEN else None
             return self.install(["-m", "pip", "install", what], own)
-        start = self.session.program / "start.py"
+        found = self.installations()
         if what == "weights":
-            return self.install(self.installations()[-1][1])
-        if not start.is_file():
+            return self.install(found[-1][1])
+        if not (self.session.program / "start.py").is_file():
             return self.session.outcome("warn", "install.by_hand")
-        return self.install([str(start), "setup"])
+        return self.install(found[0][1])
 
 
 def open_tensorboard(session: Session, board: TensorBoard) -> Outcome:
     """Start TensorBoard on the trainings' figures; what came of it is told by `tensorboard_outcome`."""
-    python = find_python(session.settings, session.program)
+    python = session.python()
     if python is None:
         return Outcome("bad", session.t("env.no_python"), "title.environment")
     board.open(python, session.space.log_folder(), session.program, session.settings.child_environment())
@@ -4139,19 +4105,14 @@ def copy_to_comfyui(session: Session, folder: Path) -> None:
     assert output is not None
     target = unique_path(folder / output.name)
 
-    def work() -> None:
-        temporary = target.with_name(f".tmp-{target.name}")
+    def work() -> Outcome:
         try:
-            shutil.copy2(output, temporary)
-            os.replace(temporary, target)
-            outcome = session.outcome("good", "comfy.copied", file=target)
+            _copy_file(output, target)
         except OSError as error:
-            outcome = session.failed(error)
-            with contextlib.suppress(OSError):  # what went wrong is to be told, not what the cleaning up met
-                temporary.unlink(missing_ok=True)
-        session.inbox.put(lambda: session.tell(outcome))
+            return session.failed(error)
+        return session.outcome("good", "comfy.copied", file=target)
 
-    threading.Thread(target=work, daemon=True, name="comfyui").start()
+    session.in_background(work, session.tell)
 
 
 # --- 13. Look ---------------------------------------------------------------------------------------------------------
@@ -5872,14 +5833,9 @@ class Questions:
             session.save_settings()
         copy_to_comfyui(session, folder)
 
-    def _explain(self, title: str, message: str, icon: str = "info") -> None:
-        self.ask(Question(title, message, (("cancel", "ok"),), lambda key: None, icon=icon))
-
-    def show_keys(self) -> None:
-        self._explain("menu.keys", self.ui.t("keys.message"))
-
-    def show_about(self) -> None:
-        self._explain("menu.about", self.ui.t("about.message", version=VERSION), "app")
+    def explain(self, name: str, icon: str = "info") -> None:
+        """Show a text of the help menu."""
+        self.ask(Question(name, self.ui.t(f"{name}.message", version=VERSION), {}, f"menu.{name}", icon))
 
 
 # --- 17. Window -------------------------------------------------------------------------------------------------------
@@ -6286,8 +6242,9 @@ class App:
             "menu.move": lambda: self.window.show_page("songs"), "open.folder": questions.open_home,
             "menu.logs": lambda: questions.open_home(LOGS_FOLDER), "menu.quit": self.close,
             "songs.add_files": questions.ask_files, "songs.add_folder": questions.ask_folder,
-            "menu.start": self._start_shown, "run.stop": self.stop, "menu.keys": questions.show_keys,
-            "menu.about": questions.show_about, "title.environment": lambda: self.window.show_page("environment"),
+            "menu.start": self._start_shown, "run.stop": self.stop, "menu.keys": lambda: questions.explain("keys"),
+            "menu.about": lambda: questions.explain("about", "app"),
+            "title.environment": lambda: self.window.show_page("environment"),
         }  # fmt: skip
 
     def _start_shown(self) -> None:
@@ -6299,16 +6256,15 @@ class App:
     def _ask_reset(self) -> Reply:
         session = self.session
 
-        def answer(key: str) -> Reply:
-            if key != "reset" or not session.store_texts():
+        def reset() -> Reply:
+            if not session.store_texts():
                 return None
             self.window.forget_pages()
             session.reset()
             self.window.change_look(scale="auto")
             return session.outcome("good", "reset.done")
 
-        question = Question("reset", session.t("reset.message"), (("reset", "reset"), CANCEL), answer)
-        return None if session.busy else question
+        return None if session.busy else Question("reset", session.t("reset.message"), {"reset": reset}, "reset")
 
     def stop(self) -> None:
         """End what goes on: at first gently, then at once."""
@@ -6354,10 +6310,7 @@ class App:
         elif session.state == "idle":
             self.finish()
         else:
-            session.ask(Question(
-                "close.title", session.t("close.message"), (("stop", "close.stop"), ("cancel", "close.stay")),
-                lambda key: self._stop_and_close() if key == "stop" else None, icon="stale",
-            ))  # fmt: skip
+            session.ask(Question("close", session.t("close.message"), {"stop": self._stop_and_close}, icon="stale"))
 
     def _stop_and_close(self) -> None:
         session = self.session
@@ -6371,13 +6324,9 @@ class App:
 
     def _ask_discard(self) -> None:
         """A text could not be written: closing now would lose it, so the user decides."""
-        session = self.session
-        session.ask(Question(
-            "close.title_unsaved", session.t("close.unsaved"),
-            (("cancel", "close.keep_text"), ("discard", "close.discard")),
-            lambda key: self.finish(discard=True) if key == "discard" else session.repaint(),
-            icon="stale", danger="discard",
-        ))  # fmt: skip
+        answers = {"cancel": self.session.repaint, "discard": lambda: self.finish(discard=True)}
+        message = self.session.t("unsaved.message")
+        self.session.ask(Question("unsaved", message, answers, icon="stale", danger="discard"))
 
     def finish(self, discard: bool = False) -> None:
         """Store everything and go; `discard`: also when a text cannot be stored."""
@@ -6411,8 +6360,7 @@ def print_check(program: Path, settings: Settings, home: Path | None) -> int:
     """The environment page as text; exit status 1 when something is missing that a step needs."""
     project = Project.load(home) if home else Project()
     space = Workspace(project, settings, program, {script: read_flags(program / script) for script in SCRIPTS})
-    candidates = python_candidates(settings, program)
-    python = candidates[0] if candidates else None
+    python = next(iter(python_candidates(settings, program)), None)
     report = query_python(python[1], settings.child_environment(), program) if python else None
     findings = list(judge_environment(space, scan_library(project), python, report))
     print(report_text(findings, settings.language))
@@ -6718,11 +6666,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "close.title": ("还在运行", "Something is running"),
     "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
     "close.stop": ("停止并退出", "Stop and close"),
-    "close.stay": ("继续运行", "Keep running"),
-    "close.title_unsaved": ("有文本没有保存", "A text is not saved"),
-    "close.unsaved": ("正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。", "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them."),
-    "close.keep_text": ("返回编辑", "Back to the text"),
-    "close.discard": ("放弃并退出", "Close without saving"),
+    "close.cancel": ("继续运行", "Keep running"),
+    "unsaved.title": ("有文本没有保存", "A text is not saved"),
+    "unsaved.message": ("正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。", "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them."),
+    "unsaved.cancel": ("返回编辑", "Back to the text"),
+    "unsaved.discard": ("放弃并退出", "Close without saving"),
     # Menus and buttons
     "ok": ("确定", "OK"),
     "cancel": ("取消", "Cancel"),
