@@ -75,7 +75,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="./config/lora_config_transformer_only.json",
         help="rank, alpha and layers of the LoRA (default: ./config/lora_config_transformer_only.json)",
     )
-    model.add_argument("--last_lora_path", default=None, help="LoRA file whose weights the training starts from")
+    model.add_argument(
+        "--last_lora_path",
+        default=None,
+        help="LoRA file or folder that the training starts from; its rank, alpha and layers may be others than the "
+        "configuration's",
+    )
     model.add_argument(
         "--shift", type=float, default=3.0, help="shift of the noise schedule (default: 3, as published)"
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-from pathlib import Path
 
-from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.processes import outside_launcher
 from ace_lora.records.format import SECONDS_PER_LATENT_FRAME
 from ace_lora.training.optimizers import optimizer_problems
@@ -122,9 +120,3 @@ def wanted_precision(args: argparse.Namespace) -> str:
 def max_frames(args: argparse.Namespace) -> int | None:
     """Latent frames of --max_seconds; None for whole songs."""
     return max(1, round(args.max_seconds / SECONDS_PER_LATENT_FRAME)) if args.max_seconds > 0 else None
-
-
-def last_lora_file(args: argparse.Namespace) -> Path:
-    """The file meant by --last_lora_path, which may be the folder of a checkpoint."""
-    path = Path(args.last_lora_path)
-    return path / WEIGHTS_NAME if path.is_dir() else path
