@@ -56,7 +56,6 @@ import queue
 import re
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -231,10 +230,10 @@ def stamp() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def unique_path(path: Path) -> Path:
+def unique_path(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
     """`path`, or `path_2`, `path_3`, … (before the extension) when that exists."""
     candidate, number = path, 2
-    while candidate.exists():
+    while taken(candidate):
         candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
         number += 1
     return candidate
@@ -301,6 +300,8 @@ class FolderLock:
 
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}
+# Runs of Chinese, and of other letters and digits.
+_RUNS = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+|[^\W_\u3400-\u9fff\U00020000-\U0003ffff]+")
 _NAME_WORDS = re.compile(r"^(CYRILLIC|GREEK|HANGUL|HIRAGANA|KATAKANA)\b.* ([A-Z]+)$")
 
 
@@ -312,7 +313,7 @@ def readable_name(title: str, longest: int = MAX_NAME) -> str:
     """
     words: list[str] = []
     unreadable = False
-    for run in _runs_of_one_script(unicodedata.normalize("NFKC", title)):
+    for run in _RUNS.findall(unicodedata.normalize("NFKC", title)):
         if "\u3400" <= run[0] <= "\u9fff" or run[0] >= "\U00020000":
             syllables = _pinyin(run)
             unreadable |= not syllables
@@ -329,12 +330,6 @@ def readable_name(title: str, longest: int = MAX_NAME) -> str:
         name = cut[: cut.rfind("_")] if cut.rfind("_") > longest * 0.6 and name[longest] != "_" else cut
     name = name.strip("_-") or "song"
     return f"{name}_song"[:longest] if name.lower() in _RESERVED else name
-
-
-def _runs_of_one_script(title: str) -> Iterator[str]:
-    """Split into runs of Chinese, of letters and digits, and of the rest (dropped)."""
-    for match in re.finditer(r"[\u3400-\u9fff\U00020000-\U0003ffff]+|[^\W_\u3400-\u9fff\U00020000-\U0003ffff]+", title):
-        yield match.group()
 
 
 def _pinyin(run: str) -> list[str]:
@@ -399,6 +394,15 @@ def settings_path(program: Path) -> Path:
     return (program if try_writable(program) else user_config_folder()) / SETTINGS_FILE
 
 
+def take_known(target: Any, stored: dict[str, Any], former: tuple[str, ...] = ()) -> None:
+    """Set what a file stored under a key of `target`, in its type; what a newer version wrote goes into `unknown`."""
+    for key, value in stored.items():
+        if key in target._KEYS and isinstance(value, type(getattr(target, key))):
+            setattr(target, key, value)
+        elif key not in (*target._KEYS, *former):
+            target.unknown[key] = value
+
+
 def text_tables(stored: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Two levels of names and texts, as settings and presets are stored; anything else in there is left out."""
     return {
@@ -406,10 +410,6 @@ def text_tables(stored: dict[str, Any]) -> dict[str, dict[str, str]]:
         for name, values in stored.items()
         if isinstance(values, dict)
     }
-
-
-def _is_probe(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and isinstance(value[3], str)
 
 
 @dataclass
@@ -444,11 +444,7 @@ class Settings:
     def load(cls, path: Path) -> Settings:
         stored, damaged = read_json(path)
         settings = cls(path, damaged=damaged)
-        for key, value in stored.items():
-            if key in cls._KEYS and isinstance(value, type(getattr(settings, key))):
-                setattr(settings, key, value)
-            elif key not in cls._KEYS:
-                settings.unknown[key] = value
+        take_known(settings, stored)
         # A file that was edited by hand may hold anything; what cannot be used gets its default.
         if settings.language not in LANGUAGES:
             settings.language = "zh"
@@ -481,14 +477,13 @@ class Settings:
         # The fork logs to Weights & Biases, which asks for a key at a terminal that a window does not have.
         environment.setdefault("WANDB_MODE", "offline")
         # PyInstaller's own library paths must not reach another Python.
-        for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
-            if FROZEN and f"{name}_ORIG" in environment:
+        libraries = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+        for name in (
+            (*libraries, "PYTHONHOME", "PYTHONPATH", "TCL_LIBRARY", "TK_LIBRARY", "_MEIPASS2") if FROZEN else ()
+        ):
+            environment.pop(name, None)
+            if name in libraries and f"{name}_ORIG" in environment:
                 environment[name] = environment[f"{name}_ORIG"]
-            elif FROZEN:
-                environment.pop(name, None)
-        for name in ("PYTHONHOME", "PYTHONPATH", "TCL_LIBRARY", "TK_LIBRARY", "_MEIPASS2"):
-            if FROZEN:
-                environment.pop(name, None)
         return environment
 
 
@@ -510,15 +505,13 @@ class Project:
     def load(cls, home: Path) -> Project:
         stored, damaged = read_json(home / PROJECT_FILE)
         project = cls(home, damaged=damaged)
-        for key, value in stored.items():
-            if key in cls._KEYS and isinstance(value, dict):
-                setattr(project, key, value)
-            elif key not in (*cls._KEYS, "version", "backend_run"):  # the last one was an earlier version's
-                project.unknown[key] = value
+        take_known(project, stored, ("version", "backend_run"))  # the last one was an earlier version's
         project.values = text_tables(project.values)
         project.titles = {name: str(title) for name, title in project.titles.items()}
         project.receipts = {step: value for step, value in project.receipts.items() if isinstance(value, dict)}
-        project.probes = {name: value for name, value in project.probes.items() if _is_probe(value)}
+        for name, value in list(project.probes.items()):
+            if not (isinstance(value, list) and len(value) == 4 and isinstance(value[3], str)):
+                del project.probes[name]
         return project
 
     def save(self) -> None:
@@ -558,17 +551,14 @@ class Project:
 
 def name_problem(name: str) -> str | None:
     """The key of the sentence that says why `name` cannot be a folder's name; None when it can."""
-    if not name.strip():
-        return "name.empty"
-    if len(name) > 80:
-        return "name.long"
-    if re.search(r'[<>:"/\\|?*\x00-\x1f]', name) or name != name.strip() or name.endswith(".") or name.startswith("."):
-        return "name.characters"
-    if name.split(".")[0].lower() in _RESERVED:
-        return "name.reserved"
-    if name.endswith(("_filenames", "_prep")):
-        return "name.suffix"
-    return None
+    problems = {
+        "name.empty": not name.strip(),
+        "name.long": len(name) > 80,
+        "name.characters": re.search(r'[<>:"/\\|?*\x00-\x1f]|^[.\s]|[.\s]$', name),
+        "name.reserved": name.split(".")[0].lower() in _RESERVED,
+        "name.suffix": name.endswith(("_filenames", "_prep")),
+    }
+    return next((key for key, holds in problems.items() if holds), None)
 
 
 def move_project(project: Project, new_home: Path) -> Project:
@@ -713,18 +703,14 @@ def scan_library(project: Project) -> list[Song]:
         probe = project.probes.get(name)
         song.probed = bool(probe) and tuple(probe[:2]) == files[name]
         if probe and song.probed:
-            song.seconds, song.problem, song.detail = probe[2], *split_problem(probe[3])
+            song.seconds = probe[2]
+            song.problem, _, song.detail = probe[3].partition("|")
         found = [stat for extension in RECORD_EXTENSIONS if (stat := records.get(song.stem + extension))]
         if found:
             song.record_stat = found[0]
             song.record = "ok" if max(stat[1] for stat in song.stats.values()) <= found[0][1] else "old"
         songs.append(song)
     return songs
-
-
-def split_problem(problem: str) -> tuple[str, str]:
-    kind, _, detail = (problem or "").partition("|")
-    return kind, detail
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -805,12 +791,9 @@ def probe_songs(
             with contextlib.suppress(ValueError, KeyError, OSError):
                 answer = json.loads(line)
                 path, seconds = Path(answer["path"]), answer["seconds"]
-                if seconds is not None or answer["problem"]:
-                    tell(path, [*identity(path), seconds, with_length(seconds, answer["problem"])])
-
-
-def with_length(seconds: float | None, problem: str) -> str:
-    return "long" if not problem and seconds is not None and seconds > MAX_SONG_SECONDS else problem
+                problem = answer["problem"] or ("long" if (seconds or 0) > MAX_SONG_SECONDS else "")
+                if seconds is not None or problem:
+                    tell(path, [*identity(path), seconds, problem])
 
 
 def quiet_process() -> dict[str, Any]:
@@ -970,17 +953,12 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     folder = unique_path(home / BIN_FOLDER / stamp())
     folder.mkdir(parents=True)
     entries: dict[str, str] = {}
-    names: list[str] = []
     for path in existing:
-        original = Path(os.path.relpath(path, home)).as_posix()
-        name, number = path.name, 2
-        while name in entries:
-            name, number = f"{path.stem}_{number}{path.suffix}", number + 1
-        names.append(name)
-        entries[name] = original
+        name = unique_path(path, lambda path: path.name in entries).name
+        entries[name] = Path(os.path.relpath(path, home)).as_posix()
     # The manifest first: a crash meanwhile leaves a name too many, not a file without a name.
     write_json(folder / BIN_MANIFEST, {"reason": reason, "files": entries})
-    for path, name in zip(existing, names, strict=True):
+    for path, name in zip(existing, entries, strict=True):
         if copy:
             shutil.copy2(path, folder / name)
         else:
@@ -1157,7 +1135,8 @@ class Field:
             if not math.isfinite(number):
                 return f"wrong.{self.kind}", {"value": text}
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
-                return self._range_problem(text)
+                limits = {name: f"{limit:g}" for name in ("low", "high") if (limit := getattr(self, name)) is not None}
+                return "wrong.low" if self.high is None else "wrong.range", {"value": text, **limits}
         elif self.kind == "choice" and text not in self.choices:
             return "wrong.choice", {"value": text, "choices": ", ".join(self.choices)}
         elif self.kind == "combo" and not text and self.basic:
@@ -1165,11 +1144,6 @@ class Field:
         elif self.kind == "file" and text and not is_file(program / text):
             return "wrong.file", {"value": text}
         return None
-
-    def _range_problem(self, text: str) -> tuple[str, dict[str, str]]:
-        if self.high is None:
-            return "wrong.low", {"value": text, "low": f"{self.low:g}"}
-        return "wrong.range", {"value": text, "low": f"{self.low:g}", "high": f"{self.high:g}"}
 
 
 @dataclass(frozen=True)
@@ -1179,8 +1153,9 @@ class Step:
     script: str
     values: str  # where its settings are kept: steps 2 and 3 share theirs
     fields: tuple[Field, ...] = ()
-    filled: tuple[str, ...] = ()  # flags that the window fills in itself
-    # rail, title, about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
+    paths: tuple[tuple[str, str], ...] = ()  # flags that are filled in with a path of the project, and with which
+    filled: tuple[str, ...] = ()  # other flags that the window fills in itself
+    # rail, title (when it is another), about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
     texts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -1316,16 +1291,15 @@ TRAIN_FIELDS = (
 STEPS = (
     Step("songs", 1, "", "songs", texts={
         "rail": ("准备音频", "Songs"),
-        "title": ("准备音频", "Songs"),
         "about": ("添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。", "Add the songs to learn from. They are copied under readable file names; your originals stay untouched."),
     }),
-    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, (("data_dir", "home"),), ("lyrics", "only"), texts={
         "rail": ("提示词", "Prompts"),
         "title": ("生成提示词", "Prompts"),
         "about": ("为每首歌写出风格标签（流派、乐器、情绪、人声），生成后可以逐首修改。", "Describe every song by tags (genre, instruments, mood, voice). Look through them and correct them afterwards."),
         "start": ("生成提示词", "Generate prompts"),
     }),
-    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, (("data_dir", "home"),), ("lyrics", "only"), texts={
         "rail": ("歌词", "Lyrics"),
         "title": ("生成歌词", "Lyrics"),
         "about": ("取得每首歌的歌词；没有人声的音乐标记为 [instrumental]。生成后请对照修改。", "Get the words of every song; music without voice becomes [instrumental]. Check them afterwards."),
@@ -1334,7 +1308,7 @@ STEPS = (
     Step("dataset", 4, "convert2hf_dataset_new.py", "dataset", (
         Field("default_tag", "text", "", label=("默认标签", "Default tags"),
               help=("没有提示词的歌用它，多个标签用逗号分隔；可留空。", "For songs without a prompt; tags separated by commas. May stay empty.")),
-    ), ("data_dir", "output_name"), texts={
+    ), (("data_dir", "home"), ("output_name", "dataset")), texts={
         "rail": ("数据集", "Dataset"),
         "title": ("创建数据集", "Dataset"),
         "about": ("把歌曲、提示词和歌词登记成一份清单，只需几秒钟。", "List the songs with their prompts and lyrics in a dataset. Takes seconds."),
@@ -1349,17 +1323,15 @@ STEPS = (
         DEVICE,
         Field("shard", "text", "1/1", label=("分片", "Shard"),
               help=("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything.")),
-    ), ("input_name", "output_dir"), texts={
+    ), (("input_name", "dataset"), ("output_dir", "records")), texts={
         "rail": ("音频预处理", "Preprocessing"),
-        "title": ("音频预处理", "Preprocessing"),
         "about": ("把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。", "Turn every song into what the model learns from. Stop at any time; the next start goes on from there."),
         "start": ("开始预处理", "Preprocess"),
         "result": ("结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
                    "The result is the folder …_prep beside the song folder, one file per song, about 0.2 MB per second of audio. The first run downloads the base model."),
     }),
-    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, ("dataset_path", "resume", "trial"), texts={
+    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, (("dataset_path", "records"),), ("resume", "trial"), texts={
         "rail": ("训练", "Training"),
-        "title": ("训练", "Training"),
         "about": ("训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。", "Train the LoRA. The defaults are right for a first try; stopping saves what was learned."),
         "start": ("开始训练", "Start training"),
     }),
@@ -1369,7 +1341,7 @@ STEPS = (
         Field("output_name", "text", "{name}-{step}.safetensors", basic=True, label=("成品文件名", "Finished file"),
               help=("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path.")),
         replace(LORA_CONFIG, default="{config}", basic=True),
-    ), ("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
+    ), filled=("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
         "rail": ("LoRA 强度", "LoRA strength"),
         "title": ("LoRA 权重优化", "LoRA strength"),
         "about": ("把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。", "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained."),
@@ -1399,15 +1371,7 @@ def read_flags(script: Path) -> dict[str, Flag] | None:
 
     None when the file is missing or cannot be parsed; then every known flag is taken to exist.
     """
-    try:
-        tree = ast.parse(script.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, SyntaxError):
-        return None
-    constants: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            with contextlib.suppress(ValueError):
-                constants[node.targets[0].id] = ast.literal_eval(node.value)
+    tree, constants = _parse(script)
     flags = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
@@ -1417,6 +1381,20 @@ def read_flags(script: Path) -> dict[str, Flag] | None:
             if long and not hidden:
                 flags[long[0]] = _read_flag(long[0], {k.arg: k.value for k in node.keywords if k.arg}, constants)
     return flags or None
+
+
+def _parse(script: Path) -> tuple[ast.Module, dict[str, Any]]:
+    """The source of a script, and the constants that it sets; nothing of a file that is missing or no Python."""
+    try:
+        tree = ast.parse(script.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, SyntaxError):
+        tree = ast.Module([], [])
+    constants: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            with contextlib.suppress(ValueError):
+                constants[node.targets[0].id] = ast.literal_eval(node.value)
+    return tree, constants
 
 
 def _read_flag(name: str, keywords: dict[str, ast.expr], constants: dict[str, Any]) -> Flag:
@@ -1438,10 +1416,10 @@ def _read_flag(name: str, keywords: dict[str, ast.expr], constants: dict[str, An
         kind = "bool"
     elif choices:
         kind = "choice"
+    elif typed in ("int", "float"):
+        kind = typed
     else:
-        kind = {"int": "int", "float": "float"}.get(typed, "text")
-        if kind == "text" and isinstance(default, (int, float)) and not isinstance(default, bool):
-            kind = "float"
+        kind = "float" if isinstance(default, (int, float)) and not isinstance(default, bool) else "text"
     text = None
     if kind == "bool":
         text = "true" if default is True else "false"
@@ -1472,7 +1450,8 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
             same = known.default == row.default or _as_number(known.default) == _as_number(row.default)
             changes["default"] = row.default if same else known.default
         shown.append(replace(row, **changes, script_default=known.default))
-    table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
+    filled = {*step.filled, *dict(step.paths), "checkpoint_dir", "help", "version"}
+    table = {row.flag for row in step.fields} | filled
     for flag in flags.values():
         if flag.name not in table:
             default = flag.default or ("false" if flag.kind == "bool" else "")
@@ -1510,11 +1489,7 @@ def list_loras(folder: Path) -> list[Path]:
         return []
     found = [path for path in found if is_file(path / LORA_FILE)]
 
-    def order(path: Path) -> tuple[int, float]:
-        match = LORA_FOLDER.search(path.name)
-        return (int(match.group(2)) if match else 0, (path / LORA_FILE).stat().st_mtime)
-
-    return sorted(found, key=order)
+    return sorted(found, key=lambda path: (lora_step(path) or 0, (path / LORA_FILE).stat().st_mtime))
 
 
 def lora_step(path: Path) -> int | None:
@@ -1632,20 +1607,10 @@ class Workspace:
         return filled
 
     def _filled_flags(self, step: str) -> list[str]:
-        project = self.project
-        if step in ("prompts", "lyrics"):
-            return ["--data_dir", self._path(project.home), *(["--lyrics"] if step == "lyrics" else [])]
-        if step == "dataset":
-            return ["--data_dir", self._path(project.home), "--output_name", self._path(project.dataset)]
-        if step == "prep":
-            return ["--input_name", self._path(project.dataset), "--output_dir", self._path(project.records)]
-        if step == "train":
-            return ["--dataset_path", self._path(project.records)]
-        return []
-
-    def _path(self, path: Path | None) -> str:
-        assert path is not None
-        return shown_path(path, self.program)
+        words = []
+        for flag, place in STEP[step].paths:
+            words += [f"--{flag}", shown_path(getattr(self.project, place), self.program)]
+        return [*words, "--lyrics"] if step == "lyrics" else words
 
     @staticmethod
     def _same(text: str, row: Field) -> bool:
@@ -1704,10 +1669,11 @@ class StepState:
 def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
     """The state of every step from what stands on disk, in order: one that is not done locks the later ones."""
     states: dict[str, StepState] = {}
-    missing: StepState | None = None
-    missing_number = 0
+    locked: StepState | None = None
     checks = {
-        "songs": lambda: _songs_state(space, songs),
+        "songs": lambda: (
+            StepState("done", "songs.done", {"count": len(songs)}) if songs else StepState("ready", "songs.none")
+        ),
         "prompts": lambda: _texts_state(songs, "prompt"),
         "lyrics": lambda: _texts_state(songs, "lyrics"),
         "dataset": lambda: _dataset_state(space, songs),
@@ -1716,12 +1682,9 @@ def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
         "strength": lambda: _strength_state(space, states),
     }
     for step in STEPS:
-        if missing is not None:
-            states[step.key] = StepState("locked", "locked", {"number": missing_number, "why": missing})
-            continue
-        states[step.key] = state = checks[step.key]()
+        states[step.key] = state = locked or checks[step.key]()
         if state.status == "ready":
-            missing, missing_number = state, step.number
+            locked = StepState("locked", "locked", {"number": step.number, "why": state})
     return states
 
 
@@ -1729,20 +1692,13 @@ def _names(stems: list[str]) -> str:
     return ", ".join(stems[:3]) + (" …" if len(stems) > 3 else "")
 
 
-def _songs_state(space: Workspace, songs: list[Song]) -> StepState:
-    if not songs:
-        return StepState("ready", "songs.none")
-    return StepState("done", "songs.done", {"count": len(songs)})
-
-
 def _texts_state(songs: list[Song], kind: str) -> StepState:
-    without = [song.stem for song in songs if getattr(song, kind) in ("missing", "empty")]
-    if without:
-        unusable = [song.stem for song in songs if song.stem in without and song.problem not in ("", "long")]
-        if unusable:
-            return StepState("ready", "texts.unusable", {"count": len(unusable), "songs": _names(unusable)})
-        return StepState("ready", f"{kind}.missing", {"count": len(without), "songs": _names(without)})
-    return StepState("done", f"{kind}.done", {"count": len(songs)})
+    without = [song for song in songs if getattr(song, kind) in ("missing", "empty")]
+    unusable = [song for song in without if song.problem not in ("", "long")]
+    if not without:
+        return StepState("done", f"{kind}.done", {"count": len(songs)})
+    fields = {"count": len(unusable or without), "songs": _names([song.stem for song in unusable or without])}
+    return StepState("ready", "texts.unusable" if unusable else f"{kind}.missing", fields)
 
 
 def _dataset_files(folder: Path) -> list[Path]:
@@ -2024,13 +1980,9 @@ def disk_estimate(space: Workspace, songs: list[Song]) -> float:
 
 def read_groups(start: Path) -> dict[str, str]:
     """The optional groups of packages that `start.py install GROUP` knows, read from its source."""
-    try:
-        for node in ast.parse(start.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "GROUPS":
-                return {str(name): str(what) for name, what in ast.literal_eval(node.value).items()}
-    except (OSError, ValueError, SyntaxError):
-        pass  # another program's start.py: there is nothing to offer
-    return {}
+    groups = _parse(start)[1].get("GROUPS")
+    # Another program's start.py has nothing to offer.
+    return {str(name): str(what) for name, what in groups.items()} if isinstance(groups, dict) else {}
 
 
 def free_bytes(folder: Path) -> float:
@@ -2751,18 +2703,15 @@ class TensorBoard:
             return
         self.close()
         self.folder, self.url = folder, ""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         with contextlib.suppress(OSError):  # a read-only place: TensorBoard itself says that it finds nothing
             folder.mkdir(parents=True, exist_ok=True)
-        argv = [
-            str(python), "-c", TENSORBOARD_CODE, "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port),
-        ]  # fmt: skip
-        arguments = (argv, port, program, environment, self._wanted)
-        threading.Thread(target=self._wait, args=arguments, daemon=True).start()
+        # Port 0: one that the system has free; TensorBoard says which.
+        argv = [str(python), "-c", TENSORBOARD_CODE, "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
+        arguments = (argv, program, environment, self._wanted)
+        threading.Thread(target=self._follow, args=arguments, daemon=True).start()
 
-    def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str], wanted: int) -> None:
+    def _follow(self, argv: list[str], program: Path, environment: dict[str, str], wanted: int) -> None:
+        """Start it, tell its address when it says that it listens there, and read on: a full pipe would stop it."""
         try:
             process = start_process(argv, program, environment, stdin=subprocess.PIPE)
         except OSError as error:
@@ -2772,34 +2721,19 @@ class TensorBoard:
             kill_tree(process)
             return
         self._process = process
-        output: deque[bytes] = deque(maxlen=200)
-        threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
-        url = f"http://127.0.0.1:{port}/"
-        deadline = time.monotonic() + 120
-        import urllib.request  # 40 ms that the start of the window does not have to wait for
-
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), opener.open(url, timeout=5) as page:
-                if page.status == 200:
-                    self.url = url
-                    self.answers.put(("ready", url))
-                    return
-            time.sleep(0.2)
+        output: deque[str] = deque(maxlen=200)
+        for line in process.stdout:
+            output.append(line.decode("utf-8", errors="replace").strip())
+            match = re.search(r"http://127\.0\.0\.1:\d+/", output[-1])
+            if match and not self.url and wanted == self._wanted:
+                self.url = match.group()
+                self.answers.put(("ready", self.url))
         kill_tree(process)
-        if wanted != self._wanted:
-            return
-        time.sleep(0.2)  # its last words are still on their way
-        text = b"".join(output).decode("utf-8", errors="replace").strip()
-        missing = "No module named" in text
-        self.answers.put(("missing" if missing else "failed", text.splitlines()[-1] if text else ""))
-
-    @staticmethod
-    def _keep(process: subprocess.Popen[bytes], output: deque[bytes]) -> None:
-        assert process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in process.stdout:
-                output.append(line)
+        process.wait()
+        if wanted == self._wanted and not self.url:
+            missing = any("No module named" in line for line in output)
+            last = next((line for line in reversed(output) if line), "")
+            self.answers.put(("missing" if missing else "failed", last))
 
     def close(self) -> None:
         self._wanted += 1
@@ -4103,7 +4037,6 @@ def tensorboard_outcome(session: Session, kind: str, detail: str) -> Outcome:
 def copy_to_comfyui(session: Session, folder: Path) -> None:
     """Copy the finished LoRA into ComfyUI's folder for LoRAs, in the background."""
     output = session.space.lora_output()
-    assert output is not None
     target = unique_path(folder / output.name)
 
     def work() -> Outcome:
@@ -4353,8 +4286,7 @@ ICONS: dict[str, tuple[str, bool, tuple[tuple[float, float, float, float], ...],
 def draw_icon(kind: str, size: int) -> bytes:
     """A round state mark as PNG with smooth edges, for any size: bitmap files would be blurred at 200 %."""
     name, filled, strokes, half = ICONS[kind]
-    colour = [int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)]
-    radius = size / 2 - 0.5
+    colour, radius = bytes.fromhex(COLOURS[name][1:]), size / 2 - 0.5
 
     def cover(distance: float) -> float:
         """How much of a pixel lies inside an edge that is `distance` radii away."""
@@ -4364,14 +4296,13 @@ def draw_icon(kind: str, size: int) -> bytes:
     for y in range(size):
         rows.append(0)
         for x in range(size):
-            dx, dy = (x + 0.5 - size / 2) / radius, (y + 0.5 - size / 2) / radius
-            distance = (dx * dx + dy * dy) ** 0.5
-            disc = cover(1 - distance)
-            sign = max((cover(half - _distance(dx, dy, *stroke)) for stroke in strokes), default=0.0)
+            point = complex(x + 0.5 - size / 2, y + 0.5 - size / 2) / radius
+            disc = cover(1 - abs(point))
+            sign = max((cover(half - _distance(point, *stroke)) for stroke in strokes), default=0.0)
             if filled:
                 rows += bytes((*(round(part + (255 - part) * sign) for part in colour), round(255 * disc)))
             else:
-                rows += bytes((*colour, round(255 * max(min(disc, cover(distance - 0.86)), sign))))
+                rows += bytes((*colour, round(255 * max(min(disc, cover(abs(point) - 0.86)), sign))))
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)),
               (b"IDAT", zlib.compress(bytes(rows), 1)), (b"IEND", b""))  # fmt: skip
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -4379,12 +4310,10 @@ def draw_icon(kind: str, size: int) -> bytes:
     )
 
 
-def _distance(x: float, y: float, x1: float, y1: float, x2: float, y2: float) -> float:
-    """From a point to a line's nearest point between its ends."""
-    dx, dy = x2 - x1, y2 - y1
-    length = dx * dx + dy * dy
-    along = max(0.0, min(1.0, ((x - x1) * dx + (y - y1) * dy) / length)) if length else 0.0
-    return ((x - x1 - along * dx) ** 2 + (y - y1 - along * dy) ** 2) ** 0.5
+def _distance(point: complex, x1: float, y1: float, x2: float, y2: float) -> float:
+    """From a point to the nearest one of a line between two ends."""
+    start, way = complex(x1, y1), complex(x2 - x1, y2 - y1)
+    return abs(point - start - max(0.0, min(1.0, ((point - start) / way).real)) * way)
 
 
 # --- 14. Widgets ------------------------------------------------------------------------------------------------------
@@ -4512,6 +4441,7 @@ class ScrollFrame:
         self._canvas = tk.Canvas(self.frame, background=COLOURS["surface"], highlightthickness=0, borderwidth=0,
                                  width=ui.px(200), height=ui.px(80), yscrollincrement=ui.px(20))  # fmt: skip
         self.inner = ttk.Frame(self._canvas)
+        self.inner.columnconfigure(0, weight=1)
         self._item = self._canvas.create_window(0, 0, window=self.inner, anchor="nw")
         self._canvas.grid(row=0, column=0, sticky="nsew")
         side_bar(self._canvas)
@@ -4657,9 +4587,8 @@ class LossChart:
         canvas, ui, c, curve = self.canvas, self._ui, COLOURS, self._curve
         canvas.delete("all")
         width, height = canvas.winfo_width(), canvas.winfo_height()
-        canvas.create_text(
-            ui.px(12), ui.px(9), text=ui.t("chart.title"), anchor="nw", font=ui.fonts["bold"], fill=c["text"]
-        )
+        look = {"anchor": "nw", "font": ui.fonts["bold"], "fill": c["text"]}
+        canvas.create_text(ui.px(12), ui.px(9), text=ui.t("chart.title"), **look)
         if curve is None or not curve.steps:
             canvas.create_text(width / 2, height / 2, text=ui.t("chart.empty"), fill=c["muted"], justify="center",
                                width=max(80, width - ui.px(40)), font=ui.fonts["small"])  # fmt: skip
@@ -4719,15 +4648,14 @@ class LossChart:
 
     def _legend(self, curve: Curve, rates: list[float]) -> None:
         ui, x, y = self._ui, self._ui.px(12), self._ui.px(38)
-        entries = [
-            ("chart.smooth", "accent", f"{curve.smooth[-1]:.4f}"),
-            ("chart.raw", "curve_soft", f"{curve.loss[-1]:.4f}"),
-        ]
-        if curve.validation:
-            entries.append(("chart.validation", "good", f"{curve.validation[-1][1]:.4f}"))
-        if rates:
-            entries.append(("chart.rate", "disabled", f"{rates[-1]:.2e}"))
-        for key, colour, value in entries:
+        entries = (
+            ("chart.smooth", "accent", curve.smooth, ".4f"), ("chart.raw", "curve_soft", curve.loss, ".4f"),
+            ("chart.validation", "good", [loss for _, loss in curve.validation], ".4f"), ("chart.rate", "disabled", rates, ".2e"),
+        )  # fmt: skip
+        for key, colour, values, digits in entries:
+            if not values:
+                continue
+            value = format(values[-1], digits)
             self.canvas.create_line(x, y, x + ui.px(14), y, fill=COLOURS[colour], width=ui.px(3))
             item = self.canvas.create_text(x + ui.px(18), y, text=f"{ui.t(key)} {value}", anchor="w",
                                            font=ui.fonts["small"], fill=COLOURS["muted"])  # fmt: skip
@@ -5191,7 +5119,6 @@ class FormPage(StepPage):
         scroll = ScrollFrame(ui, self.body)
         ui.put(scroll.frame, 0, 0, "nsew")
         inner = scroll.inner
-        inner.columnconfigure(0, weight=1)
         # These steps have few settings: hiding them would only cost a click.
         form = self.make_form(inner, self.session.space.fields(self.key), wide=self.key == "strength")
         ui.put(form.frame, 0, 0, "ew")
@@ -5244,7 +5171,7 @@ class SongsPage(StepPage):
         self.add_button = ui.line_up(button, "right", (0, 8))
         self._build_place()
         tools = ui.put(ttk.Frame(self.body), 1, 0, "ew", pady=(0, 6))
-        commands = {"songs.play": self._play, "songs.rename": self._rename, "songs.remove": self._remove}
+        commands = {"play": self._play, "songs.rename": self._rename, "songs.remove": self._remove}
         self.tools = [tool_button(ui, tools, key, command) for key, command in commands.items()]
         tool_button(ui, tools, "open.folder", questions.open_home)
         self.total = ui.line_up(ttk.Label(tools, style="Small.TLabel"), "right")
@@ -5376,7 +5303,6 @@ class TextsPage(StepPage):
         ui.put(self.make_form(self.body, basic).frame, 0, 0, "ew", pady=(0, 6))
         scroll = ScrollFrame(ui, self.body)
         ui.put(scroll.frame, 1, 0, "nsew")
-        scroll.inner.columnconfigure(0, weight=1)
         ui.put(self.make_form(scroll.inner, advanced).frame, 0, 0, "ew")
         self.texts = ui.put(ttk.Frame(self.body), 1, 0, "nsew")
         button = ttk.Button(self.actions)
@@ -5410,7 +5336,7 @@ class TextsPage(StepPage):
         tools = ui.put(ttk.Frame(self.texts), 0, 1, "ew", pady=(0, 6))
         commands: dict[str, Callable[[], Any]] = {
             "texts.previous": lambda: self.step_song(-1), "texts.next": lambda: self.step_song(1),
-            "texts.save": self.save, "texts.play": self._play, "texts.instrumental": self._instrumental,
+            "texts.save": self.save, "play": self._play, "texts.instrumental": self._instrumental,
         }  # fmt: skip
         self.tools: list[ttk.Widget] = [tool_button(ui, tools, key, command) for key, command in commands.items()]
         self.again_button = None
@@ -5576,7 +5502,6 @@ class TrainPage(StepPage):
         scroll = ScrollFrame(ui, self.body)
         ui.put(scroll.frame, 0, 0, "nsew", (0, 12))
         inner = scroll.inner
-        inner.columnconfigure(0, weight=1)
         self._build_presets(inner)
         basic, advanced = self.split_fields()
         ui.put(self.make_form(inner, basic).frame, 1, 0, "ew")
@@ -5634,7 +5559,8 @@ class EnvironmentPage:
         self._build_commands(head)
         self._list = ScrollFrame(ui, self.frame)
         ui.put(self._list.frame, 1, 0, "nsew", (0, 16))
-        self._list.inner.columnconfigure(1, weight=1)
+        for column in (0, 1):
+            self._list.inner.columnconfigure(column, weight=column)
         self._shown: list[str] = []
         settings = ScrollFrame(ui, self.frame)
         ui.put(settings.frame, 1, 1, "nsew")
@@ -5659,7 +5585,6 @@ class EnvironmentPage:
 
     def _build_settings(self, box: ttk.Frame) -> None:
         ui = self.ui
-        box.columnconfigure(0, weight=1)
         self.variables: dict[str, tk.Variable] = {}
         self.widgets: dict[str, tk.Widget] = {}
         for line, key in enumerate(self.SETTINGS):
@@ -6419,6 +6344,7 @@ def main(argv: list[str] | None = None) -> int:
 
 # key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
 TEXTS: dict[str, tuple[str, str]] = {
+    **{f"title.{step.key}": step.texts["rail"] for step in STEPS},
     **{f"{part}.{step.key}": texts for step in STEPS for part, texts in step.texts.items()},
     # Steps
     "title.environment": ("环境检查", "Environment"),
@@ -6466,7 +6392,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Songs
     "songs.add_files": ("添加歌曲…", "Add songs…"),
     "songs.add_folder": ("添加文件夹…", "Add folder…"),
-    "songs.play": ("播放", "Play"),
+    "play": ("播放", "Play"),
     "songs.rename": ("改名…", "Rename…"),
     "songs.remove": ("移除", "Remove"),
     "songs.total": ("{count} 首，总长 {length}", "{count} songs, {length} in all"),
@@ -6546,7 +6472,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "texts.previous": ("◀ 上一首", "◀ Previous"),
     "texts.next": ("下一首 ▶", "Next ▶"),
     "texts.save": ("保存", "Save"),
-    "texts.play": ("播放", "Play"),
     "texts.instrumental": ("标为纯音乐", "Instrumental"),
     "texts.again": ("重新生成这首", "Only this song"),
     "texts.all": ("全部歌曲", "All songs"),
@@ -6628,7 +6553,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "askstale.title": ("前面的步骤需要更新", "An earlier step is out of date"),
     "askstale.message": ("第 {number} 步“{title}”：{reason}", "Step {number}, {title}. {reason}"),
     "askstale.first": ("先更新再继续", "Do that first"),
-    "askstale.anyway": ("照样开始", "Start anyway"),
+    "anyway": ("照样开始", "Start anyway"),
     "checkpoints.title": ("checkpoints 里已有 LoRA", "The checkpoints folder holds LoRAs"),
     "checkpoints.message": ("“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
                             "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to {moved}, nothing is deleted."),
@@ -6637,7 +6562,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
     "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
     "disk.title": ("磁盘空间可能不够", "The disk may be too small"),
-    "disk.anyway": ("照样开始", "Start anyway"),
     "train.trial": ("试跑 20 步", "Trial run"),
     "train.trial_tip": ("用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。", "Twenty steps on the longest song: reports memory, speed and hours for the whole run."),
     "trial.fits": ("试跑完成：{seconds} 秒/步，整个训练（{steps} 步）约需 {hours}，内存或显存最多 {peak}（共 {memory}），检查点约占 {disk}。",
