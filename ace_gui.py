@@ -4064,6 +4064,85 @@ FONT_CHOICES = {"zh": CHINESE_FONTS, "en": ("Segoe UI", "Helvetica Neue", *CHINE
 MONO_CHOICES = ("Cascadia Mono", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "DejaVu Sans Mono")
 
 
+# fmt: off
+def _button(
+    back: str, front: str, border: str, hover: str, ring: str, off: tuple[str, str] = ("rail", "disabled"), **more: Any
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """The row of STYLES for a button; `ring`: colour of the focus; `off`: its colours when it cannot be pressed."""
+    edge = {"disabled": off[0], "active": hover}
+    return (
+        {"background": back, "foreground": front, "bordercolor": border, "lightcolor": back, "darkcolor": back, "width": 0,
+         "focuscolor": ring, "padding": (10, 5), "relief": "raised", "anchor": "center", **more},
+        {"background": {"disabled": off[0], "pressed": hover, "active": hover}, "lightcolor": edge, "darkcolor": edge,
+         "foreground": {"disabled": off[1]}, "bordercolor": {"disabled": "line", "focus": "accent_dark"}},
+    )
+
+
+# style -> its options, and those of a state: names of colours and fonts, lengths for 100 %
+STYLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, str]]]] = {
+    ".": ({"background": "surface", "foreground": "text", "bordercolor": "line", "lightcolor": "surface",
+           "darkcolor": "surface", "troughcolor": "rail", "focuscolor": "accent", "selectbackground": "accent",
+           "selectforeground": "#ffffff", "insertcolor": "text", "font": "TkDefaultFont", "arrowsize": 12},
+          {"foreground": {"disabled": "disabled"}}),
+    **{f"{name}.{kind}": ({"background": back}, {}) for kind in ("TFrame", "TLabel") for name, back in (
+        ("Rail", "rail"), ("Good", "good_soft"), ("Warn", "warn_soft"), ("Bad", "bad_soft"), ("Info", "accent_soft"))},
+    "Title.TLabel": ({"font": "title"}, {}),
+    "RailTitle.TLabel": ({"font": "head", "background": "rail"}, {}),
+    "Muted.TLabel": ({"foreground": "muted"}, {}),
+    "Small.TLabel": ({"foreground": "muted", "font": "small"}, {}),
+    "SmallBad.TLabel": ({"foreground": "bad", "font": "small"}, {}),
+    "SmallWarn.TLabel": ({"foreground": "warn", "font": "small"}, {}),
+    "TButton": _button("surface", "text", "line", "accent_soft", "accent"),
+    "Primary.TButton": _button("accent", "#ffffff", "accent", "accent_dark", "#ffffff", ("#c4cedd", "#ffffff"),
+                               padding=(18, 7), font="bold"),
+    "Danger.TButton": _button("surface", "bad", "bad", "bad_soft", "bad"),
+    "Small.TButton": ({"padding": (7, 2), "font": "small"}, {}),
+    "TMenubutton": _button("surface", "text", "line", "accent_soft", "accent", arrowpadding=4, arrowsize=5),
+    "Rail.TButton": _button("rail", "text", "line", "accent_soft", "accent", anchor="w"),
+    "RailOn.TButton": _button("accent_soft", "accent_dark", "accent", "accent_soft", "accent", anchor="w", padding=(10, 2)),
+    # The steps are a list, not a column of buttons: no frame unless one is chosen or has the focus.
+    "Step.Rail.TButton": ({"bordercolor": "rail", "padding": (10, 2)}, {"bordercolor": {"focus": "accent_dark"}}),
+    "Tool.Rail.TButton": ({"padding": (10, 3)}, {}),
+    "ToolOn.RailOn.TButton": ({"padding": (10, 3)}, {}),
+    **dict.fromkeys(("TEntry", "TCombobox"), (
+        {"fieldbackground": "surface", "padding": (6, 4), "lightcolor": "surface"},
+        {"bordercolor": {"focus": "accent"}, "lightcolor": {"focus": "accent"},
+         "fieldbackground": {"disabled": "rail", "readonly": "surface"}, "foreground": {"disabled": "disabled", "readonly": "text"},
+         "selectbackground": {"readonly": "surface"}, "selectforeground": {"readonly": "text"}})),
+    **dict.fromkeys(("Wrong.TEntry", "Wrong.TCombobox"), (
+        {"fieldbackground": "bad_soft", "padding": (6, 4), "lightcolor": "surface", "bordercolor": "bad"},
+        {"bordercolor": {"": "bad"}, "lightcolor": {"": "bad"}, "fieldbackground": {"": "bad_soft"}})),
+    "TCheckbutton": ({"focuscolor": "accent", "indicatorsize": 14, "indicatormargin": 4, "indicatorbackground": "surface", "padding": 2},
+                     {"background": {"active": "surface"}, "indicatorforeground": {"selected": "#ffffff"},
+                      "indicatorbackground": {"selected": "accent", "active": "accent_soft"}}),
+    "Treeview": ({"rowheight": 27, "fieldbackground": "surface", "background": "surface", "bordercolor": "line"},
+                 {"background": {"selected": "accent_soft"}, "foreground": {"selected": "text"},
+                  "bordercolor": {"focus": "accent"}, "lightcolor": {"focus": "accent"}}),
+    "Treeview.Heading": ({"background": "rail", "relief": "flat", "padding": (6, 5), "foreground": "muted"},
+                         {"background": {"active": "accent_soft"}}),
+    "TProgressbar": ({"background": "accent", "troughcolor": "rail", "bordercolor": "line", "lightcolor": "accent",
+                      "darkcolor": "accent", "thickness": 12}, {}),
+    "TPanedwindow": ({"background": "line"}, {}),
+    "Sash": ({"sashthickness": 6, "gripcount": 0, "background": "rail", "bordercolor": "line"}, {}),
+    "TScrollbar": ({"background": "line", "troughcolor": "surface", "bordercolor": "surface", "arrowcolor": "muted",
+                    "gripcount": 0, "arrowsize": 13, "width": 13},
+                   {"background": {"disabled": "surface", "active": "disabled"}, "bordercolor": {"disabled": "surface"},
+                    "lightcolor": {"disabled": "surface"}, "darkcolor": {"disabled": "surface"}}),
+    "Log.Vertical.TScrollbar": ({"background": "log_line", "troughcolor": "log", "bordercolor": "log", "lightcolor": "log_line",
+                                 "darkcolor": "log_line"},
+                                {"background": {"disabled": "log", "active": "log_muted"}, "bordercolor": {"": "log"},
+                                 "lightcolor": {"disabled": "log"}, "darkcolor": {"disabled": "log"}}),
+}
+# Of what ttk has no styles for.
+OPTIONS = {
+    "TCombobox*Listbox.font": "TkTextFont", "TCombobox*Listbox.background": "surface",
+    "TCombobox*Listbox.selectBackground": "accent", "Menu.font": "TkMenuFont", "Menu.background": "surface",
+    "Menu.foreground": "text", "Menu.relief": "flat", "Menu.activeBackground": "accent", "Menu.activeForeground": "#ffffff",
+    "Menu.borderWidth": 1, "Menu.activeBorderWidth": 0, "Menu.disabledForeground": "disabled",
+}
+# fmt: on
+
+
 class Ui:
     """Language, scale, fonts, colours and icons: what every widget needs in order to be drawn."""
 
@@ -4136,127 +4215,26 @@ class Ui:
         }
 
     def _set_styles(self) -> None:
-        style, c, px = ttk.Style(self.root), COLOURS, self.px
+        style = ttk.Style(self.root)
         style.theme_use("clam")
-        self.root.configure(background=c["rail"])
-        style.configure(
-            ".", background=c["surface"], foreground=c["text"], bordercolor=c["line"], lightcolor=c["surface"],
-            darkcolor=c["surface"], troughcolor=c["rail"], focuscolor=c["accent"], selectbackground=c["accent"],
-            selectforeground="#ffffff", insertcolor=c["text"], font="TkDefaultFont", arrowsize=px(12),
-        )  # fmt: skip
-        style.map(".", foreground=[("disabled", c["disabled"])])
-        for name, background in (("Rail", c["rail"]), ("Good", c["good_soft"]), ("Warn", c["warn_soft"]),
-                                 ("Bad", c["bad_soft"]), ("Info", c["accent_soft"])):  # fmt: skip
-            style.configure(f"{name}.TFrame", background=background)
-            style.configure(f"{name}.TLabel", background=background)
-        style.configure("Title.TLabel", font=self.fonts["title"])
-        style.configure("RailTitle.TLabel", font=self.fonts["head"], background=c["rail"])
-        style.configure("Muted.TLabel", foreground=c["muted"])
-        for name, colour in (("Small", "muted"), ("SmallBad", "bad"), ("SmallWarn", "warn")):
-            style.configure(f"{name}.TLabel", foreground=c[colour], font=self.fonts["small"])
-        self._set_button_styles(style)
-        self._set_field_styles(style)
-        self._set_table_styles(style)
-        self._set_bar_styles(style)
-        self._set_options()
-
-    def _set_field_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        field_colours = {"fieldbackground": c["surface"], "padding": (px(6), px(4)), "lightcolor": c["surface"]}
-        for name in ("TEntry", "TCombobox", "TSpinbox"):
-            style.configure(name, **field_colours)
-            focus = [("focus", c["accent"])]
-            style.map(name, bordercolor=focus, lightcolor=focus, fieldbackground=[("disabled", c["rail"]), ("readonly", c["surface"])],
-                      foreground=[("disabled", c["disabled"]), ("readonly", c["text"])],
-                      selectbackground=[("readonly", c["surface"])], selectforeground=[("readonly", c["text"])])  # fmt: skip
-            style.configure(
-                f"Wrong.{name}", **{**field_colours, "fieldbackground": c["bad_soft"]}, bordercolor=c["bad"]
-            )
-            style.map(f"Wrong.{name}", bordercolor=[("", c["bad"])], lightcolor=[("", c["bad"])],
-                      fieldbackground=[("", c["bad_soft"])])  # fmt: skip
+        self.root.configure(background=COLOURS["rail"])
+        for name, (options, states) in STYLES.items():
+            style.configure(name, **{option: self._value(value) for option, value in options.items()})
+            for option, values in states.items():
+                style.map(name, **{option: [(state, self._value(value)) for state, value in values.items()]})
+        style.layout("Vertical.TScrollbar", [("Vertical.Scrollbar.trough", {"sticky": "ns", "children": [
+            ("Vertical.Scrollbar.thumb", {"expand": "1", "sticky": "nswe"})]})])  # fmt: skip
         # Else scrolling through a form changes the values that pass under the pointer.
         for event in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
             self.root.unbind_class("TCombobox", event)
-        style.configure("TCheckbutton", focuscolor=c["accent"], indicatorsize=px(14), indicatormargin=px(4),
-                        indicatorbackground=c["surface"], padding=px(2))  # fmt: skip
-        style.map("TCheckbutton", background=[("active", c["surface"])],
-                  indicatorbackground=[("selected", c["accent"]), ("active", c["accent_soft"])],
-                  indicatorforeground=[("selected", "#ffffff")])  # fmt: skip
+        for option, value in OPTIONS.items():
+            self.root.option_add(f"*{option}", self._value(value))
 
-    def _set_table_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        style.configure("Treeview", rowheight=px(27), fieldbackground=c["surface"], background=c["surface"],
-                        bordercolor=c["line"])  # fmt: skip
-        style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
-                  bordercolor=[("focus", c["accent"])], lightcolor=[("focus", c["accent"])])  # fmt: skip
-        style.configure(
-            "Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"]
-        )
-        style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
-
-    def _set_bar_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
-                        lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
-        style.configure("TPanedwindow", background=c["line"])
-        style.configure("Sash", sashthickness=px(6), gripcount=0, background=c["rail"], bordercolor=c["line"])
-        style.configure("TScrollbar", background=c["line"], troughcolor=c["surface"], bordercolor=c["surface"],
-                        arrowcolor=c["muted"], gripcount=0, arrowsize=px(13), width=px(13))  # fmt: skip
-        style.layout("Vertical.TScrollbar", [("Vertical.Scrollbar.trough", {"sticky": "ns", "children": [
-            ("Vertical.Scrollbar.thumb", {"expand": "1", "sticky": "nswe"})]})])  # fmt: skip
-        style.map("TScrollbar", background=[("disabled", c["surface"]), ("active", c["disabled"])],
-                  bordercolor=[("disabled", c["surface"])], lightcolor=[("disabled", c["surface"])],
-                  darkcolor=[("disabled", c["surface"])])  # fmt: skip
-        style.configure("Log.Vertical.TScrollbar", background=c["log_line"], troughcolor=c["log"], bordercolor=c["log"],
-                        lightcolor=c["log_line"], darkcolor=c["log_line"])  # fmt: skip
-        style.map("Log.Vertical.TScrollbar", background=[("disabled", c["log"]), ("active", c["log_muted"])],
-                  bordercolor=[("", c["log"])], lightcolor=[("disabled", c["log"])], darkcolor=[("disabled", c["log"])])  # fmt: skip
-
-    def _set_options(self) -> None:
-        c, px = COLOURS, self.px
-        self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
-        self.root.option_add("*TCombobox*Listbox.background", c["surface"])
-        self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
-        for option, value in (("font", "TkMenuFont"), ("background", c["surface"]), ("foreground", c["text"]), ("relief", "flat"),
-                              ("activeBackground", c["accent"]), ("activeForeground", "#ffffff"), ("borderWidth", px(1)),
-                              ("activeBorderWidth", 0), ("disabledForeground", c["disabled"])):  # fmt: skip
-            self.root.option_add(f"*Menu.{option}", value)
-
-    def _set_button_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        looks = {
-            # name: background, foreground, border, hover, focus ring
-            "TButton": (c["surface"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-            "Primary.TButton": (c["accent"], "#ffffff", c["accent"], c["accent_dark"], "#ffffff"),
-            "Danger.TButton": (c["surface"], c["bad"], c["bad"], c["bad_soft"], c["bad"]),
-            "Rail.TButton": (c["rail"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-            "RailOn.TButton": (c["accent_soft"], c["accent_dark"], c["accent"], c["accent_soft"], c["accent"]),
-            "TMenubutton": (c["surface"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-            "Rail.TMenubutton": (c["rail"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-        }
-        for name, (back, front, border, hover, ring) in looks.items():
-            style.configure(name, background=back, foreground=front, bordercolor=border, lightcolor=back, darkcolor=back,
-                            focuscolor=ring, padding=(px(10), px(5)), relief="raised", anchor="center", width=0)  # fmt: skip
-            soft = c["rail"] if name != "Primary.TButton" else "#c4cedd"
-            style.map(
-                name,
-                background=[("disabled", soft), ("pressed", hover), ("active", hover)],
-                lightcolor=[("disabled", soft), ("active", hover)], darkcolor=[("disabled", soft), ("active", hover)],
-                foreground=[("disabled", c["disabled"] if name != "Primary.TButton" else "#ffffff")],
-                bordercolor=[("disabled", c["line"]), ("focus", c["accent_dark"])],
-            )  # fmt: skip
-        style.configure("Rail.TButton", anchor="w")
-        style.configure("RailOn.TButton", anchor="w")
-        # The steps are a list, not a column of buttons: no frame unless one is chosen or has the focus.
-        style.configure("Step.Rail.TButton", bordercolor=c["rail"])
-        for name in ("Step.Rail.TButton", "RailOn.TButton"):
-            style.configure(name, padding=(px(10), px(2)))
-        style.map("Step.Rail.TButton", bordercolor=[("focus", c["accent_dark"])])
-        style.configure("Tool.Rail.TButton", padding=(px(10), px(3)))
-        style.configure("ToolOn.RailOn.TButton", padding=(px(10), px(3)))
-        style.configure("Small.TButton", padding=(px(7), px(2)), font=self.fonts["small"])
-        style.configure("TMenubutton", arrowpadding=px(4), arrowsize=px(5))
-        style.configure("Primary.TButton", padding=(px(18), px(7)), font=self.fonts["bold"])
+    def _value(self, value: Any) -> Any:
+        """What a colour's name, a font's name or a length for 100 % stands for."""
+        if isinstance(value, str):
+            return COLOURS.get(value) or self.fonts.get(value, value)
+        return self.pad(value)
 
     def icon(self, kind: str, size: int = 20) -> tk.PhotoImage:
         key = (kind, size)
