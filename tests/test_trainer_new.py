@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import ace_gui
 import trainer_new
 from ace_lora.commands import run_script
 from ace_lora.lora.config import TRAINING_CONFIG_NAME
@@ -30,6 +31,7 @@ from ace_lora.training import load as training_load
 from ace_lora.training import run as training_run
 from ace_lora.training.checkpoints import STATE_JSON, STATE_TENSORS
 from ace_lora.training.metrics import COLUMNS
+from ace_lora.training.optimizers import OPTIMIZERS
 from ace_lora.training.plan import Plan
 from ace_lora.training.prepare import prepare
 from tests.training_data import make_record, make_records
@@ -154,6 +156,13 @@ def test_defaults_are_the_published_ones():
         "resume": None,
     }
     assert {name: args[name] for name in expected} == expected
+
+
+def test_window_reads_the_choices_without_running_the_script():
+    flags = ace_gui.read_flags(ROOT / "trainer_new.py")
+    assert flags["optimizer"].choices == tuple(OPTIMIZERS)
+    for name in ("base_precision", "logger", "gradient_clip_algorithm", "text_encoder", "plan"):
+        assert len(flags[name].choices) > 1, name
 
 
 def test_parse_args_needs_no_torch():
