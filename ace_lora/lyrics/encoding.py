@@ -67,13 +67,17 @@ def decode_lyrics(data: bytes, name: str, encoding: str | None = None) -> tuple[
     return text, encoding
 
 
-def read_any_text(path: Path) -> tuple[str, str]:
+def read_any_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
     """(text, encoding) of a prompt or lyrics file, its line ends as `\\n`, stripped at both ends.
 
-    Raises UnknownEncoding, UnusableFile (a folder, too large), OSError.
+    `encoding`: of files that are not in Unicode, in place of a guess. Raises UnknownEncoding, UnusableFile (a folder,
+    too large), OSError.
     """
-    text, encoding = decode_lyrics(read_bytes(path, MAX_TEXT_BYTES), path.name)
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip(), encoding
+    data = read_bytes(path, MAX_TEXT_BYTES)
+    text, found = decode_lyrics(data, path.name)
+    if encoding is not None and is_guess(found):
+        text, found = decode_lyrics(data, path.name, encoding)
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip(), found
 
 
 def is_guess(encoding: str) -> bool:
