@@ -79,7 +79,7 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, float], str]:
     """The LoRA, the scale of each layer and where that is written; raises WrongInput with every problem found."""
     problems: list[str] = []
     output = Path(args.output_name)
-    stated = Path(args.lora_config_path) if args.lora_config_path else None
+    stated = Path(args.lora_config_path) if args.lora_config_path is not None else None
     lora, scales, source = None, None, ""
     try:
         lora = read_lora_file(Path(args.input_name))

@@ -81,7 +81,7 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, Any] | None, di
     """The LoRA, its configuration and the scale of its layers, where known; WrongInput with every problem found."""
     problems = []
     lora, config, scales = None, None, None
-    stated = Path(args.lora_config_path) if args.lora_config_path else None
+    stated = Path(args.lora_config_path) if args.lora_config_path is not None else None
     output = Path(args.output_name)
     try:
         lora = read_lora_file(Path(args.input_name))
