@@ -25,11 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace_lora.commands import run_script
+from ace_lora.processes import is_first_process, say
+from ace_lora.training.flags import flag_problems
+from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
+    from ace_lora.preview.during_training import Sampler
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
+# Literals, because the window reads this file without running it.
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
 BASE_PRECISIONS = ("bf16", "int8", "nf4")
 LOGGERS = ("tensorboard", "wandb", "csv", "none")
@@ -74,7 +79,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="./config/lora_config_transformer_only.json",
         help="rank, alpha and layers of the LoRA (default: ./config/lora_config_transformer_only.json)",
     )
-    model.add_argument("--last_lora_path", default=None, help="LoRA file whose weights the training starts from")
+    model.add_argument(
+        "--last_lora_path",
+        default=None,
+        help="LoRA file or folder that the training starts from; its rank, alpha and layers may be others than the "
+        "configuration's",
+    )
     model.add_argument(
         "--shift", type=float, default=3.0, help="shift of the noise schedule (default: 3, as published)"
     )
@@ -115,6 +125,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=100,
         help="steps between checkpoints (default: 100); the last is saved too",
+    )
+    saving.add_argument(
+        "--sample_every",
+        type=int,
+        default=0,
+        help="steps between samples, a multiple of --save_every_n_train_steps: songs sung by the LoRA as it is then, "
+        "in the log folder and in TensorBoard; 0: none (default)",
+    )
+    saving.add_argument(
+        "--sample_plan",
+        default="",
+        metavar="FILE",
+        help="songs to sample, as python -m ace_lora.preview.compare has them (default: two songs of the training)",
     )
     saving.add_argument(
         "--save_last", type=int, default=5, help="checkpoints of this run to keep; 0 or less: all (default: 5)"
@@ -209,15 +232,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ace_lora.processes import is_first_process, say
     from ace_lora.training.metrics import silence_libraries
-    from ace_lora.training.prepare import flag_problems, prepare
-    from ace_lora.training.run import Run, StopRequest
+    from ace_lora.training.prepare import prepare
+    from ace_lora.training.run import train
+    from ace_lora.training.trial import Trial, run_trial, savings_of_first_process
 
     silence_libraries()
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
-        from ace_lora.training.trial import run_trial, savings_of_first_process
-
         savings = run_trial(args) if is_first_process() else savings_of_first_process()
         if args.trial:
             return
@@ -227,26 +248,34 @@ def main(args: argparse.Namespace) -> None:
         say(f"Removed '{stop.path}', which an earlier run had left.")
     prepared = prepare(args)
     say_settings(args, prepared)
-    if prepared.state and prepared.state.values["step"] >= prepared.max_steps:
+    sampler = prepare_samples(args, prepared) if args.sample_every and not args.trial_attempt else None
+    if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
         say(
-            f"'{prepared.resume_from}' is at step {prepared.state.values['step']} of {prepared.max_steps}: this "
+            f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
             "training is finished. Give a higher --max_steps to go on."
         )
         return
     if args.trial_attempt:
-        from ace_lora.training.trial import TrialRun
-
-        run: Run = TrialRun(args, prepared, stop)
+        trial = Trial(args, prepared)
+        train(args, trial.prepared, stop, trial)
     else:
-        run = Run(args, prepared, stop)
-    run.load()
-    run.train()
+        train(args, prepared, stop, sampler=sampler)
+
+
+def prepare_samples(args: argparse.Namespace, prepared: Prepared) -> Sampler:
+    """What makes the samples, with all that it needs on this computer. Raises WrongInput."""
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.preview.during_training import make_sampler, sample_plan
+    from ace_lora.preview.render import PARTS
+
+    plan = sample_plan(args.sample_plan, [song.path for song in prepared.training_songs])
+    weights = ensure_base_weights(Path(args.checkpoint_dir) if args.checkpoint_dir else None, PARTS)
+    plain = args.base_precision == "bf16" and not args.offload
+    return make_sampler(plan, weights, prepared.device, plain_weights=plain)
 
 
 def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
     """The resolved settings, and what was noticed about them."""
-    from ace_lora.processes import say
-
     songs = prepared.songs
     say("settings:")
     for name, value in vars(args).items():
@@ -260,14 +289,14 @@ def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
         f"LoRA: rank {config['r']}, alpha {config['lora_alpha']}, rsLoRA {config['use_rslora']}, "
         f"{len(prepared.shapes) // 2} layers, {count:,} parameters"
     )
-    seconds = sum(songs[place].seconds for place in prepared.training_places)
+    seconds = sum(song.seconds for song in prepared.training_songs)
     say(
-        f"data: {len(prepared.training_places)} songs, {seconds / 60:.1f} minutes, "
+        f"data: {len(prepared.training_indices)} songs, {seconds / 60:.1f} minutes, "
         f"{prepared.plan.batches_per_epoch} batches per epoch; {prepared.max_steps} steps"
     )
-    if prepared.validation_places:
-        held_out = not set(prepared.validation_places) & set(prepared.training_places)
-        names = ", ".join(f"'{songs[place].name}'" for place in prepared.validation_places)
+    if prepared.validation_indices:
+        held_out = not set(prepared.validation_indices) & set(prepared.training_indices)
+        names = ", ".join(f"'{songs[index].name}'" for index in prepared.validation_indices)
         say(f"validation every {args.val_every} steps: {'held-out' if held_out else 'training'} songs {names}")
     for note in prepared.notes:
         say(f"note: {note}")

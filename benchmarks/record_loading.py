@@ -92,7 +92,10 @@ def feed(args: argparse.Namespace, record) -> None:
 
     from ace_lora.records.cache import RecordCache
     from ace_lora.records.record import write_record
-    from ace_lora.training.batches import Plan, Prefetcher, SampleSettings, SongDataset, batch_stream, scan_dataset
+    from ace_lora.training.batches import SampleReader, SampleSettings
+    from ace_lora.training.feed import Feed, batch_stream
+    from ace_lora.training.plan import Plan
+    from ace_lora.training.songs import scan_dataset
 
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.songs):
@@ -110,9 +113,9 @@ def feed(args: argparse.Namespace, record) -> None:
         )
         for kept in (False, True):
             for num_workers in (0, 2):
-                dataset = SongDataset(songs, SampleSettings(), cache=RecordCache(10**12 if kept else 0))
-                stream = batch_stream(dataset, plan, first=0, last=steps, num_workers=num_workers)
-                batches = iter(Prefetcher(stream, pin, steps))
+                reader = SampleReader(songs, SampleSettings(), cache=RecordCache(10**12 if kept else 0))
+                stream = batch_stream(reader, plan, first=0, last=steps, num_workers=num_workers)
+                batches = iter(Feed(stream, pin))
                 waits, own = [], []
                 for _ in range(steps):
                     started, worked = time.perf_counter(), time.thread_time()

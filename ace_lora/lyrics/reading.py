@@ -50,8 +50,8 @@ def read_lyrics(
     warnings = []
     if is_decomposed(lyrics):
         warnings.append(
-            "The letters of these lyrics are decomposed (NFD); they are read as if they were composed. Save them composed "
-            "(NFC) to be sure of what other programs make of them."
+            "The letters of these lyrics are decomposed (NFD); they are read as if they were composed. Save them "
+            "composed (NFC) to be sure of what other programs make of them."
         )
         lyrics, timed_lyrics = (unicodedata.normalize("NFC", text) for text in (lyrics, timed_lyrics))
     lines, text = [], lyrics
@@ -66,7 +66,9 @@ def read_lyrics(
     if cropped_at is not None:
         if lines:
             text = crop(lines, 0.0, cropped_at)
-            cropped = [line.text for line in lines if line.seconds is not None and line.seconds >= cropped_at and line.text]
+            cropped = [
+                line.text for line in lines if line.seconds is not None and line.seconds >= cropped_at and line.text
+            ]
         elif text.strip():
             cropping_warnings.append("its lyrics have no times, so they are kept whole though the audio is cropped")
     tokens = tokenizer.tokenize(text, language or None, song)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.lora.config import CONFIG_NAME, lora_scale
-from ace_lora.lora.file import WEIGHTS_NAME, LoraFile, lora_mismatches, read_lora_file, saved_config
+from ace_lora.lora.file import LoraFile, describe, dora_problems, read_lora_file
+from ace_lora.lora.scales import UnknownStrength, lora_scales
 
 if TYPE_CHECKING:
     import torch
@@ -17,32 +17,27 @@ if TYPE_CHECKING:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """The LoRA at `path`, or in that folder of a training."""
-    return read_lora_file(path / WEIGHTS_NAME if path.is_dir() else path)
+    """The LoRA at `path`, or in that folder. Raises WrongInput when it cannot be played."""
+    lora = read_lora_file(path)
+    if problems := dora_problems(lora):
+        raise WrongInput(problems)
+    return lora
 
 
-def lora_scales(lora: LoraFile, stated: float | None) -> tuple[dict[str, float], str]:
-    """The scale s of each adapted module (W x + s B A x) and where it comes from, for the user.
+def scales_to_play(lora: LoraFile, stated: float | None) -> tuple[dict[str, float], str]:
+    """The scale s of each adapted module (W x + s B A x) and where it comes from; `stated` where the file is silent.
 
-    In this order: alpha tensors in the file, the configuration in its header, `adapter_config.json` beside it,
-    `stated`. Raises WrongInput when none of them says it.
+    Raises WrongInput when neither says it.
     """
-    ranks = {
-        key.removesuffix(".lora_A.weight"): tensor.shape[0]
-        for key, tensor in lora.tensors.items()
-        if key.endswith(".lora_A.weight")
-    }
-    if ranks.keys() <= lora.alphas.keys():
-        return {name: float(lora.alphas[name]) / rank for name, rank in ranks.items()}, "the alpha values in the file"
-    if saved := saved_config(lora):
-        config, source = saved
-        return dict.fromkeys(ranks, lora_scale(config["r"], config["lora_alpha"], config["use_rslora"])), source
-    if stated is not None:
-        return dict.fromkeys(ranks, stated), "--lora_scale"
-    raise WrongInput(
-        f"'{lora.path}' does not say with which scale it was trained: it has no alpha values, no configuration in its "
-        f"header and no {CONFIG_NAME} beside it. Give it with --lora_scale (0.125 for rank 64, alpha 1 and rsLoRA)."
-    )
+    try:
+        return lora_scales(lora)
+    except UnknownStrength as error:
+        if stated is None:
+            raise WrongInput(
+                f"'{lora.path}' does not say with which scale it was trained: no configuration in its header or beside "
+                "it, no alpha values. Give it with --lora_scale (0.125 for rank 64, alpha 1 and rsLoRA)."
+            ) from error
+        return dict.fromkeys(lora.layer_ranks, stated), "--lora_scale"
 
 
 def without_ssl_heads(lora: LoraFile) -> LoraFile:
@@ -56,14 +51,14 @@ def without_ssl_heads(lora: LoraFile) -> LoraFile:
 def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: float | None = None) -> str:
     """Put the LoRA into `model` through PEFT, at any rank per layer; returns a sentence for the user.
 
-    Raises WrongInput when a tensor has no place in the model or no partner.
+    Raises WrongInput when a layer has no place in the model, or does not fit it.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     from ace_lora.lora.layers import ADAPTER, adapter_tensors
 
     scales, source = _checked_scales(model, lora, stated_scale)
-    ranks = {name: lora.tensors[f"{name}.lora_A.weight"].shape[0] for name in scales}
+    ranks = lora.layer_ranks
     inject_adapter_in_model(
         LoraConfig(target_modules=list(ranks), rank_pattern=ranks, r=1, init_lora_weights=False), model, ADAPTER
     )
@@ -80,7 +75,9 @@ def _checked_scales(model: nn.Module, lora: LoraFile, stated_scale: float | None
     """Scales by layer of `model` and their source. Raises WrongInput when the file does not fit."""
     import torch
 
-    scales, source = lora_scales(lora, stated_scale)
+    from ace_lora.lora.layers import lora_mismatches
+
+    scales, source = scales_to_play(lora, stated_scale)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     foreign = sorted(name for name in scales if name not in layers)
     if foreign:
@@ -89,30 +86,38 @@ def _checked_scales(model: nn.Module, lora: LoraFile, stated_scale: float | None
             f"'{foreign[0]}'. Expected a LoRA of ACE-Step v1, trained on this base model. Choose another file."
         )
     expected = {}
-    for name in scales:
-        rank = lora.tensors[f"{name}.lora_A.weight"].shape[0]
+    for name, rank in lora.layer_ranks.items():
         expected[f"{name}.lora_A.weight"] = (rank, layers[name].in_features)
         expected[f"{name}.lora_B.weight"] = (layers[name].out_features, rank)
-    # Ranks may differ from layer to layer, which training's own check does not expect; compare them here.
-    problems = [
-        f"'{key}' in '{lora.path}' has shape {list(tensor.shape)}, expected {list(expected[key])}. "
-        "The file belongs to another base model; choose another file."
-        for key, tensor in lora.tensors.items()
-        if key in expected and tuple(tensor.shape) != expected[key]
-    ]
-    if not problems and len(lora.ranks) == 1:
-        problems = lora_mismatches(lora, expected)
-    if not problems and lora.tensors.keys() != expected.keys():
-        odd = sorted(lora.tensors.keys() ^ expected.keys())
-        problems = [f"'{lora.path}' lacks a partner of '{odd[0]}'. The file is damaged; choose another file."]
-    if problems:
-        raise WrongInput(problems[0])
+    if problems := lora_mismatches(lora, expected):
+        raise WrongInput(problems)
     return scales, source
+
+
+def check_loras(folder: Path, loras: Iterable[tuple[LoraFile, float | None]]) -> None:
+    """Raise WrongInput with every LoRA (and its stated scale) that does not fit the transformer in `folder`.
+
+    Nothing is loaded but the configuration.
+    """
+    import torch
+
+    from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
+
+    with torch.device("meta"):
+        model = ACEStepTransformer(TransformerConfig.from_json(folder / "config.json"))
+    problems = []
+    for lora, stated_scale in loras:
+        try:
+            _checked_scales(model, without_ssl_heads(lora), stated_scale)
+        except WrongInput as error:
+            problems += error.problems
+    if problems:
+        raise WrongInput(problems)
 
 
 def _sentence(lora: LoraFile, scales: dict[str, float], source: str, strength: float) -> str:
     shown = ", ".join(sorted({f"{scale:.4g}" for scale in scales.values()})[:3])
-    return f"LoRA '{lora.path}': {len(scales)} layers, scale {shown} from {source}, strength {strength:g}"
+    return f"{describe(lora)}; scale {shown} from {source}, strength {strength:g}"
 
 
 @contextmanager
@@ -151,6 +156,21 @@ def _remove_adapters(model: nn.Module) -> None:
         del model.peft_config
 
 
+def _as_read(lora: LoraFile, scales: dict[str, float]) -> str:
+    """What ComfyUI itself would make of this file, where that is another strength: it reads alpha values only."""
+    own = {
+        name: float(lora.alphas[name]) / len(lora.tensors[f"{name}.lora_A.weight"]) if name in lora.alphas else 1.0
+        for name in scales
+    }
+    ratios = {own[name] / scale for name, scale in scales.items() if scale}
+    if not ratios or max(abs(ratio - 1) for ratio in ratios) < 0.01:
+        return ""
+    return (
+        f"\nwarning: given this very file, ComfyUI plays it {max(ratios):.3g} times as strong. It is heard here as it "
+        "was trained; give ComfyUI the file of add_alpha_in_lora.py."
+    )
+
+
 @contextmanager
 def _merged(model: nn.Module, lora: LoraFile, strength: float, stated_scale: float | None) -> Iterator[str]:
     import torch
@@ -166,7 +186,11 @@ def _merged(model: nn.Module, lora: LoraFile, strength: float, stated_scale: flo
             a, b = (lora.tensors[f"{name}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
             with torch.no_grad():
                 weight.data = (weight.data.float() + strength * scale * (b @ a)).to(weight.dtype)
-        yield _sentence(lora, scales, source, strength) + ", added to the weights as ComfyUI does"
+        yield (
+            _sentence(lora, scales, source, strength)
+            + ", added to the weights as ComfyUI does"
+            + _as_read(lora, scales)
+        )
     finally:
         for name, original in originals.items():
             layer = model.get_submodule(name)

@@ -1,208 +1,33 @@
-"""From the folder of records to the batches of a training: which songs, in which order, with which random draws.
+"""From records to the batches of a training, with everything that is random in them.
 
 Shapes: B songs of a batch, T latent frames (10.77 per second), Lt text tokens, Ll lyric tokens, n feature rows.
 
-Nothing here depends on a random state that has to be saved: the order of an epoch follows from (seed, epoch), and
-everything drawn for a song (noise, timestep, tags, crop, dropout) from (seed, epoch, song). So step S of a run gets the
-same batch however often the run was stopped, and a song gets the same draws in whatever batch, process or order.
+Everything drawn for a song (noise, timestep, tags, crop, dropout) follows from (seed, epoch, song), so a song gets the
+same draws in whatever batch, process or order, and however often the run was stopped.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import itertools
-import queue
 import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.device import send
+from ace_lora.lyrics.timed import TimedLine, crop
+from ace_lora.lyrics.tokenize import LyricTokenizer
+from ace_lora.lyrics.vocabulary import load_vocabulary
 from ace_lora.records.cache import RecordCache
-from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError, list_records
-from ace_lora.records.record import read_record
-from ace_lora.songs import split_tags
+from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError
+from ace_lora.training.plan import Draw, random_seed
+from ace_lora.training.songs import TrainingSong, has_timed_lyrics
 from ace_lora.training.tags import UMT5_COMMA_ID, augment_tags
 from ace_lora.v1.flow_matching import sample_timestep_indices
 
-POOL_BATCHES = 16  # songs are sorted by length within this many batches, drawn anew each epoch
 SSL_NAMES = {"mert": "mert", "mhubert": "m-hubert"}  # record -> model
-
-
-# --- The data set ---
-
-
-@dataclass(frozen=True)
-class TrainingSong:
-    """What planning needs to know of a record; the record itself is read when its turn comes."""
-
-    path: Path
-    name: str
-    frames: int
-    lyric_tokens: int
-    ssl: str  # "stored", "none" or "at_training"
-    digest: str  # of latents and token ids; tells whether a resumed run has the same data
-    metadata: dict[str, Any] = field(compare=False, repr=False)
-
-    @property
-    def seconds(self) -> float:
-        return self.frames * SECONDS_PER_LATENT_FRAME
-
-    @property
-    def tags(self) -> list[str]:
-        return split_tags(self.metadata.get("prompt", ""))
-
-
-def scan_dataset(folder: Path, *, need_ssl: bool) -> list[TrainingSong]:
-    """Every record of `folder`, read once without its SSL features, in the order of their names.
-
-    Raises WrongInput naming a folder that is missing or has no record, and every record that is damaged or, with
-    `need_ssl`, has no SSL features and no way to compute them.
-    """
-    folder = Path(folder)
-    advice = "Run preprocess_dataset_new.py and give its --output_dir as --dataset_path."
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
-        raise WrongInput(f"--dataset_path '{folder}' {what}. Expected the folder of records. {advice}")
-    paths = list_records(folder)
-    if not paths:
-        raise WrongInput(f"--dataset_path '{folder}' holds no records (.safetensors or .hdf5). {advice}")
-    songs, problems, without_ssl, without_audio = [], [], [], []
-    for path in paths:
-        try:
-            record = read_record(path, ssl=False)
-        except RecordError as error:
-            problems.append(str(error))
-            continue
-        song = _training_song(path, record)
-        songs.append(song)
-        if need_ssl and song.ssl == "none":
-            without_ssl.append(song.name)
-        if need_ssl and song.ssl == "at_training" and not Path(song.metadata.get("audio", "")).is_file():
-            without_audio.append(f"'{song.metadata.get('audio', '')}' of '{song.name}'")
-    if without_ssl:
-        problems.append(
-            f"{len(without_ssl)} of {len(paths)} records have no MERT and mHuBERT features (first: "
-            f"'{without_ssl[0]}'), which --ssl_coeff above 0 needs. Train with --ssl_coeff 0, or preprocess again with "
-            "--ssl stored or --ssl at_training."
-        )
-    if without_audio:
-        problems.append(
-            "The MERT and mHuBERT features of this data set are computed when training starts, but the audio is gone: "
-            + "; ".join(without_audio)
-            + ". Put the files back, preprocess again, or train with --ssl_coeff 0."
-        )
-    if problems:
-        raise WrongInput(problems)
-    return songs
-
-
-def _training_song(path: Path, record: Record) -> TrainingSong:
-    digest = hashlib.sha256()
-    for tensor in (record.target_latents, record.text_token_ids, record.lyric_token_ids):
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return TrainingSong(
-        path=path,
-        name=path.stem,
-        frames=record.target_latents.shape[2],
-        lyric_tokens=len(record.lyric_token_ids),
-        ssl=record.metadata.get("ssl", "stored"),
-        digest=digest.hexdigest()[:16],
-        metadata=record.metadata,
-    )
-
-
-# --- Order ---
-
-
-def random_seed(*parts: object) -> int:
-    """A seed for a torch generator from any parts; equal on every machine and in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One song's turn: its place in the data set, the epoch, and its share of the step's gradient."""
-
-    song: int
-    epoch: int
-    step: int
-    weight: float  # 1 / songs of the whole step, over all processes
-    last_of_step: bool
-
-
-class Plan:
-    """Which songs each optimizer step sees.
-
-    An epoch is a permutation of the songs, cut into batches of songs of similar length; its last batch may be smaller.
-    A step takes `accumulate` batches for each of `processes`, and goes on into the next epoch where one ends.
-    """
-
-    def __init__(
-        self, frames: Sequence[int], *, seed: int, batch_size: int = 1, accumulate: int = 1, processes: int = 1
-    ):
-        self.frames = list(frames)
-        self.seed = seed
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.processes = processes
-        self.batches_per_epoch = -(-len(self.frames) // batch_size)
-        self._epoch = functools.lru_cache(maxsize=4)(self._batches_of_epoch)
-
-    def _batches_of_epoch(self, epoch: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(random_seed(self.seed, "order", epoch))
-        order = torch.randperm(len(self.frames), generator=generator).tolist()
-        pool = self.batch_size * POOL_BATCHES
-        batches = []
-        for start in range(0, len(order), pool):
-            chosen = order[start : start + pool]
-            if self.batch_size > 1:
-                chosen.sort(key=lambda song: self.frames[song])
-            batches += [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
-        if self.batch_size > 1:
-            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return batches
-
-    def steps_per_epochs(self, epochs: int) -> int:
-        """Optimizer steps until every song had its turn `epochs` times."""
-        return -(-epochs * self.batches_per_epoch // (self.accumulate * self.processes))
-
-    def epoch_of(self, step: int) -> int:
-        """Epoch, from 0, of the last batch of step `step` (from 0)."""
-        return ((step + 1) * self.accumulate * self.processes - 1) // self.batches_per_epoch
-
-    def batches(self, step: int) -> list[tuple[int, list[int]]]:
-        """(epoch, songs) of all batches of a step: first the first batch of each process, then the second, …"""
-        per_step = self.accumulate * self.processes
-        places = range(step * per_step, (step + 1) * per_step)
-        return [
-            (
-                place // self.batches_per_epoch,
-                self._epoch(place // self.batches_per_epoch)[place % self.batches_per_epoch],
-            )
-            for place in places
-        ]
-
-    def draws(self, step: int, process: int = 0) -> list[list[Draw]]:
-        """The `accumulate` batches of one process in a step."""
-        batches = self.batches(step)
-        songs = sum(len(chosen) for _, chosen in batches)
-        mine = batches[process :: self.processes]
-        return [
-            [Draw(song, epoch, step, 1 / songs, number == len(mine) - 1) for song in chosen]
-            for number, (epoch, chosen) in enumerate(mine)
-        ]
-
-
-# --- Samples and batches ---
 
 
 @dataclass(frozen=True)
@@ -265,6 +90,10 @@ class Batch:
         """Share of the step's gradient that this batch's mean loss has, over all processes."""
         return sum(draw.weight for draw in self.draws)
 
+    @property
+    def last_of_step(self) -> bool:
+        return self.draws[-1].last_of_step
+
     def to(self, device: torch.device) -> Batch:
         """A copy with its tensors on `device`; masks and indices stay, because the host decides by them."""
 
@@ -288,10 +117,10 @@ class Batch:
         return self
 
 
-class SongDataset:
+class SampleReader:
     """Songs by `Draw`; several threads may ask at once.
 
-    `features` holds SSL rows of songs (by place) whose records do not store them: name in the record -> [n, width].
+    `features` holds SSL rows of songs (by index) whose records do not store them: name in the record -> [n, width].
     `cache` is where records are read; without one nothing is kept.
     """
 
@@ -306,11 +135,8 @@ class SongDataset:
         self.settings = settings
         self.features = features or {}
         self.cache = cache or RecordCache(0)
-        self._tokenizer: Any = None
+        self._tokenizer: LyricTokenizer | None = None
         self._tokenizing = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self.songs)
 
     def __getitem__(self, draw: Draw) -> Sample | Failed:
         song = self.songs[draw.song]
@@ -325,7 +151,7 @@ class SongDataset:
         stored = settings.ssl and draw.song not in self.features
         record = self.cache.read(song.path, ssl=stored)
         generator = torch.Generator().manual_seed(random_seed(settings.seed, "song", draw.epoch, draw.song))
-        first, frames = crop_place(song.frames, settings.max_frames, generator)
+        first, frames = random_crop(song.frames, settings.max_frames, generator)
         text_ids = augment_tags(
             record.text_token_ids, dropout=settings.tag_dropout, comma_id=settings.comma_id, generator=generator
         )
@@ -350,8 +176,6 @@ class SongDataset:
         """Lyric ids [Ll] of the frames: those of the whole song, unless it was cropped and its lyrics have times."""
         if frames == record.target_latents.shape[2] or not has_timed_lyrics(record.metadata):
             return record.lyric_token_ids
-        from ace_lora.lyrics.timed import TimedLine, crop
-
         begin = first * SECONDS_PER_LATENT_FRAME
         end = (first + frames) * SECONDS_PER_LATENT_FRAME
         lines = [TimedLine(seconds, text) for seconds, text in record.metadata["timed_lines"]]
@@ -359,11 +183,8 @@ class SongDataset:
             ids = self._lyric_tokenizer().tokenize(crop(lines, begin, end), record.metadata.get("lyric_language")).ids
         return torch.tensor(ids or [0], dtype=torch.int64)
 
-    def _lyric_tokenizer(self) -> Any:
+    def _lyric_tokenizer(self) -> LyricTokenizer:
         if self._tokenizer is None:
-            from ace_lora.lyrics.tokenize import LyricTokenizer
-            from ace_lora.lyrics.vocabulary import load_vocabulary
-
             assert self.settings.lyric_vocabulary is not None
             self._tokenizer = LyricTokenizer(
                 load_vocabulary(self.settings.lyric_vocabulary, self.settings.embedding_rows)
@@ -384,12 +205,7 @@ class SongDataset:
         return rows
 
 
-def has_timed_lyrics(metadata: dict[str, Any]) -> bool:
-    """Whether the lyrics of a record can be cropped with its audio."""
-    return any(seconds is not None for seconds, _ in metadata.get("timed_lines") or [])
-
-
-def crop_place(frames: int, max_frames: int | None, generator: torch.Generator) -> tuple[int, int]:
+def random_crop(frames: int, max_frames: int | None, generator: torch.Generator) -> tuple[int, int]:
     """First frame and number of frames of a random crop."""
     if max_frames is None or frames <= max_frames:
         return 0, frames
@@ -440,88 +256,3 @@ def _pad(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None
         stacked[item, ..., :length] = tensor
         mask[item, :length] = 1.0
     return stacked, mask
-
-
-# --- Loading ---
-
-
-def batch_stream(
-    dataset: SongDataset, plan: Plan, *, first: int, last: int, process: int = 0, num_workers: int = 0
-) -> Iterator[Batch | Failed]:
-    """The batches of steps `first` to `last` - 1, read by the thread that asks, or ahead of it by `num_workers` others.
-
-    Threads and not processes: reading, checking and unpacking a record let go of Python's lock, tensors need not travel
-    between processes, and there is one cache for all.
-    """
-    turns = itertools.chain.from_iterable(plan.draws(step, process) for step in range(first, last))
-    if num_workers == 0:
-        yield from (collate([dataset[draw] for draw in draws]) for draws in turns)
-        return
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="records")
-    submitted = ([pool.submit(dataset.__getitem__, draw) for draw in draws] for draws in turns)
-    try:
-        ahead = deque(itertools.islice(submitted, num_workers))
-        while ahead:
-            samples = [future.result() for future in ahead.popleft()]
-            ahead.extend(itertools.islice(submitted, 1))
-            yield collate(samples)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class Prefetcher:
-    """Runs `prepare` over a stream in a background thread, `ahead` batches before they are asked for.
-
-    An exception of the thread is raised where the batch would have come. Iterating ends the thread; so does `close`.
-    """
-
-    def __init__(self, stream: Iterable[Batch | Failed], prepare: Any, length: int, ahead: int = 2):
-        self._stream, self._prepare, self._length = stream, prepare, length
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=ahead)
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
-            self._thread.start()
-        while True:
-            item = self._queue.get()
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def _work(self) -> None:
-        last: BaseException | None = None
-        try:
-            for batch in self._stream:
-                if isinstance(batch, Failed):
-                    raise StepFailed(batch.message)
-                if not self._put(self._prepare(batch)):
-                    return
-        except BaseException as error:  # handed to the training, which cannot see this thread otherwise
-            last = error
-        finally:
-            if isinstance(self._stream, Generator):
-                self._stream.close()  # ends its threads
-        self._put(last)
-
-    def _put(self, item: Any) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def close(self) -> None:
-        """End the thread; batches that nobody asked for are dropped."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()

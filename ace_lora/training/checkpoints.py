@@ -3,7 +3,7 @@
     <output_dir>/epoch=E-step=S_lora/
         pytorch_lora_weights.safetensors    the LoRA, bfloat16
         pytorch_lora_weights_comfyui.safetensors    the same with alpha, where asked for
-        adapter_config.json                 PEFT's configuration
+        lora_config.json                    the LoRA configuration of the training
         training_state.safetensors          adapter in float32, moments of the optimizer, averages
         training_state.json                 everything else, and a CRC-32 of each file
 
@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
 import time
-import uuid
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,18 +24,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.files import replace_atomically, write_json
-from ace_lora.lora.config import CONFIG_NAME, peft_config_dict
-from ace_lora.lora.file import COMFYUI_NAME, STATE_TENSORS, WEIGHTS_NAME, save_lora
+from ace_lora.files import TEMPORARY, remove_own, replace_atomically, set_aside, write_json
+from ace_lora.lora.config import CONFIG_NAME, TRAINING_CONFIG_NAME
+from ace_lora.lora.file import COMFYUI_NAME, STATE_TENSORS, WEIGHTS_NAME, save_lora, save_lora_config
 
 if TYPE_CHECKING:
     import torch
 
 STATE_JSON = "training_state.json"
 STATE_VERSION = 1
-STOP_NAME = "STOP"
-_TEMPORARY = ".tmp-"
 _NAME = re.compile(r"epoch=(\d+)-step=(\d+)_lora")
+# Name patterns of all that a checkpoint folder holds; one that holds anything else is not removed.
+# CONFIG_NAME: in checkpoints of earlier versions.
+OWN_FILES = (WEIGHTS_NAME, COMFYUI_NAME, TRAINING_CONFIG_NAME, CONFIG_NAME, STATE_TENSORS, STATE_JSON)
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def find_loras(output_dir: Path) -> list[Path]:
     return sorted(
         path
         for path in Path(output_dir).iterdir()
-        if not path.name.startswith(_TEMPORARY)
+        if not path.name.startswith(TEMPORARY)
         and ((path.is_dir() and path.name.endswith("_lora")) or path.suffix == ".safetensors")
     )
 
@@ -114,12 +112,11 @@ def write_checkpoint(
             f"'{target}' appeared while this training ran and belongs to another one. Nothing was overwritten. "
             "Train into a folder of its own with --output_dir."
         )
-    temporary = _temporary_folder(target)
-    try:
+    with replace_atomically(target, OWN_FILES) as temporary:
         save_lora(temporary / WEIGHTS_NAME, lora, config, metadata)
         if comfyui:
             save_lora(temporary / COMFYUI_NAME, lora, config, metadata, with_alpha=True)
-        write_json(temporary / CONFIG_NAME, peft_config_dict(config))
+        save_lora_config(temporary, config)
         # Copies, because optimizers share tables between tensors, which safetensors refuses.
         tensors = {key: tensor.detach().cpu().clone() for key, tensor in state.tensors.items()}
         with replace_atomically(temporary / STATE_TENSORS) as state_file:
@@ -130,55 +127,38 @@ def write_checkpoint(
             temporary / STATE_JSON,
             {"version": STATE_VERSION, "saved_at": time.time_ns(), "crc32": checksums, **state.values},
         )
-        _flush_folder(temporary)
-        if target.exists():
-            old = _temporary_folder(target) / target.name
-            os.replace(target, old)
-            os.replace(temporary, target)
-            shutil.rmtree(old.parent)
-        else:
-            os.replace(temporary, target)
-        _flush_folder(output_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 
-def set_aside(output_dir: Path, epoch: int, step: int) -> Path | None:
-    """Rename what has the name of a checkpoint but no training state that can be read; its new name, if there was any.
+def set_damaged_aside(output_dir: Path, epoch: int, step: int) -> Path | None:
+    """Move what has the name of a checkpoint but no training state that can be read; where to, if there was any.
 
     A run that goes on from an earlier checkpoint, because that one is damaged, comes to its step again.
     """
     folder = Path(output_dir) / checkpoint_name(epoch, step)
     if not folder.exists() or run_id_of(folder) is not None:
         return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
-        number += 1
-    os.replace(folder, aside)
-    return aside
+    return set_aside([folder], "a checkpoint whose training state is damaged")
 
 
-def remove_old(output_dir: Path, run_id: str, keep: int, newest: Path) -> list[Path]:
-    """Remove all but the `keep` last written checkpoints of this run (`keep` 0 or less: none)."""
+def remove_old(output_dir: Path, run_id: str, keep: int, newest: Path) -> list[tuple[Path, Path | None]]:
+    """Remove all but the `keep` last written checkpoints of this run (`keep` 0 or less: none).
+
+    Each with where it was set aside, because it holds files that are not the trainer's; None where it was removed.
+    """
     if keep <= 0:
         return []
     mine = [checkpoint.folder for checkpoint in find_checkpoints(output_dir) if run_id_of(checkpoint.folder) == run_id]
     older = sorted((folder for folder in mine if folder != newest), key=_saved_at)
     removed = older[: max(0, len(mine) - keep)]
-    for folder in removed:
-        # Renamed first: a folder whose removal is interrupted must not pass for a checkpoint.
-        doomed = folder.with_name(f"{_TEMPORARY}{folder.name}-removed")
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed)
-    return removed
+    return [(folder, remove_own(folder, OWN_FILES, "an old checkpoint that holds other files")) for folder in removed]
 
 
 def remove_leftovers(output_dir: Path) -> None:
     """Remove temporary folders that a killed training left in `output_dir`."""
-    for folder in Path(output_dir).glob(f"{_TEMPORARY}epoch=*_lora-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in Path(output_dir).glob(f"{TEMPORARY}epoch=*_lora-*"):
+        with contextlib.suppress(OSError):
+            remove_own(folder, (*OWN_FILES, "epoch=*_lora"), "left by a training that was killed")
 
 
 def checkpoint_bytes(parameters: int, optimizer: str, *, ema: bool, comfyui: bool) -> int:
@@ -186,31 +166,6 @@ def checkpoint_bytes(parameters: int, optimizer: str, *, ema: bool, comfyui: boo
     moments = {"adamw": 8.0, "adamw8bit": 2.1, "prodigy": 8 + 8 / 11, "prodigy_schedule_free": 8 + 8 / 11}[optimizer]
     lora_files = 2 * (2 if comfyui else 1)
     return int(parameters * (lora_files + 4 + moments + (4 if ema else 0)) * 1.01) + 1_000_000
-
-
-def free_bytes(path: Path) -> int:
-    """Free disk space where `path` is or will be."""
-    path = Path(path).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def _temporary_folder(target: Path) -> Path:
-    folder = target.with_name(f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
-    folder.mkdir()
-    return folder
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut, where the system can (Windows does so itself)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _crc32(path: Path) -> int:
@@ -311,7 +266,7 @@ def pack(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
         return {"dict": [[key, pack(item, tensors, f"{name}/{key}")] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [pack(item, tensors, f"{name}/{place}") for place, item in enumerate(value)]}
+        return {kind: [pack(item, tensors, f"{name}/{index}") for index, item in enumerate(value)]}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -17,11 +17,15 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ace_lora.files import replace_atomically, write_json
+import torch
+
+from ace_lora.files import replace_atomically, stamp, write_json
+from ace_lora.processes import say
+from ace_lora.training.step import StepReport
 
 COLUMNS = (
     "step",
@@ -40,7 +44,6 @@ COLUMNS = (
 )
 SMOOTHING = 0.98  # of the training loss: an average over about the last 50 steps
 RATE_STEPS = 20  # steps over which the printed speed is averaged
-LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 
 class SmoothedLoss:
@@ -60,7 +63,7 @@ class SmoothedLoss:
 
 
 class MetricsLog:
-    """Writes the rows of one run. `kind` is one of LOGGERS; "none" writes no files at all."""
+    """Writes the rows of one run. `kind` is a value of --logger; "none" writes no files at all."""
 
     def __init__(
         self,
@@ -107,6 +110,15 @@ class MetricsLog:
         for logger in self.loggers:
             logger.write(scalars, step)
 
+    def audio_of(self, step: int) -> Callable[[str, Any, int], None]:
+        """What takes the sounds of a step: name, wave float32 [2, N], rate in Hz."""
+
+        def write(name: str, wave: Any, rate: int) -> None:
+            for logger in self.loggers:
+                logger.audio(f"samples/{name}", wave, rate, step)
+
+        return write
+
     def close(self) -> None:
         """Close the files and draw the curve of what was logged."""
         for logger in self.loggers:
@@ -120,7 +132,7 @@ class MetricsLog:
 
 def _new_folder(parent: Path) -> Path:
     """A folder named by date and time; two runs that start in the same second get different ones."""
-    name = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    name = stamp()
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         folder = parent / f"{name}{suffix}"
         try:
@@ -161,6 +173,11 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def audio(self, name: str, wave: Any, rate: int, step: int) -> None:
+        # TensorBoard keeps one channel of 16 bits.
+        self._writer.add_audio(name, wave.mean(dim=0, keepdim=True).clamp(-1, 1), step, sample_rate=rate)
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -173,6 +190,11 @@ class _WeightsAndBiases:
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         self._run.log(dict(scalars), step=step)
+
+    def audio(self, name: str, wave: Any, rate: int, step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Audio(wave.T.numpy(), sample_rate=rate)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -238,10 +260,52 @@ class StepLines:
         )
 
 
+class Reports:
+    """What is printed and logged of the steps, in their order, as soon as their numbers are known."""
+
+    def __init__(self, metrics: MetricsLog, smooth: SmoothedLoss, max_steps: int, device: torch.device):
+        self.metrics = metrics
+        self._smooth = smooth
+        self._lines = StepLines(max_steps)
+        self._device = device
+        self._row: dict[str, float | None] = {}
+
+    def start(self) -> None:
+        """Called when the first step begins: what was before it is no part of its time and memory."""
+        self.restart_clock()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def restart_clock(self) -> None:
+        self._lines.restart_clock()
+
+    def step(self, report: StepReport, *, validates: bool) -> None:
+        """Print and log a step; where it `validates`, `validation` completes its row."""
+        loss, rate = report.values["loss"], report.values["learning_rate"]
+        assert loss is not None and rate is not None
+        on_card = self._device.type == "cuda"
+        self._row = {
+            "step": report.step,
+            "epoch": report.epoch,
+            **report.values,
+            "loss_smooth": self._smooth.update(loss),
+            "seconds_per_step": self._lines.step_done(),
+            "peak_memory_gb": torch.cuda.max_memory_allocated(self._device) / 2**30 if on_card else None,
+        }
+        say(self._lines.line(report.step, loss, rate))
+        if not validates:
+            self.metrics.write(self._row)
+
+    def validation(self, step: int, loss: float) -> None:
+        """Print and log the validation loss, which completes the last row; step 0 has a row of its own."""
+        say(f"validation loss {loss:.4f} at step {step}")
+        row = self._row if step else {"step": 0, "epoch": 0}
+        self.metrics.write({**row, "val_loss": loss})
+        self.restart_clock()
+
+
 def silence_libraries() -> None:
     """Keep tips and device tables of Lightning out of the user's log."""
-    import lightning.pytorch  # noqa: F401  sets its loggers' levels when it is imported
-
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

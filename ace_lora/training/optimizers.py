@@ -13,7 +13,7 @@ from ace_lora.commands import WrongInput
 if TYPE_CHECKING:
     import torch
 
-# name: (package that it needs beside torch, what pip calls it)
+# name, of those that trainer_new.py offers: (package that it needs beside torch, what pip calls it)
 OPTIMIZERS = {
     "adamw": None,
     "adamw8bit": ("bitsandbytes", "bitsandbytes"),
@@ -116,7 +116,7 @@ def build_optimizer(
     raise WrongInput(f"No optimizer '{name}'. Expected one of: {', '.join(OPTIMIZERS)}.")
 
 
-def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+def skips_on_card(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer skips a step by the tensor `found_inf`, without the host looking at it."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
@@ -135,8 +135,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     ]
     optimizer.load_state_dict({**saved, "param_groups": groups})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, values in saved["state"].items():
-        state = optimizer.state[parameters[place]]
+    for index, values in saved["state"].items():
+        state = optimizer.state[parameters[index]]
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
                 state[name] = value.to(state[name].device)

@@ -17,7 +17,7 @@ from ace_lora.commands import StepFailed
 from ace_lora.device import free_device_memory
 from ace_lora.processes import say
 from ace_lora.records.record import quantise_rows
-from ace_lora.training.batches import TrainingSong
+from ace_lora.training.songs import TrainingSong
 from ace_lora.v1.ssl_features import MERT, MHUBERT, extract_features, load_mert, load_mhubert
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 def compute_features(
-    songs: Sequence[TrainingSong], places: Sequence[int], weights: dict[str, Path], device: Device
+    songs: Sequence[TrainingSong], indices: Sequence[int], weights: dict[str, Path], device: Device
 ) -> dict[int, dict[str, torch.Tensor]]:
-    """int8 rows [n, width] of the songs at `places`, by place and branch ("mert", "mhubert").
+    """int8 rows [n, width] of the songs at `indices`, by index and branch ("mert", "mhubert").
 
     One model at a time is in memory. Raises StepFailed naming every song whose audio cannot be read any more.
     """
-    features: dict[int, dict[str, torch.Tensor]] = {place: {} for place in places}
+    features: dict[int, dict[str, torch.Tensor]] = {index: {} for index in indices}
     failed: dict[str, str] = {}
     for name, branch, load in (("mert", MERT, load_mert), ("mhubert", MHUBERT, load_mhubert)):
         model = load(weights[name], device=device.torch_device, dtype=device.dtype)
-        for number, place in enumerate(places, 1):
-            song = songs[place]
+        for number, index in enumerate(indices, 1):
+            song = songs[index]
             if song.name in failed:
                 continue
             try:
@@ -45,8 +45,8 @@ def compute_features(
             except (AudioError, OSError) as error:
                 failed[song.name] = str(error)
                 continue
-            features[place][name] = rows
-            say(f"features {name} {number}/{len(places)} | {song.name}")
+            features[index][name] = rows
+            say(f"features {name} {number}/{len(indices)} | {song.name}")
         del model
     free_device_memory(device.torch_device)
     if failed:

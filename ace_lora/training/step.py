@@ -1,30 +1,29 @@
-"""The training step and the LightningModule around it.
+"""What one step computes, and how its numbers get from the card to the host.
 
 What a step costs beside the matrix products is kept out of it: the lyric branch is computed once per song where no
 adapter touches it, the text encoder runs in the thread that reads ahead, the SSL heads run only when they count, and
 the host does not wait for the card: it learns a step's losses a step or two later. That nothing but finite
-numbers reaches the weights the card itself sees to (`LoraTraining.hold_back`).
+numbers reaches the weights the card itself sees to (`StepNumbers`).
 
 B songs of a batch, T latent frames, Lt text tokens, Ll lyric tokens, D width of the transformer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ace_lora.commands import StepFailed
 from ace_lora.device import HostCopy, send
-from ace_lora.training.batches import Batch, Plan, Prefetcher
-from ace_lora.training.optimizers import learning_rate_multiplier, prodigy_d, skips_on_device
+from ace_lora.training.batches import Batch
 from ace_lora.v1.flow_matching import Padding, Schedule, add_noise, denoising_loss
 
 MOST_STEPS_UNSEEN = 8  # steps that the card may be behind before the host waits for the oldest
@@ -73,6 +72,49 @@ def training_losses(
     return losses
 
 
+class TrainedStep(nn.Module):
+    """The losses of a batch, as a module whose parameters are those that are trained (for DDP, which averages them).
+
+    The transformer is kept out of the module tree: everything in it would be moved to the card and synchronised, and
+    parts of the base may have to stay in main memory. `autocast`: the number format to compute in, None for the
+    model's own.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        schedule: Schedule,
+        trained: Mapping[str, nn.Parameter],
+        *,
+        ssl_coeff: float,
+        autocast: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self._base = (model,)  # in a tuple, which torch does not search for modules
+        self.trained = nn.ParameterList(trained.values())
+        self._schedule = schedule
+        self._ssl_coeff = ssl_coeff
+        self._autocast = autocast
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with self._number_format(batch.latents.device.type):
+            return training_losses(self._base[0], self._schedule, batch, ssl_coeff=self._ssl_coeff)
+
+    def _number_format(self, device_type: str) -> contextlib.AbstractContextManager[None]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device_type, dtype=self._autocast, cache_enabled=False)
+
+
+def share_of_step(loss: Tensor, batch: Batch, *, accumulate: int, processes: int) -> Tensor:
+    """What to differentiate: every song of the step gets the same share, however songs and batches are divided.
+
+    DDP divides the gradients by the number of processes. Multiplying with `accumulate` and dividing by it again rounds
+    as earlier versions did, whose saved trainings go on to the same bits.
+    """
+    return loss * (batch.weight * accumulate * processes) / accumulate
+
+
 class ConditionEncoder:
     """Fills in the text states, and the lyric states where they are cached; runs in the thread that reads ahead.
 
@@ -113,31 +155,7 @@ class ConditionEncoder:
         return self._cache[key]
 
 
-# --- Averages of the adapter ---
-
-
-class AdapterAverage:
-    """Exponential moving average of the adapter (EMA). Its memory grows from nothing to `decay` at the beginning."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
-        self.decay = decay
-        self.updates = 0
-        self.tensors = {key: parameter.detach().clone() for key, parameter in parameters.items()}
-
-    @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter], skipped: Tensor | None = None) -> None:
-        """Take the parameters in; not where the scalar `skipped` is 1."""
-        self.updates += 1
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        if skipped is None:
-            torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in parameters.values()], weight)
-            return
-        wanted = weight * (1 - skipped)
-        for average, parameter in zip(self.tensors.values(), parameters.values(), strict=True):
-            average.lerp_(parameter.detach(), wanted)
-
-
-# --- The module ---
+# --- The numbers of a step ---
 
 
 @dataclass
@@ -151,18 +169,11 @@ class StepReport:
 
 
 class NotFinite(StepFailed):
-    """A loss or gradient that is no number, found before it reached the weights."""
+    """A loss or gradient of `step` that is no number, found before it reached the weights."""
 
-
-@dataclass(frozen=True)
-class StepSettings:
-    """The flags that the step itself needs."""
-
-    optimizer: str
-    learning_rate: float
-    warmup_steps: int
-    max_steps: int
-    ssl_coeff: float
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass
@@ -189,192 +200,93 @@ class _Unseen:
     values: dict[str, float | None]  # what the host knew already
 
 
-class LoraTraining(LightningModule):
-    """Trains the adapter that is already in `model`.
+class StepNumbers:
+    """Losses and gradient norms on their way from the card to the host; only finite ones let a step count.
 
-    The transformer is kept out of the module tree: Lightning moves everything in it to the card, and parts of the base
-    may have to stay in main memory. `on_start` is called before the first step, `on_step` (steps done, epoch) after
-    each; when it returns true, training ends. `on_report` gets the numbers of each step, in order, as soon as they are
-    known: after `settle` those of all steps.
+    With `on_card` the optimizer skips a step by the tensor `found_inf`, and the host looks at the numbers when they
+    have arrived. Else the host waits for them before the step. `scaled`: fp16's loss scaler skips a step whose gradient
+    overflows, now and then on purpose.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        schedule: Schedule,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        settings: StepSettings,
-        *,
-        plan: Plan,
-        batches: Prefetcher,
-        on_start: Callable[[], None],
-        on_step: Callable[[int, int], bool],
-        on_report: Callable[[StepReport], None],
-        first_step: int = 0,
-        average: AdapterAverage | None = None,
-    ):
-        super().__init__()
-        self._base = (model,)  # in a tuple, which torch does not search for modules
-        self.adapter = nn.ParameterList(parameters.values())
-        self.named_adapter = dict(parameters)
-        self.flow = schedule
-        self.optimizer = optimizer
-        self.settings = settings
-        self.plan = plan
-        self.batches = batches
-        self.on_start = on_start
-        self.on_step = on_step
-        self.on_report = on_report
-        self.steps_done = first_step
-        self.average = average
-        # Another process may have found what is not finite; then this one must not step either.
-        self.holds_back = plan.processes == 1 and skips_on_device(optimizer)
-        self._held_back: Tensor | None = None  # float32 scalar, 1 from the first step that must not reach the weights
+    def __init__(self, optimizer: torch.optim.Optimizer, *, on_card: bool, scaled: bool):
+        self._optimizer: Any = optimizer
+        self._on_card = on_card
+        self._scaled = scaled
         self._gathered = _Gathered()
-        self._numbers = HostCopy(torch.zeros(()))
-        self._grad_norm = torch.zeros(())
+        self._copy: HostCopy | None = None
         self._unseen: deque[_Unseen] = deque()
         self._overflows = 0
+        # float32 scalar, 1 from the first step on that must not reach the weights; None where the host sees to it.
+        self.held_back: Tensor | None = None
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer
-
-    def train_dataloader(self) -> Iterable[Batch]:
-        return self.batches
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
-
-    def on_train_start(self) -> None:
-        self.on_start()
-
-    def agree(self, wanted: bool) -> bool:
-        """Whether any of the processes wants it; all of them have to ask."""
-        if self.plan.processes == 1:
-            return wanted
-        return self.trainer.strategy.reduce_boolean_decision(wanted, all=False)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        multiplier = learning_rate_multiplier(
-            self.steps_done,
-            optimizer=self.settings.optimizer,
-            warmup_steps=self.settings.warmup_steps,
-            max_steps=self.settings.max_steps,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * multiplier
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = training_losses(self._base[0], self.flow, batch, ssl_coeff=self.settings.ssl_coeff)
+    def gather(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        """Take in a micro-batch of the step under way."""
         self._gathered.names.append(batch.names)
         self._gathered.weights.append(batch.weight)
         self._gathered.losses.append({name: loss.detach() for name, loss in losses.items()})
-        # Lightning divides by the number of accumulated batches and DDP by the number of processes. Multiplied with
-        # both, every song of the step has the same share, however songs and batches are divided.
-        return losses["loss"] * (batch.weight * self.plan.accumulate * self.plan.processes)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        losses = [torch.stack([loss.float() for loss in losses.values()]) for losses in self._gathered.losses]
-        gradients = [parameter.grad for parameter in self.adapter if parameter.grad is not None]
-        self._grad_norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        numbers = torch.cat([*losses, self._grad_norm.float().view(1).to(losses[0].device)])
-        self._numbers = HostCopy(numbers)
-        if self.holds_back:
-            self.hold_back(numbers)
-        else:
-            self.check(self.steps_done + 1, self._gathered, self._numbers.wait().tolist())
+    def guard(self, step: int, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """See to it that step number `step` changes nothing unless it is finite; the norm of the gradients.
 
-    def hold_back(self, numbers: Tensor) -> None:
-        """Have the optimizer skip this step, and all that follow, when not all `numbers` are finite.
-
-        The card decides, by the flag that is there for the scaling of losses. Weights, moments and their counters stay
-        as the last good step left them until the host has learned of it.
+        On the card: weights, moments and their counters stay as the last good step left them, whatever follows, until
+        the host has learned of it. Elsewhere raises NotFinite.
         """
-        bad = (~numbers.isfinite().all()).float()
-        self._held_back = bad if self._held_back is None else torch.maximum(self._held_back, bad)
-        optimizer: Any = self.optimizer
-        optimizer.grad_scale, optimizer.found_inf = None, self._held_back
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Lightning's own would compute the norm a second time, and refuses optimizers that can skip steps."""
-        if not gradient_clip_val:
-            return
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.adapter, gradient_clip_val)
+        losses = [torch.stack([loss.float() for loss in losses.values()]) for losses in self._gathered.losses]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        numbers = torch.cat([*losses, norm.float().view(1).to(losses[0].device)])
+        self._copy = HostCopy(numbers)
+        if self._on_card:
+            bad = (~numbers.isfinite().all()).float()
+            self.held_back = bad if self.held_back is None else torch.maximum(self.held_back, bad)
+            self._optimizer.grad_scale, self._optimizer.found_inf = None, self.held_back
         else:
-            torch.nn.utils.clip_grads_with_norm_(self.adapter, gradient_clip_val, self._grad_norm)
+            self._check(step, self._gathered, self._copy.wait().tolist())
+        return norm
 
-    def check(self, step: int, gathered: _Gathered, numbers: list[float]) -> None:
+    def step_done(self, step: int, epoch: int, values: dict[str, float | None]) -> None:
+        """The step under way has been given to the card; `values` are what the host knows of it."""
+        assert self._copy is not None
+        gathered, self._gathered = self._gathered, _Gathered()
+        self._unseen.append(_Unseen(step, epoch, gathered, self._copy, values))
+
+    def reports(self, *, wait: bool) -> Iterator[StepReport]:
+        """The steps whose numbers have arrived since the last call, in order; with `wait` all that are under way.
+
+        Raises NotFinite for the first that is not finite; what came after it was held back with it.
+        """
+        while self._unseen and (wait or self._unseen[0].numbers.is_there() or len(self._unseen) > MOST_STEPS_UNSEEN):
+            unseen = self._unseen.popleft()
+            gathered, numbers = unseen.gathered, unseen.numbers.wait().tolist()
+            if self._on_card:
+                self._check(unseen.step, gathered, numbers)
+            *losses, grad_norm = numbers
+            names, total = list(gathered.losses[0]), sum(gathered.weights)
+            values: dict[str, float | None] = {
+                name: sum(
+                    loss * weight for loss, weight in zip(losses[first :: len(names)], gathered.weights, strict=True)
+                )
+                / total
+                for first, name in enumerate(names)
+            }
+            values |= {"grad_norm": grad_norm, **unseen.values}
+            yield StepReport(unseen.step, unseen.epoch, values, gathered.songs)
+
+    def _check(self, step: int, gathered: _Gathered, numbers: list[float]) -> None:
         """Raises NotFinite, naming the songs, for losses or a gradient that are no numbers."""
         *losses, grad_norm = numbers
         size = len(losses) // len(gathered.losses)
         bad = [
             song
-            for place, songs in enumerate(gathered.names)
+            for number, songs in enumerate(gathered.names)
             for song in songs
-            if not all(math.isfinite(loss) for loss in losses[place * size : (place + 1) * size])
+            if not all(math.isfinite(loss) for loss in losses[number * size : (number + 1) * size])
         ]
         if bad:
-            raise NotFinite(f"The loss of step {step} is not a finite number at {_quoted(bad)}.")
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+            raise NotFinite(f"The loss of step {step} is not a finite number at {_quoted(bad)}.", step)
         self._overflows = self._overflows + 1 if not math.isfinite(grad_norm) else 0
-        # fp16's loss scaler overflows now and then on purpose and skips such a step.
-        if self._overflows > (MAX_SKIPPED_STEPS if scaled else 0):
-            raise NotFinite(f"The gradient of step {step} is not finite at {_quoted(gathered.songs)}.")
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if not batch.draws[-1].last_of_step:
-            return
-        if self.average is not None:
-            self.average.update(self.named_adapter, self._held_back)
-        epoch = self.plan.epoch_of(self.steps_done)
-        self.steps_done += 1
-        known = {"learning_rate": self.optimizer.param_groups[0]["lr"], "prodigy_d": prodigy_d(self.optimizer)}
-        gathered, self._gathered = self._gathered, _Gathered()
-        self._unseen.append(_Unseen(self.steps_done, epoch, gathered, self._numbers, known))
-        while self._unseen and (self._unseen[0].numbers.is_there() or len(self._unseen) > MOST_STEPS_UNSEEN):
-            self._see()
-        if self.on_step(self.steps_done, epoch):
-            self.trainer.should_stop = True
-
-    def on_train_end(self) -> None:
-        self.settle()
-
-    def settle(self) -> None:
-        """Wait for the numbers of all steps and report them. Raises NotFinite for the first that is not finite."""
-        while self._unseen:
-            self._see()
-
-    def _see(self) -> None:
-        """Look at the oldest step's numbers, and report them."""
-        unseen = self._unseen.popleft()
-        gathered, numbers = unseen.gathered, unseen.numbers.wait().tolist()
-        if self.holds_back:
-            try:
-                self.check(unseen.step, gathered, numbers)
-            except NotFinite:
-                # What came after it was held back with it.
-                if self.average is not None:
-                    self.average.updates -= self.steps_done - (unseen.step - 1)
-                self.steps_done = unseen.step - 1
-                self._unseen.clear()
-                raise
-        *losses, grad_norm = numbers
-        names, total = list(gathered.losses[0]), sum(gathered.weights)
-        values: dict[str, float | None] = {
-            name: sum(loss * weight for loss, weight in zip(losses[place :: len(names)], gathered.weights, strict=True))
-            / total
-            for place, name in enumerate(names)
-        }
-        self.on_report(
-            StepReport(unseen.step, unseen.epoch, {**values, "grad_norm": grad_norm, **unseen.values}, gathered.songs)
-        )
+        if self._overflows > (MAX_SKIPPED_STEPS if self._scaled else 0):
+            raise NotFinite(f"The gradient of step {step} is not finite at {_quoted(gathered.songs)}.", step)
 
 
 def _quoted(songs: list[str]) -> str:

@@ -34,7 +34,7 @@ def augment_tags(
             tags[-1].append(token)
     tags = [tag for tag in tags if tag]
     if shuffle:
-        tags = [tags[place] for place in torch.randperm(len(tags), generator=generator).tolist()]
+        tags = [tags[index] for index in torch.randperm(len(tags), generator=generator).tolist()]
     if dropout > 0:
         # One draw per tag in the shuffled order; strictly above, so that dropout 1 drops every tag.
         tags = [tag for tag in tags if torch.rand((), generator=generator).item() > dropout]

@@ -16,21 +16,27 @@ as the training will find it. A training in several processes is measured in one
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.device import peak_process_bytes
-from ace_lora.files import write_json
-from ace_lora.training.checkpoints import checkpoint_bytes, free_bytes
-from ace_lora.training.prepare import Prepared, find_state, launcher_problem, package_problems, prepare
-from ace_lora.training.run import Run, StopRequest
+from ace_lora.files import free_bytes, write_json
+from ace_lora.training.checkpoints import checkpoint_bytes
+from ace_lora.training.flags import launcher_problem, max_frames, package_problems
+from ace_lora.training.load import Loaded
+from ace_lora.training.prepare import Prepared, make_plan, prepare
+from ace_lora.training.resume import find_checkpoint
 
 STEPS = 20
 UNTIMED_STEPS = 3  # caches, allocators and kernels' choices settle
@@ -49,60 +55,53 @@ NUMBERS = ("base_precision", "optimizer")  # savings that change what is compute
 FOUND = "ACE_LORA_SAVINGS"  # environment variable in which the first process hands the savings to those it starts
 
 
-class TrialRun(Run):
-    """A training of STEPS steps on the longest songs that saves nothing and reports what it took."""
+class Trial:
+    """What the loop measures instead of saving, logging and validating: the time of each step."""
 
-    def __init__(self, args: argparse.Namespace, prepared: Prepared, stop: StopRequest):
-        from ace_lora.training.batches import Plan
-        from ace_lora.training.prepare import max_frames
+    def __init__(self, args: argparse.Namespace, prepared: Prepared):
+        """`prepared` is the whole training; `self.prepared` the short one to be run."""
+        self.prepared, self.mean_share = _longest_songs(args, prepared)
+        self._seconds: list[float] = []
+        self._last = time.perf_counter()
 
-        super().__init__(args, prepared, stop)
-        args.logger = "none"
-        limit = max_frames(args)
-        self.lengths = [min(prepared.songs[place].frames, limit or 10**9) for place in prepared.training_places]
-        longest = sorted(prepared.training_places, key=lambda place: -prepared.songs[place].frames)
-        prepared.training_places = longest[: args.batch_size]
-        prepared.validation_places = []
-        prepared.max_steps = STEPS
-        frames = [min(prepared.songs[place].frames, limit or 10**9) for place in prepared.training_places]
-        prepared.plan = Plan(
-            frames, seed=args.seed, batch_size=args.batch_size, accumulate=args.accumulate_grad_batches
-        )
-        self.mean_share = sum(self.lengths) / len(self.lengths) / max(frames)
-        self.seconds: list[float] = []
+    def step_done(self) -> None:
+        now = time.perf_counter()
+        self._seconds.append(now - self._last)
+        self._last = now
 
-    def on_report(self, report: Any) -> None:
-        pass
-
-    def on_step(self, step: int, epoch: int) -> bool:
-        self.module.settle()
-        self.seconds.append(self.lines.step_done())
-        self.lines.restart_clock()
-        return False
-
-    def say_outcome(self) -> None:
-        """Write the measurements to --trial_attempt."""
-        import torch
-
-        timed = sorted(self.seconds[UNTIMED_STEPS:])
+    def write(self, path: Path, loaded: Loaded) -> None:
+        """Write the measurements."""
+        device = self.prepared.device.torch_device
+        timed = sorted(self._seconds[UNTIMED_STEPS:])
         result: dict[str, Any] = {
             "device": self.prepared.device.reason,
-            "device_type": self.device.type,
+            "device_type": device.type,
             "seconds_per_step": timed[len(timed) // 2],
             "mean_share": self.mean_share,
-            "parameters": sum(parameter.numel() for parameter in self.adapter.values()),
-            "blocks": len(self.model.transformer_blocks),
+            "parameters": sum(parameter.numel() for parameter in loaded.adapter.values()),
+            "blocks": len(loaded.model.transformer_blocks),
         }
-        if self.device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self.device)
-            here = torch.cuda.memory_reserved(self.device)
-            peak = torch.cuda.max_memory_reserved(self.device) + max(0, total - free - here)
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            here = torch.cuda.memory_reserved(device)
+            peak = torch.cuda.max_memory_reserved(device) + max(0, total - free - here)
             result |= {"peak_memory_gb": peak / 2**30, "memory_gb": total / 2**30}
             result["spilled"] = peak > SPILL_SHARE * total
         else:
             peak, total = peak_process_bytes()
             result |= {"peak_memory_gb": peak / 2**30, "memory_gb": total / 2**30, "spilled": peak > total}
-        write_json(Path(self.args.trial_attempt), result)
+        write_json(path, result)
+
+
+def _longest_songs(args: argparse.Namespace, prepared: Prepared) -> tuple[Prepared, float]:
+    """A training of STEPS steps on one batch of the longest songs; the mean length of a song as a share of theirs."""
+    songs = prepared.songs
+    longest = sorted(prepared.training_indices, key=lambda index: -songs[index].frames)[: args.batch_size]
+    limit = max_frames(args) or math.inf
+    lengths = [min(song.frames, limit) for song in prepared.training_songs]
+    plan = make_plan(args, [songs[index] for index in longest], processes=1)
+    short = dataclasses.replace(prepared, training_indices=longest, validation_indices=[], max_steps=STEPS, plan=plan)
+    return short, sum(lengths) / len(lengths) / max(plan.frames)
 
 
 def run_trial(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,10 +114,10 @@ def run_trial(args: argparse.Namespace) -> dict[str, Any]:
     if args.trial:
         checked.trial_attempt = "trial"  # an output folder that holds LoRAs is no obstacle to a trial
     prepared = prepare(checked)
-    print(f"trial: {STEPS} steps on the longest of {len(prepared.training_places)} songs", flush=True)
+    print(f"trial: {STEPS} steps on the longest of {len(prepared.training_indices)} songs", flush=True)
     tried: list[dict[str, Any]] = []
     # What touches the numbers cannot be added to a run that has begun.
-    allowed = [extra for extra in SAVINGS if prepared.state is None or not set(extra) & set(NUMBERS)]
+    allowed = [extra for extra in SAVINGS if prepared.resumed is None or not set(extra) & set(NUMBERS)]
     for extra in ({}, *allowed):
         if extra and (tried[-1]["fits"] or not _is_new(args, savings, extra, tried)):
             continue
@@ -156,13 +155,13 @@ def savings_of_resumed_run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.resume:
         return {}
     try:
-        found = find_state(args, [])
+        resumed = find_checkpoint(Path(args.output_dir), args.resume, [])
     except WrongInput:
         return {}  # `prepare` says it with all other problems
-    fit = found[1].values["fit"] if found else {}
+    trained_with = resumed.state.values["fit"] if resumed else {}
     kept = {}
     for name in NUMBERS:
-        earlier = fit.get(f"--{name}")
+        earlier = trained_with.get(f"--{name}")
         if {name: earlier} in SAVINGS and _is_new(args, {}, {name: earlier}, []):
             kept[name] = earlier
             print(f"trial: --{name} {earlier}, as the run was trained that goes on")
@@ -195,7 +194,8 @@ def _is_new(args: argparse.Namespace, savings: dict[str, Any], extra: dict[str, 
     if name == "checkpointing":
         return now[name] != "all"
     if name == "base_precision":
-        return ("bf16", "int8", "nf4").index(now[name]) < ("bf16", "int8", "nf4").index(value)
+        smaller = [saving[name] for saving in SAVINGS if name in saving]  # from the most memory to the least
+        return now[name] not in smaller[smaller.index(value) :]
     if name == "optimizer":
         return now[name] == "adamw"
     return on_card

@@ -16,6 +16,9 @@ from tests.gui.window import project_with_songs
 
 def test_stop_saves_and_the_next_start_can_go_on(make_window):
     window = make_window()
+    script = window.program / "trainer_new.py"  # time to look at the window while it is stopping
+    code = script.read_text(encoding="utf-8").replace("time.sleep(0.1)", "time.sleep(0.1 if step < 3 else 2)")
+    script.write_text(code, encoding="utf-8")
     app = window.app
     app.session.open(project_with_songs(window.program, "prep"))
     page = window.show("train")
@@ -237,7 +240,7 @@ def test_a_training_whose_window_was_killed_still_keeps_its_folder(tmp_path: Pat
     assert child.stdout is not None and child.stdout.readline() == b"on\n"
     lock._file.close()  # as when the window's process ends: unlocking by hand would free it for the child as well
     assert ace_gui.FolderLock.take(tmp_path) is None
-    ace_gui.kill_tree(child, None)
+    ace_gui.kill_tree(child)
     child.wait()
     child.stdout.close()
     assert ace_gui.FolderLock.take(tmp_path) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -14,18 +13,18 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from ace_lora.commands import run_script
-from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.commands import WrongInput, run_script
 from ace_lora.lora.file import WEIGHTS_NAME, save_lora
 from ace_lora.lora.layers import adapter_shapes, target_layers
 from ace_lora.preview import __main__ as preview
 from ace_lora.preview.__main__ import parse_args
-from ace_lora.preview.adapters import adapted, apply_lora, lora_scales, read_lora
+from ace_lora.preview.adapters import adapted, apply_lora, read_lora, scales_to_play
 from ace_lora.records.format import Record
 from ace_lora.records.record import write_record
 from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.v1.transformer import load_transformer
 
+QUERIES = [f"transformer_blocks.{block}.attn.to_q" for block in range(3)]
 CONFIG = {"r": 4, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q", "to_v", "linear_q"]}
 
 
@@ -279,22 +278,16 @@ def test_comfyui_adds_the_lora_to_the_weight_and_rounds(base, lora):
         assert torch.equal(model.get_submodule(name).weight, expected) and "as ComfyUI does" in sentence
 
 
-def test_scale_comes_from_alpha_then_header_then_the_file_beside_then_the_user(tmp_path, transformer):
+def test_a_scale_that_no_file_states_comes_from_the_user(tmp_path, transformer):
     tensors = lora_tensors(transformer)
     path = tmp_path / "x.safetensors"
-    save_lora(path, tensors, {**CONFIG, "lora_alpha": 2}, with_alpha=True)
-    scales, source = lora_scales(read_lora(path), None)
-    assert set(scales.values()) == {1.0} and source == "the alpha values in the file"
     save_lora(path, tensors, {**CONFIG, "use_rslora": False})
-    scales, source = lora_scales(read_lora(path), 9.0)
+    scales, source = scales_to_play(read_lora(path), 9.0)
     assert set(scales.values()) == {0.25} and source == "its header"
     save_file(tensors, path)
-    with pytest.raises(Exception, match=r"does not say with which scale.*--lora_scale \(0\.125 for rank 64"):
-        lora_scales(read_lora(path), None)
-    assert lora_scales(read_lora(path), 0.3) == (dict.fromkeys(scales, 0.3), "--lora_scale")
-    (tmp_path / CONFIG_NAME).write_text(json.dumps(CONFIG), encoding="utf-8")
-    scales, source = lora_scales(read_lora(path), 0.3)
-    assert set(scales.values()) == {0.5} and CONFIG_NAME in source
+    with pytest.raises(WrongInput, match=r"does not say with which scale.*--lora_scale \(0\.125 for rank 64"):
+        scales_to_play(read_lora(path), None)
+    assert scales_to_play(read_lora(path), 0.3) == (dict.fromkeys(scales, 0.3), "--lora_scale")
 
 
 def test_layers_may_differ_in_rank(tmp_path, base, transformer):
@@ -320,11 +313,18 @@ def test_layers_may_differ_in_rank(tmp_path, base, transformer):
 @pytest.mark.parametrize(
     ("change", "quoted"),
     [
-        (lambda t: t.update({"other.to_q.lora_A.weight": torch.zeros(4, 8)}), "layers that this base model does not"),
-        (lambda t: t.pop("transformer_blocks.0.attn.to_q.lora_B.weight"), r"lora_B\.weight"),
+        (
+            lambda t: t.update({"x.lora_A.weight": torch.zeros(4, 8), "x.lora_B.weight": torch.ones(8, 4)}),
+            "layers that this base model does not",
+        ),
+        (lambda t: t.pop("transformer_blocks.0.attn.to_q.lora_B.weight"), "lora_B is missing"),
         (
             lambda t: t.update({"transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 8)}),
-            r"has shape \[4, 8\]",
+            "widths that differ from block to block",
+        ),
+        (
+            lambda t: [t.update({f"{n}.lora_A.weight": torch.zeros(4, 8)}) for n in QUERIES],
+            r"has shape \[4, 8\], expected 128 inputs",
         ),
         (
             lambda t: t.update({"transformer_blocks.0.attn.to_q.lora_A.weight": torch.full((4, 128), torch.nan)}),

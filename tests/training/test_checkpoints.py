@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.config import TRAINING_CONFIG_NAME
 from ace_lora.lora.file import COMFYUI_NAME, WEIGHTS_NAME
 from ace_lora.training import checkpoints
 
@@ -29,7 +29,7 @@ def names(folder):
 def test_files_and_state_come_back(tmp_path):
     folder = write(tmp_path, 7, epoch=2, comfyui=True)
     assert folder.name == "epoch=2-step=7_lora" and names(tmp_path) == [folder.name]
-    expected = {WEIGHTS_NAME, COMFYUI_NAME, CONFIG_NAME, checkpoints.STATE_JSON, checkpoints.STATE_TENSORS}
+    expected = {WEIGHTS_NAME, COMFYUI_NAME, TRAINING_CONFIG_NAME, checkpoints.STATE_JSON, checkpoints.STATE_TENSORS}
     assert set(names(folder)) == expected
     state = checkpoints.read_state(folder)
     assert state.values["step"] == 7 and torch.equal(state.tensors["x"], torch.arange(4.0) + 7)
@@ -74,23 +74,42 @@ def test_old_ones_of_other_runs_stay(tmp_path):
     for step in (1, 2, 3, 4):
         newest = write(tmp_path, step)
         written += checkpoints.remove_old(tmp_path, "run", 2, newest)
-    assert [path.name for path in written] == ["epoch=0-step=1_lora", "epoch=0-step=2_lora"]
+    assert [(path.name, kept) for path, kept in written] == [
+        ("epoch=0-step=1_lora", None),
+        ("epoch=0-step=2_lora", None),
+    ]
     assert names(tmp_path) == ["epoch=0-step=3_lora", "epoch=0-step=4_lora", "epoch=0-step=900_lora"]
     assert checkpoints.remove_old(tmp_path, "run", 0, newest) == []
+
+
+def test_a_folder_that_holds_a_file_of_the_users_is_set_aside(tmp_path):
+    old = write(tmp_path, 1)
+    (old / "notes.txt").write_text("mine", encoding="utf-8")
+    ((folder, kept),) = checkpoints.remove_old(tmp_path, "run", 1, write(tmp_path, 2))
+    assert folder == old and names(tmp_path) == [".removed", "epoch=0-step=2_lora"]
+    assert (kept / old.name / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert json.loads((kept / "removed.json").read_text(encoding="utf-8"))["files"] == {old.name: old.name}
+    # So is one that gives way to the same step, trained again.
+    (tmp_path / "epoch=0-step=2_lora" / "mine.txt").touch()
+    assert (write(tmp_path, 2) / WEIGHTS_NAME).is_file()
+    assert len(list((tmp_path / ".removed").glob("*/epoch=0-step=2_lora/mine.txt"))) == 1
+    assert names(tmp_path) == [".removed", "epoch=0-step=2_lora"]
 
 
 def test_the_one_just_written_is_never_removed(tmp_path):
     # A run resumed at an early step, with later ones of the same run beside it.
     for step in (50, 60, 5):
         newest = write(tmp_path, step)
-    assert [path.name for path in checkpoints.remove_old(tmp_path, "run", 1, newest)] == [
+    assert [path.name for path, _ in checkpoints.remove_old(tmp_path, "run", 1, newest)] == [
         "epoch=0-step=50_lora",
         "epoch=0-step=60_lora",
     ]
     assert names(tmp_path) == ["epoch=0-step=5_lora"]
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_NAME, CONFIG_NAME, checkpoints.STATE_TENSORS, checkpoints.STATE_JSON])
+@pytest.mark.parametrize(
+    "name", [WEIGHTS_NAME, TRAINING_CONFIG_NAME, checkpoints.STATE_TENSORS, checkpoints.STATE_JSON]
+)
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
 def test_damage_of_any_file_is_found(tmp_path, name, how):
     write(tmp_path, 1)

@@ -9,7 +9,8 @@ from ace_lora.audio.decode import prepare_waveform, read_audio
 from ace_lora.commands import StepFailed
 from ace_lora.device import choose_device
 from ace_lora.tiny_base.make import make_tiny_base
-from ace_lora.training.batches import SampleSettings, SongDataset, scan_dataset
+from ace_lora.training.batches import SampleReader, SampleSettings
+from ace_lora.training.songs import scan_dataset
 from ace_lora.training.ssl_at_training import compute_features
 from ace_lora.v1.ssl_features import MERT, MHUBERT, extract_features, load_mert, load_mhubert
 from tests.training.test_batches import draw
@@ -39,7 +40,7 @@ def test_rows_point_where_the_features_do(data):
             rows = features[place][name]
             assert rows.dtype == torch.int8 and rows.shape == exact.shape
             assert torch.cosine_similarity(rows.float(), exact).min() > 0.999
-    sample = SongDataset(songs, SampleSettings(), features)[draw(1)]
+    sample = SampleReader(songs, SampleSettings(), features)[draw(1)]
     assert torch.equal(sample.ssl["m-hubert"], features[1]["mhubert"])
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ace_lora.training.batches import SampleSettings, SongDataset, scan_dataset
+from ace_lora.training.batches import SampleReader, SampleSettings
+from ace_lora.training.songs import scan_dataset
 from ace_lora.training.validation import TIMES, Validation, choose_songs
 from tests.training_data import make_record, make_records
 
@@ -28,7 +29,7 @@ def test_noise_and_times_are_fixed_by_the_song(tmp_path):
     for folder, settings in (("a", SampleSettings(seed=1)), ("b", SampleSettings(seed=2, tag_dropout=1.0))):
         songs = scan_dataset(tmp_path / folder, need_ssl=False)
         place = [song.name for song in songs].index("song 1")
-        validation = Validation(SongDataset(songs, settings), [place], lambda batch: batch)
+        validation = Validation(SampleReader(songs, settings), [place], lambda batch: batch)
         batches.append([validation.batch(place, time) for time in range(TIMES)])
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one.noise, other.noise) and torch.equal(one.timestep_indices, other.timestep_indices)
@@ -46,7 +47,7 @@ def test_loss_is_the_mean_over_songs_and_times(tmp_path):
         seen.append((batch.names[0], int(batch.timestep_indices)))
         return torch.tensor(float(len(seen)))
 
-    validation = Validation(SongDataset(songs, SampleSettings(max_frames=10)), [0, 1], lambda batch: batch)
+    validation = Validation(SampleReader(songs, SampleSettings(max_frames=10)), [0, 1], lambda batch: batch)
     assert validation.loss(loss) == pytest.approx(4.5)
     assert len(set(seen)) == 8
     assert validation.batch(0, 0).latents.shape[-1] == 10
