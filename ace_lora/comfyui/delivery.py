@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
 from ace_lora.lora.config import layer_rank_alpha, lora_scale
-from ace_lora.lora.file import LoraFile, lora_scales, saved_config
+from ace_lora.lora.file import LoraFile
+from ace_lora.lora.scales import lora_scales, saved_config
 
 if TYPE_CHECKING:
     import torch
