@@ -350,3 +350,21 @@ def test_killed_at_random_moments_the_result_is_the_same(project):
         assert found.metadata.keys() == record.metadata.keys()
         for key in set(record.metadata) - {"fingerprint"}:
             assert found.metadata[key] == record.metadata[key]
+
+
+def test_loudness_is_part_of_the_record_and_of_nothing_else(two_songs):
+    assert two_songs.preprocess("--ssl", "none")[0] == 0
+    plain = two_songs.records()
+    files = {path: path.read_bytes() for path in two_songs.songs.iterdir()}
+    status, out, _ = two_songs.preprocess("--ssl", "none", "--loudness", "-30")
+    assert status == 0 and "record was made: loudness" in out and "latents: 2 songs" in out
+    quiet = two_songs.records()
+    assert not same(plain["b"], quiet["b"], ["target_latents"])
+    assert same(plain["b"], quiet["b"], ["text_token_ids", "lyric_token_ids"])
+    assert two_songs.preprocess("--ssl", "none", "--loudness", "-30")[1].endswith("done 0, skipped 2, failed 0\n")
+    status, out, _ = two_songs.preprocess("--ssl", "none")
+    assert status == 0 and "record was made: loudness" in out
+    assert same(plain["b"], two_songs.records()["b"])
+    assert {path: path.read_bytes() for path in two_songs.songs.iterdir()} == files
+    status, _, errors = two_songs.preprocess("--loudness", "14")
+    assert status == 2 and "--loudness 14 cannot be used" in errors
