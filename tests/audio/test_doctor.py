@@ -47,9 +47,9 @@ def faulty(name: str) -> tuple[np.ndarray, dict]:
     samples, silence = music(), np.zeros((2, 5 * RATE), np.float32)
     return {
         "fine": (samples, {}),
-        "clipped": (np.clip(samples * 12, -0.8, 0.8), {}),
+        "clipped": (np.clip(samples * 12, -0.3, 0.3), {}),
         "quiet": (samples * 0.02, {"subtype": "FLOAT"}),
-        "loud": (samples * 3 + 0.9 * np.sin(np.arange(samples.shape[1]) * 0.1), {"subtype": "FLOAT"}),
+        "loud": (samples * 0.05 + 0.9 * np.sin(np.arange(samples.shape[1]) * 0.1), {}),
         "silence": (np.concatenate([silence, samples, silence], axis=1), {}),
         "mono": (samples[:1], {}),
         "one_sided": (samples * np.array([[1], [0]], np.float32), {}),
