@@ -56,12 +56,20 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
         for node in ast.walk(top):
             if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-                first = node.args[1] if name in ("Finding", "outcome") and len(node.args) > 1 else node.args[0]
-                if name in ("t", "Finding", "outcome", "Question") and isinstance(first, ast.Constant):
+                place = {"Finding": 1, "outcome": 1, "label": 1, "button": 1, "tool_button": 2, "drop_down": 2}.get(
+                    name, 0
+                )
+                first = node.args[place] if len(node.args) > place else node.args[0]
+                keyed = (*("t", "Finding", "outcome"), *("label", "button", "tool_button", "drop_down"))
+                if name in keyed and isinstance(first, ast.Constant):
                     used.add(first.value)
-                if name == "Question" and isinstance(node.args[2], ast.Tuple):  # the labels of its buttons
-                    choices = [choice.elts[1] for choice in node.args[2].elts if isinstance(choice, ast.Tuple)]
-                    used |= {label.value for label in choices if isinstance(label, ast.Constant)}
+                if name == "Question" and isinstance(first, ast.Constant):
+                    title = node.args[3] if len(node.args) > 3 else ast.Constant(f"{first.value}.title")
+                    used |= {title.value} if isinstance(title, ast.Constant) else set()
+                    for key in node.args[2].keys if isinstance(node.args[2], ast.Dict) else ():  # its buttons
+                        label = f"{first.value}.{key.value if key else 'cancel'}"
+                        names = (label, label.split(".")[1], getattr(title, "value", ""))
+                        used.add(next((name for name in names if name in ace_gui.TEXTS), label))
             if isinstance(node, ast.Constant):
                 mentioned.add(node.value)
             if isinstance(node, ast.JoinedStr):
