@@ -2865,7 +2865,6 @@ class Session:
         return self.outcome("bad", "failed.file", error=error)
 
     def python(self) -> Path | None:
-        """What runs the scripts."""
         return find_python(self.settings, self.program)
 
     def in_background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:

@@ -50,6 +50,7 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
 
     tree = ast.parse(Path(ace_gui.__file__).read_text(encoding="utf-8"))
     used, mentioned, patterns = set(), set(), set()
+    questions: set[str] = set()
     for top in tree.body:
         if isinstance(top, ast.AnnAssign) and getattr(top.target, "id", "") == "TEXTS":
             continue
@@ -64,6 +65,7 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
                 if name in keyed and isinstance(first, ast.Constant):
                     used.add(first.value)
                 if name == "Question" and isinstance(first, ast.Constant):
+                    questions.add(first.value)
                     title = node.args[3] if len(node.args) > 3 else ast.Constant(f"{first.value}.title")
                     used |= {title.value} if isinstance(title, ast.Constant) else set()
                     for key in node.args[2].keys if isinstance(node.args[2], ast.Dict) else ():  # its buttons
@@ -75,6 +77,7 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
             if isinstance(node, ast.JoinedStr):
                 parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in node.values]
                 patterns.add("".join(parts).split("\\|")[0])  # what follows a bar is no part of the key
+    mentioned |= {f"{name}.{choice}" for name in questions for choice in mentioned}
     assert len(used) > 140
     assert used <= set(ace_gui.TEXTS), used - set(ace_gui.TEXTS)
     patterns = {pattern for pattern in patterns if re.match(r"\w+\\\.", pattern) or re.search(r"\\\.\w+$", pattern)}
