@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from ace_lora.commands import run_script
 from ace_lora.processes import is_first_process, say
 from ace_lora.training.flags import BASE_PRECISIONS, LOGGERS, flag_problems
-from ace_lora.training.optimizers import OPTIMIZERS
+from ace_lora.training.optimizers import OPTIMIZERS, SCHEDULES
 from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     steps.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="default: adamw")
     steps.add_argument("--learning_rate", type=float, default=1e-4, help="default: 1e-4; 1 for the prodigy optimizers")
+    steps.add_argument(
+        "--lr_schedule",
+        choices=SCHEDULES,
+        default="linear",
+        help="how the rate goes to zero after the warm-up; constant: it does not (default: linear, as published)",
+    )
     steps.add_argument("--beta1", type=float, default=0.9, help="average of the gradients (default: 0.9)")
     steps.add_argument("--beta2", type=float, default=0.99, help="average of their squares (default: 0.99)")
     steps.add_argument("--weight_decay", type=float, default=1e-2, help="default: 1e-2")
@@ -128,6 +134,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=None,
         metavar="CHECKPOINT",
         help="go on from a checkpoint folder; without a name: from the newest in --output_dir",
+    )
+    saving.add_argument(
+        "--accept_changes",
+        action="store_true",
+        help="with --resume: go on although the number of steps, learning rate, batch size, songs or the like are "
+        "others than before; the rate goes on from where it was, or from a new --learning_rate (default: refuse)",
     )
 
     report = parser.add_argument_group("reports")
@@ -229,7 +241,7 @@ def main(args: argparse.Namespace) -> None:
     if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
         say(
             f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
-            "training is finished. Give a higher --max_steps to go on."
+            "training is finished. To go on, give a higher --max_steps, and --accept_changes."
         )
         return
     if args.trial_attempt:

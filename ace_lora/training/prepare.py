@@ -32,9 +32,9 @@ from ace_lora.training.flags import (
     package_problems,
     wanted_precision,
 )
-from ace_lora.training.optimizers import optimizer_warnings
+from ace_lora.training.optimizers import RateSchedule, optimizer_warnings
 from ace_lora.training.plan import Plan
-from ace_lora.training.resume import Resumed, check_unchanged, find_checkpoint, unchanging
+from ace_lora.training.resume import Resumed, check_changes, find_checkpoint, settings_of, trained_with
 from ace_lora.training.songs import TrainingSong, has_timed_lyrics, scan_dataset
 from ace_lora.training.validation import choose_songs
 from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
@@ -57,7 +57,8 @@ class Prepared:
     plan: Plan
     training_indices: list[int]  # of the `songs` that are trained on
     validation_indices: list[int]
-    unchanging: dict[str, Any]  # what a resumed run must have in common with this one
+    schedule: RateSchedule
+    trained_with: dict[str, Any]  # what a resumed run has in common with this one
     resumed: Resumed | None
     notes: list[str]
 
@@ -116,16 +117,16 @@ def prepare(args: argparse.Namespace) -> Prepared:
         by_epochs = plan.steps_per_epochs(args.epochs)
         max_steps = by_epochs if max_steps == -1 else min(max_steps, by_epochs)
     base_fingerprint = weights_identity(weights["transformer"])
-    now = unchanging(
+    now = trained_with(
         args,
         songs=training_songs,
         lora_config=config,
         base_fingerprint=base_fingerprint,
         precision=precision,
         processes=plan.processes,
+        max_steps=max_steps,
     )
-    if resumed:
-        check_unchanged(resumed.folder, resumed.state.values["fit"], now)
+    changes = check_changes(resumed, now, accepted=args.accept_changes) if resumed else []
     return Prepared(
         device=device,
         precision=precision,
@@ -138,9 +139,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
         plan=plan,
         training_indices=training_indices,
         validation_indices=validation_indices,
-        unchanging=now,
+        schedule=choose_schedule(args, max_steps, resumed),
+        trained_with=now,
         resumed=resumed,
-        notes=notes + precision_notes + settings_notes(args, max_steps, len(training_indices)),
+        notes=notes + changes + precision_notes + settings_notes(args, max_steps, len(training_indices)),
     )
 
 
@@ -343,6 +345,23 @@ def make_plan(args: argparse.Namespace, songs: list[TrainingSong], *, processes:
         accumulate=args.accumulate_grad_batches,
         processes=processes,
     )
+
+
+def choose_schedule(args: argparse.Namespace, max_steps: int, resumed: Resumed | None) -> RateSchedule:
+    """The learning rate of the steps to come; that of a run that goes on with other settings begins where it was."""
+    asked = RateSchedule(args.optimizer, args.lr_schedule, args.learning_rate, args.warmup_steps, max_steps)
+    if resumed is None:
+        return asked
+    before = settings_of(resumed)
+    earlier = RateSchedule(
+        before["--optimizer"],
+        before["--lr_schedule"],
+        before["--learning_rate"],
+        before["--warmup_steps"],
+        before.get("number of steps", max_steps),
+        **resumed.state.values.get("schedule", {}),
+    )
+    return earlier.changed(asked, resumed.step)
 
 
 def settings_notes(args: argparse.Namespace, max_steps: int, songs: int) -> list[str]:

@@ -38,7 +38,8 @@ def save(args: argparse.Namespace, prepared: Prepared, state: TrainingState, met
     saved = state.to_save()
     versions = software_versions(("torch", "lightning", "peft", "transformers"))
     saved.values |= {
-        "fit": prepared.unchanging,
+        "fit": prepared.trained_with,
+        "schedule": {"begins": prepared.schedule.begins, "begins_at": prepared.schedule.begins_at},
         "settings": vars(args),
         "metrics": str(metrics.absolute()) if metrics else None,
         "versions": versions,

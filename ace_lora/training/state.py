@@ -144,6 +144,8 @@ def begin(args: argparse.Namespace, prepared: Prepared, loaded: Loaded) -> Train
         return state
     values, tensors = prepared.resumed.state.values, prepared.resumed.state.tensors
     restore_optimizer(state.optimizer, unpack(values["optimizer"], tensors))
+    for group in state.optimizer.param_groups:
+        group.update(betas=(args.beta1, args.beta2), weight_decay=args.weight_decay)
     if state.average:
         state.average.updates = values["ema_updates"]
         state.average.tensors = {key: tensors[f"ema/{key}"].to(device) for key in loaded.trained}

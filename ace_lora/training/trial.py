@@ -100,7 +100,14 @@ def _longest_songs(args: argparse.Namespace, prepared: Prepared) -> tuple[Prepar
     limit = max_frames(args) or math.inf
     lengths = [min(song.frames, limit) for song in prepared.training_songs]
     plan = make_plan(args, [songs[index] for index in longest], processes=1)
-    short = dataclasses.replace(prepared, training_indices=longest, validation_indices=[], max_steps=STEPS, plan=plan)
+    short = dataclasses.replace(
+        prepared,
+        training_indices=longest,
+        validation_indices=[],
+        max_steps=STEPS,
+        schedule=dataclasses.replace(prepared.schedule, max_steps=STEPS),
+        plan=plan,
+    )
     return short, sum(lengths) / len(lengths) / max(plan.frames)
 
 
