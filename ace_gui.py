@@ -49,6 +49,7 @@ import ctypes
 import hashlib
 import io
 import json
+import math
 import os
 import queue
 import re
@@ -68,6 +69,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -498,11 +500,10 @@ class Project:
     titles: dict[str, str] = field(default_factory=dict)  # audio file name -> the title that the user's file had
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)  # step -> what its last good run read
     probes: dict[str, list[Any]] = field(default_factory=dict)  # audio file name -> [size, mtime_ns, seconds, problem]
-    backend_run: dict[str, Any] = field(default_factory=dict)  # the process that is running, for a reopened window
     unknown: dict[str, Any] = field(default_factory=dict)
     damaged: Path | None = None
 
-    _KEYS = ("values", "titles", "receipts", "probes", "backend_run")
+    _KEYS = ("values", "titles", "receipts", "probes")
 
     @classmethod
     def load(cls, home: Path) -> Project:
@@ -511,14 +512,12 @@ class Project:
         for key, value in stored.items():
             if key in cls._KEYS and isinstance(value, dict):
                 setattr(project, key, value)
-            elif key not in (*cls._KEYS, "version"):
+            elif key not in (*cls._KEYS, "version", "backend_run"):  # the last one was an earlier version's
                 project.unknown[key] = value
         project.values = text_tables(project.values)
         project.titles = {name: str(title) for name, title in project.titles.items()}
         project.receipts = {step: value for step, value in project.receipts.items() if isinstance(value, dict)}
         project.probes = {name: value for name, value in project.probes.items() if _is_probe(value)}
-        if not isinstance(project.backend_run.get("pid", 0), int):
-            project.backend_run = {}
         return project
 
     def save(self) -> None:
@@ -741,71 +740,24 @@ def newest(paths: Iterable[Path]) -> float:
     return max(times)
 
 
-def read_header(path: Path) -> tuple[float | None, str]:
-    """Seconds and problem of a .wav or .flac from its header; (None, '') where the header does not say it.
-
-    Other formats are left to the scripts' Python, which has the libraries (see `probe_songs`).
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-            if not head:
-                return None, "empty"
-            if head[:4] == b"fLaC" and len(head) >= 26:
-                packed = int.from_bytes(head[18:26], "big")
-                rate, samples = packed >> 44, packed & ((1 << 36) - 1)
-                return (samples / rate, "") if rate and samples else (None, "")
-            if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-                return _read_wav(file)
-            if head[:4] == b"RF64" and head[8:12] == b"WAVE":  # above 4 GB
-                return None, ""
-    except OSError as error:
-        return None, f"unreadable|{error.strerror or error}"
-    return (None, "unreadable|no RIFF/WAVE header") if path.suffix.lower() == ".wav" else (None, "")
-
-
-def _read_wav(file: io.BufferedReader) -> tuple[float | None, str]:
-    size = os.fstat(file.fileno()).st_size
-    file.seek(12)
-    bytes_per_second = 0
-    while len(header := file.read(8)) == 8:
-        chunk, length = header[:4], int.from_bytes(header[4:], "little")
-        if chunk == b"fmt ":
-            bytes_per_second = int.from_bytes(file.read(length)[8:12], "little")
-        elif chunk == b"data":
-            length = min(length, size - file.tell())  # recorders that crashed leave 0xFFFFFFFF here
-            if not bytes_per_second or length <= 0:
-                return None, "unreadable|no samples"
-            seconds, left = length / bytes_per_second, min(length, 64 << 20)
-            while left > 0 and (block := file.read(min(left, 1 << 20))):
-                if block.strip(b"\0"):
-                    return seconds, ""
-                left -= len(block)
-            return seconds, "silent" if length <= 64 << 20 else ""
-        else:
-            file.seek(length + length % 2, io.SEEK_CUR)
-    return None, "unreadable|no samples"
-
-
 # Run by the scripts' Python with `-c`; reads file names as JSON lines, answers one JSON line each. It uses this
 # repository's reader where it stands beside the window, and soundfile in a fork's folder.
 PROBE_CODE = """
 import json, sys
 try:
-    from ace_lora.audio import read_audio
+    from ace_lora.audio.decode import read_audio
 except ImportError:
     read_audio = None
 def look(path):
     if read_audio is not None:
         wave = read_audio(path)
-        samples, rate = wave.samples, wave.rate
+        samples, seconds = wave.samples, wave.original_seconds
     else:
         import soundfile
         data, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        samples = data.T
+        samples, seconds = data.T, len(data) / rate
     length = int(samples.shape[-1])
-    quiet = float((abs(samples) == 0).all(0).sum()) / max(1, length) if length else 1.0
-    return length / rate, quiet > 0.95
+    return seconds, not length or float((abs(samples) == 0).all(0).sum()) / length > 0.95
 for line in sys.stdin:
     path = json.loads(line)
     try:
@@ -822,37 +774,25 @@ for line in sys.stdin:
 
 
 def probe_songs(
-    paths: list[Path],
-    python: Path | None,
-    program: Path,
-    environment: dict[str, str],
+    paths: list[Path], python: Path | None, program: Path, environment: dict[str, str],
     tell: Callable[[Path, list], None],
-) -> None:
+) -> None:  # fmt: skip
     """Find length and faults of audio files; `tell(path, probe)` for each. Runs in a worker thread."""
     left = []
     for path in paths:
-        try:
-            seconds, problem = read_header(path)
-            known = seconds is not None or problem
-            if known:
-                tell(path, [*identity(path), seconds, with_length(seconds, problem)])
-        except OSError:
-            continue  # removed meanwhile
-        # A .flac header says the length, not whether the music can be decoded or is silent.
-        if not known or (path.suffix.lower() != ".wav" and not problem):
-            left.append(path)
+        with contextlib.suppress(OSError):  # removed meanwhile
+            stat = identity(path)
+            if stat[0]:
+                left.append(path)
+            else:
+                tell(path, [*stat, None, "empty"])
     if not left or python is None:
         return
     try:
         process = subprocess.Popen(
-            [str(python), "-c", PROBE_CODE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=program,
-            env=environment,
-            **quiet_process(),
-        )
+            [str(python), "-c", PROBE_CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            cwd=program, env=environment, **quiet_process(),
+        )  # fmt: skip
     except OSError:
         return
     with process:
@@ -863,9 +803,9 @@ def probe_songs(
         for line in process.stdout:
             with contextlib.suppress(ValueError, KeyError, OSError):
                 answer = json.loads(line)
-                path = Path(answer["path"])
-                if answer["seconds"] is not None or answer["problem"]:
-                    tell(path, [*identity(path), answer["seconds"], with_length(answer["seconds"], answer["problem"])])
+                path, seconds = Path(answer["path"]), answer["seconds"]
+                if seconds is not None or answer["problem"]:
+                    tell(path, [*identity(path), seconds, with_length(seconds, answer["problem"])])
 
 
 def with_length(seconds: float | None, problem: str) -> str:
@@ -908,12 +848,9 @@ def file_digest(path: Path, cache: dict[Path, str]) -> str:
 
 
 def import_songs(
-    sources: Iterable[Path],
-    home: Path,
-    progress: Callable[[int, int, str], None],
-    added: Callable[[str, str], None],
+    sources: Iterable[Path], home: Path, progress: Callable[[int, int, str], None], added: Callable[[str, str], None],
     cancelled: Callable[[], bool],
-) -> ImportReport:
+) -> ImportReport:  # fmt: skip
     """Copy songs with the texts beside them into `home` under readable unique names.
 
     `progress(done, all, name)`; `added(file name, title)` after each song, so that its title can be stored at once.
@@ -927,29 +864,23 @@ def import_songs(
     for path in here:
         sizes.setdefault(path.stat().st_size, []).append(path)
     digests: dict[Path, str] = {}
-    files = find_sources(sources)
+    files, full = find_sources(sources), False
     for number, source in enumerate(files):
-        if cancelled():
-            report.refused += [(path.name, "import.cancelled") for path in files[number:]]
-            break
+        if full or cancelled():
+            report.refused.append((source.name, "import.cancelled"))
+            continue
         progress(number, len(files), source.name)
         reason = _refuse_source(source, home, sizes, digests)
-        if reason.startswith("import.duplicate|"):
-            reason = _use_texts_of_duplicate(source, home / reason.partition("|")[2])
         if reason:
             report.refused.append((source.name, reason))
             continue
-        stem = unique_name(readable_name(source.stem), stems)
-        target = home / (stem + source.suffix.lower())
         try:
-            _copy_song(source, target)
+            target = _copy_song(source, home, stems)
         except OSError as error:
             report.refused.append((source.name, f"import.failed|{error.strerror or error}"))
-            if error.errno in (28, 112):  # no space: the next ones will not fit either
-                report.refused += [(path.name, "import.cancelled") for path in files[number + 1 :]]
-                break
+            full = error.errno in (28, 112)  # no space: the next ones will not fit either
             continue
-        stems.append(stem)
+        stems.append(target.stem)
         sizes.setdefault(target.stat().st_size, []).append(target)
         report.added.append((target.name, source.stem))
         added(target.name, source.stem)
@@ -969,23 +900,30 @@ def _refuse_source(source: Path, home: Path, sizes: dict[int, list[Path]], diges
         size = source.stat().st_size
         if size == 0:
             return "import.empty"
-        problem = read_header(source)[1]
-        if problem.startswith("unreadable"):
+        if source.suffix.lower() == ".wav" and not _is_wave(source):
             return "import.unreadable"
         for other in sizes.get(size, []):
             if file_digest(other, digests) == file_digest(source, digests):
-                return f"import.duplicate|{other.name}"
+                return _use_texts_of_duplicate(source, other)
     except OSError as error:
         return f"import.failed|{error.strerror or error}"
     return ""
 
 
-def _copy_song(source: Path, target: Path) -> None:
-    """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to the target's stem."""
+def _is_wave(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:4] in (b"RIFF", b"RF64") and head[8:] == b"WAVE"
+
+
+def _copy_song(source: Path, home: Path, stems: Iterable[str]) -> Path:
+    """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to a stem that is not in `stems`."""
+    target = home / (unique_name(readable_name(source.stem), stems) + source.suffix.lower())
     for old, new in _text_pairs(source, target):
         if not new.exists():
             _copy_file(old, new)
     _copy_file(source, target)  # last: a song that is there is there with everything
+    return target
 
 
 def _text_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -1032,10 +970,7 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     entries: dict[str, str] = {}
     names: list[str] = []
     for path in existing:
-        try:
-            original = path.relative_to(home).as_posix()
-        except ValueError:
-            original = os.path.relpath(path, home)
+        original = Path(os.path.relpath(path, home)).as_posix()
         name, number = path.name, 2
         while name in entries:
             name, number = f"{path.stem}_{number}{path.suffix}", number + 1
@@ -1069,22 +1004,15 @@ def bin_entries(home: Path | None) -> list[tuple[Path, str, list[str]]]:
 def restore_from_bin(home: Path, folder: Path) -> tuple[list[str], list[str]]:
     """Put everything of one bin folder back; what stands there now goes into the bin. Returns (restored, replaced)."""
     stored, _ = read_json(folder / BIN_MANIFEST)
-    restored, occupied = [], []
-    for name, original in stored.get("files", {}).items():
-        if not (folder / name).exists():
-            continue
-        target = Path(os.path.normpath(home / original))
-        if target.exists():
-            occupied.append(target)
+    files = {name: original for name, original in stored.get("files", {}).items() if (folder / name).exists()}
+    targets = {name: Path(os.path.normpath(home / original)) for name, original in files.items()}
+    occupied = [target for target in targets.values() if target.exists()]
     remove_to_bin(home, occupied, "restore")
-    for name, original in stored.get("files", {}).items():
-        if (folder / name).exists():
-            target = Path(os.path.normpath(home / original))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(str(folder / name), str(target))
-            restored.append(original)
+    for name, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(str(folder / name), str(target))
     shutil.rmtree(folder, ignore_errors=True)
-    return restored, [path.name for path in occupied]
+    return list(files.values()), [path.name for path in occupied]
 
 
 def clear_library(project: Project) -> Path | None:
@@ -1224,7 +1152,7 @@ class Field:
                 number = int(text) if self.kind == "int" else float(text)
             except ValueError:
                 return f"wrong.{self.kind}", {"value": text}
-            if number != number or number in (float("inf"), float("-inf")):
+            if not math.isfinite(number):
                 return f"wrong.{self.kind}", {"value": text}
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
                 return self._range_problem(text)
@@ -1600,12 +1528,16 @@ class Workspace:
     program: Path
     flags: dict[str, dict[str, Flag] | None] = field(default_factory=dict)  # script -> its flags
 
+    def known(self, step: str) -> dict[str, Flag] | None:
+        """The flags of a step's script; None when it cannot be read."""
+        return self.flags.get(STEP[step].script)
+
     def knows(self, step: str, flag: str) -> bool:
-        flags = self.flags.get(STEP[step].script)
+        flags = self.known(step)
         return flags is None or flag in flags
 
     def fields(self, step: str) -> list[Field]:
-        fields = form_fields(STEP[step], self.flags.get(STEP[step].script))
+        fields = form_fields(STEP[step], self.known(step))
         own_script = is_file(self.program / LLAMACPP_SCRIPT)
         if step in ("prompts", "lyrics") and own_script and not self.knows(step, "backend"):
             # The fork has its llama.cpp captioner as a script of its own.
@@ -1622,6 +1554,10 @@ class Workspace:
 
     def value(self, step: str, row: Field) -> str:
         return self.project.value(STEP[step].values, row.flag, self.default(row))
+
+    def value_of(self, step: str, flag: str, otherwise: str = "") -> str:
+        """The value of a setting by its flag; `otherwise` when the script has no such flag."""
+        return next((self.value(step, row) for row in self.fields(step) if row.flag == flag), otherwise)
 
     def default(self, row: Field) -> str:
         """A field's default with `{name}`, `{lora}` and `{step}` filled in."""
@@ -1647,8 +1583,7 @@ class Workspace:
         """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
         if lora and (lora / "adapter_config.json").is_file():
             return shown_path(lora / "adapter_config.json", self.program)
-        row = next((row for row in self.fields("train") if row.flag == "lora_config_path"), None)
-        return Path(self.value("train", row) if row else "config/lora_config_transformer_only.json").as_posix()
+        return Path(self.value_of("train", "lora_config_path", "config/lora_config_transformer_only.json")).as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
         """Every wrong value of a step's form, by flag."""
@@ -1660,19 +1595,16 @@ class Workspace:
         return found
 
     def script(self, step: str) -> Path:
-        name = STEP[step].script
-        if step in ("prompts", "lyrics") and not self.knows(step, "backend"):
-            backend = next((row for row in self.fields(step) if row.flag == "backend"), None)
-            if backend and "llamacpp" in backend.choices and self.value(step, backend) == "llamacpp":
-                name = LLAMACPP_SCRIPT
-        return self.program / name
+        """Its script; the fork has its llama.cpp captioner as a script of its own."""
+        own = not self.knows(step, "backend") and self.value_of(step, "backend") == "llamacpp"
+        return self.program / (LLAMACPP_SCRIPT if own else STEP[step].script)
 
     def arguments(self, step: str, only: Iterable[str] = (), resume: bool = False, trial: bool = False) -> list[str]:
         """The command line of a step, after the script's name."""
         filled = self._filled_flags(step)
         script_is_other = self.script(step).name != STEP[step].script
         for row in self.fields(step):
-            known = None if script_is_other else (self.flags.get(STEP[step].script) or {}).get(row.flag)
+            known = None if script_is_other else (self.known(step) or {}).get(row.flag)
             if row.flag in ("backend", "model", "quantization") and (script_is_other or not self.knows(step, row.flag)):
                 continue
             if resume and row.flag == "last_lora_path":  # the resumed training brings its own weights
@@ -1685,10 +1617,8 @@ class Workspace:
                     filled.append(f"--no-{row.flag}")
             elif row.basic or "{" in row.default or (text and not self._same(text, row)):
                 filled += [f"--{row.flag}", text]
-        if self.settings.checkpoint_dir and self.knows(step, "checkpoint_dir") and step not in ("songs", "strength"):
-            flags = self.flags.get(STEP[step].script)
-            if flags is not None and "checkpoint_dir" in flags:
-                filled += ["--checkpoint_dir", self.settings.checkpoint_dir]
+        if self.settings.checkpoint_dir and step != "strength" and "checkpoint_dir" in (self.known(step) or {}):
+            filled += ["--checkpoint_dir", self.settings.checkpoint_dir]
         if only and self.knows(step, "only"):
             filled += ["--only", *only]
         if resume:
@@ -1720,8 +1650,7 @@ class Workspace:
         return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
 
     def checkpoints(self) -> Path:
-        row = next((row for row in self.fields("train") if row.flag == "output_dir"), None)
-        return self.program / (self.value("train", row) if row else "checkpoints")
+        return self.program / self.value_of("train", "output_dir", "checkpoints")
 
     def loras(self) -> list[Path]:
         return list_loras(self.checkpoints())
@@ -1736,8 +1665,9 @@ class Workspace:
         write_json(self.checkpoints() / OWNER_FILE, {"home": str(self.project.home)})
 
     def can_resume(self) -> bool:
-        flags = self.flags.get("trainer_new.py") or {}
-        return "resume" in flags and any((lora / "training_state.json").is_file() for lora in self.loras())
+        return "resume" in (self.known("train") or {}) and any(
+            (lora / "training_state.json").is_file() for lora in self.loras()
+        )
 
     def move_checkpoints(self) -> Path:
         folder = self.checkpoints()
@@ -1747,20 +1677,15 @@ class Workspace:
 
     def log_folder(self) -> Path:
         """Where the trainer writes its figures: what TensorBoard and the loss curve read."""
-        row = next((row for row in self.fields("train") if row.flag == "log_dir"), None)
-        if row is not None and self.knows("train", "log_dir"):
-            return self.program / self.value("train", row)
-        return self.program / LOGS_FOLDER
+        return self.program / self.value_of("train", "log_dir", LOGS_FOLDER)
 
     def lora_output(self) -> Path | None:
-        row = next((row for row in self.fields("strength") if row.flag == "output_name"), None)
-        text = self.value("strength", row).strip() if row else ""
+        text = self.value_of("strength", "output_name").strip()
         return self.program / text if text else None
 
     def stop_file(self, step: str) -> Path | None:
         """What asks the trainer to save and end; the fork's trainer knows no such file."""
-        flags = self.flags.get("trainer_new.py") or {}
-        return self.checkpoints() / "STOP" if step == "train" and "resume" in flags else None
+        return self.checkpoints() / "STOP" if step == "train" and "resume" in (self.known(step) or {}) else None
 
 
 @dataclass(frozen=True)
@@ -2038,14 +1963,9 @@ def query_python(python: Path, environment: dict[str, str], program: Path) -> di
     """Ask the scripts' Python what it has; {"error": …} when it cannot answer. Takes seconds: worker thread only."""
     try:
         result = subprocess.run(
-            [str(python), "-c", ENVIRONMENT_CODE, *PACKAGES],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=180,
-            env=environment,
-            cwd=program,
-            **quiet_process(),
-        )
+            [str(python), "-c", ENVIRONMENT_CODE, *PACKAGES], stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=180, env=environment, cwd=program, **quiet_process(),
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": str(error)}
     for line in result.stdout.decode("utf-8", errors="replace").splitlines():
@@ -2100,8 +2020,7 @@ def find_weights(settings: Settings, program: Path) -> dict[str, tuple[Path | No
 def disk_estimate(space: Workspace, songs: list[Song]) -> float:
     """Bytes that preprocessing and training of this library will still take, at most."""
     seconds = sum(song.seconds if song.seconds else 240.0 for song in songs if song.record != "ok")
-    last = next((row for row in space.fields("train") if row.flag == "save_last"), None)
-    kept = _as_number(space.value("train", last)) if last else 5
+    kept = _as_number(space.value_of("train", "save_last", "5"))
     return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
 
 
@@ -2238,8 +2157,12 @@ def _judge_weights(space: Workspace) -> list[Finding]:
     fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
     if space.settings.offline:
         return [Finding("bad", "env.weights_offline", fields, "source")]
-    can_download = (space.program / "ace_lora" / "base_weights.py").is_file()
-    return [Finding("warn", "env.weights_missing", fields, "weights" if can_download else "source")]
+    mend = "weights" if can_download(space.program) else "source"
+    return [Finding("warn", "env.weights_missing", fields, mend)]
+
+
+def can_download(program: Path) -> bool:
+    return is_file(program / "ace_lora" / "base_weights" / "__main__.py")
 
 
 def report_text(findings: list[Finding], language: str) -> str:
@@ -2660,14 +2583,9 @@ class Runner:
         self._lock = threading.Lock()
 
     def start(
-        self,
-        argv: list[str],
-        cwd: Path,
-        environment: dict[str, str],
-        log_path: Path | None,
-        stop_file: Path | None = None,
-        heirs: tuple[int, ...] = (),
-    ) -> int:
+        self, argv: list[str], cwd: Path, environment: dict[str, str], log_path: Path | None,
+        stop_file: Path | None = None, heirs: tuple[int, ...] = (),
+    ) -> int:  # fmt: skip
         """`heirs`: see `FolderLock.heirs`."""
         if self.active:
             raise RuntimeError("a run is active already")
@@ -2676,30 +2594,34 @@ class Runner:
         self.started_at = time.monotonic()
         self.text = LogText()
         self._process, self._stop_file = None, stop_file
-        arguments = (self.run, argv, cwd, environment, log_path, self.text, heirs)
+        stdin = subprocess.DEVNULL
+        if ends_with_input(argv, cwd):
+            stdin, environment = subprocess.PIPE, {**environment, "ACE_LORA_ENDS_WITH_INPUT": "1"}
+        launch = partial(start_process, argv, cwd, environment, stdin, heirs)
+        begin = partial(self._begin_log, log_path, self.text, subprocess.list2cmdline(argv))
+        arguments = (self.run, self.text, launch, begin)
         threading.Thread(target=self._work, args=arguments, daemon=True, name=f"run-{self.run}").start()
         return self.run
 
-    def _work(
-        self,
-        run: int,
-        argv: list[str],
-        cwd: Path,
-        environment: dict[str, str],
-        log_path: Path | None,
-        text: LogText,
-        heirs: tuple[int, ...],
-    ) -> None:
-        log: io.BufferedWriter | None = None
+    @staticmethod
+    def _begin_log(path: Path | None, text: LogText, command: str) -> io.BufferedWriter | None:
         try:
-            if log_path is not None:
-                log_path.parent.mkdir(parents=True, exist_ok=True)
-                log = log_path.open("wb")
-                log.write(f"{stamp()}  {subprocess.list2cmdline(argv)}\n".encode())
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                log = path.open("wb")
+                log.write(f"{stamp()}  {command}\n".encode())
+                return log
         except OSError as error:  # a read-only folder: the run goes on, and the pane shows it
             text.feed(f"[log file: {error}]\n".encode())
+        return None
+
+    def _work(
+        self, run: int, text: LogText, launch: Callable[[], subprocess.Popen[bytes]],
+        begin_log: Callable[[], io.BufferedWriter | None],
+    ) -> None:  # fmt: skip
+        log = begin_log()
         try:
-            process = start_process(argv, cwd, environment, heirs=heirs)
+            process = launch()
         except OSError as error:
             if log:
                 log.write(str(error).encode())
@@ -2720,6 +2642,8 @@ class Runner:
         # Whatever the child left running (DataLoader workers, a grandchild that holds the pipe) ends with it.
         kill_tree(process, self._job)
         reader.join(SETTLE_S)
+        if process.stdin is not None:
+            process.stdin.close()
         text.feed(b"", final=True)
         self.events.put(Event(run, "ended", code))
 
@@ -2787,27 +2711,30 @@ class Runner:
                 yield event
 
 
+def ends_with_input(argv: list[str], cwd: Path) -> bool:
+    """Whether what is started is this repository's, which saves and ends when its input does (`ace_lora/commands.py`).
+
+    The window holds the other end, so a window that was killed takes it along. A fork's script would wait for ever
+    for an answer to what it asks.
+    """
+    if argv[1:2] == ["-m"]:
+        return argv[2].startswith("ace_lora.")
+    try:
+        return b"from ace_lora.commands import" in (cwd / argv[1]).read_bytes()
+    except (OSError, IndexError):
+        return False
+
+
 def start_process(
-    argv: list[str],
-    cwd: Path,
-    environment: dict[str, str],
-    stdin: int = subprocess.DEVNULL,
+    argv: list[str], cwd: Path, environment: dict[str, str], stdin: int = subprocess.DEVNULL,
     heirs: tuple[int, ...] = (),
-) -> subprocess.Popen[bytes]:
-    """A child in a process group of its own, with one pipe for all its output and no input to wait for."""
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """A child in a process group of its own, with one pipe for all its output and nothing to wait for in its input."""
     group: dict[str, Any] = {"start_new_session": True, "pass_fds": heirs}
     if WINDOWS:
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    return subprocess.Popen(
-        argv,
-        cwd=cwd,
-        env=environment,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        shell=False,
-        **group,
-    )
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, cwd=cwd, env=environment, stdin=stdin, stdout=pipe, stderr=subprocess.STDOUT, **group)
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:
@@ -2856,26 +2783,6 @@ def _own_job(process: subprocess.Popen[bytes]) -> Any:
     return job
 
 
-def process_runs(pid: int, script: str) -> bool:
-    """Whether process `pid` still exists and is the one that ran `script` (numbers are used again)."""
-    if pid <= 0 or WINDOWS:  # on Windows a child cannot outlive its window (see `_own_job`)
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return False
-    except OSError:
-        return False
-    command = Path(f"/proc/{pid}/cmdline")
-    if command.exists():
-        try:
-            return script.encode() in command.read_bytes()
-        except OSError:
-            return False
-    result = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, check=False)
-    return script.encode() in result.stdout
-
-
 # TensorBoard as `python -m tensorboard.main` runs it, which ends when its input does: the window holds the other end,
 # so a window that was killed takes it along (on every system, without polling).
 TENSORBOARD_CODE = """
@@ -2914,16 +2821,8 @@ class TensorBoard:
         with contextlib.suppress(OSError):  # a read-only place: TensorBoard itself says that it finds nothing
             folder.mkdir(parents=True, exist_ok=True)
         argv = [
-            str(python),
-            "-c",
-            TENSORBOARD_CODE,
-            "--logdir",
-            str(folder),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+            str(python), "-c", TENSORBOARD_CODE, "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port),
+        ]  # fmt: skip
         arguments = (argv, port, program, environment, self._wanted)
         threading.Thread(target=self._wait, args=arguments, daemon=True).start()
 
@@ -3010,8 +2909,8 @@ OK = (("ok", "ok"), CANCEL)
 class Session:
     """The open project with its songs and the states of its steps, the settings, and what goes on at present.
 
-    `state` is one of: idle; importing; running; stopping (a run was asked to end); left over (a run of an earlier,
-    killed window goes on); closing (the window waits for the end of what goes on); leaving (that has ended); closed.
+    `state` is one of: idle; importing; running; stopping (a run was asked to end); closing (the window waits for the
+    end of what goes on); leaving (that has ended); closed.
     """
 
     def __init__(self, program: Path, settings: Settings):
@@ -3115,7 +3014,7 @@ class Session:
         self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
         self.current_song = ""
         self.banner = None
-        if home:
+        if home and self.settings.last_project != str(home):
             self.settings.remember(home)
             self.save_settings()
         self._read_disk()
@@ -3999,7 +3898,8 @@ class StepRuns:
         earlier = STEPS[: STEP[key].number - 1]
         stale = next((step for step in earlier if session.states[step.key].status == "stale"), None)
         if stale and "stale" not in answers and not self.chain and key not in ("prompts", "lyrics"):
-            return ask_stale(session, stale, lambda: self._begin_chain(stale.key, key), lambda: again(stale="anyway"))
+            keys = [step.key for step in STEPS[stale.number - 1 : STEP[key].number]]
+            return ask_stale(session, stale, lambda: self._begin_chain(keys), lambda: again(stale="anyway"))
         if key == "train" and session.space.loras() and not trial and "checkpoints" not in answers:
             return ask_checkpoints(session, lambda choice: again(checkpoints=choice), self.give_up)
         if key in ("prep", "train") and "disk" not in answers and _disk_is_short(session):
@@ -4058,21 +3958,16 @@ class StepRuns:
         session.look(force=True)
         if session.busy or not session.songs:
             return None
-        self.chain, self._chain_answers = remaining_steps(session.states), {}
-        if not self.chain:
+        keys = remaining_steps(session.states)
+        if not keys:
             return session.outcome("good", "run.nothing")
-        if "train" in self.chain and session.space.loras():
+        if "train" in keys and session.space.loras():
             # Asked now: nobody sits there hours later, when its turn comes.
-            return ask_checkpoints(session, self._go_on_with, self.give_up)
-        return self._next_in_chain()
+            return ask_checkpoints(session, lambda choice: self._begin_chain(keys, checkpoints=choice), self.give_up)
+        return self._begin_chain(keys)
 
-    def _go_on_with(self, checkpoints: str) -> Reply:
-        self._chain_answers = {"checkpoints": checkpoints}
-        return self._next_in_chain()
-
-    def _begin_chain(self, first: str, last: str) -> Reply:
-        keys = [step.key for step in STEPS]
-        self.chain = keys[keys.index(first) : keys.index(last) + 1]
+    def _begin_chain(self, keys: list[str], **answers: str) -> Reply:
+        self.chain, self._chain_answers = keys, answers
         return self._next_in_chain()
 
     def _next_in_chain(self) -> Reply:
@@ -4083,12 +3978,6 @@ class StepRuns:
             self.give_up()
         return reply
 
-    def _advance_chain(self, key: str, succeeded: bool) -> Reply:
-        if not succeeded or self.chain[:1] != [key]:
-            self.give_up()
-        self.chain = self.chain[1:]
-        return self._next_in_chain() if self.chain else None
-
     # Following
 
     def tick(self) -> None:
@@ -4098,10 +3987,6 @@ class StepRuns:
         for event in self.runner.poll():
             if event.kind == "ended":
                 self._ended = event
-            elif session.project.home and self.runner.pid:
-                script = STEP[self.run.step].script if self.run.step in STEP else ""
-                session.project.backend_run = {"pid": self.runner.pid, "script": script}
-                session.save_soon()
         # The last lines come first: the explanation belongs below them.
         if self._ended is not None and not self.runner.text.waiting:
             event, self._ended = self._ended, None
@@ -4164,7 +4049,6 @@ class StepRuns:
             session.log([event.error])
         session.ended()
         self._folder.release()
-        session.project.backend_run = {}
         if code == 0 and run.receipt:
             session.project.receipts[run.step] = {**run.receipt, "finished": time.time()}
         self.training.poll()
@@ -4180,8 +4064,9 @@ class StepRuns:
         self.mark = f"{sign} {title} – "
         self.announce()
         run.after()
+        self.chain = self.chain[1:] if outcome.level == "good" and self.chain[:1] == [run.step] else []
         if self.chain:
-            session.tell(self._advance_chain(run.step, outcome.level == "good"))
+            session.tell(self._next_in_chain())
         session.repaint()
 
     def _outcome(self, run: Run, code: int | None, stopped: bool, spent: str) -> Outcome:
@@ -4199,57 +4084,6 @@ class StepRuns:
         if not run.trial:
             self.results[run.step] = "failed"
         return self.failure.outcome(session)
-
-
-class LeftOver:
-    """A run that an earlier, killed window left behind; nothing can be started while it goes on."""
-
-    def __init__(self, session: Session):
-        self.session = session
-        self._next_look = 0.0
-        session.on_open.append(self._find)
-
-    def _named(self) -> tuple[int, str]:
-        run = self.session.project.backend_run
-        return int(run.get("pid") or 0), str(run.get("script") or "?")
-
-    def _find(self) -> None:
-        if process_runs(*self._named()):
-            self.session.state = "left over"
-
-    def watch(self) -> None:
-        """Notice its end."""
-        if self.session.state != "left over" or time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + DISK_MS / 1000
-        if not process_runs(*self._named()):
-            self.session.state, self.session.project.backend_run = "idle", {}
-            self.session.look(force=True)
-
-    def question(self) -> Question:
-        pid, script = self._named()
-        return Question(
-            "orphan.title", self.session.t("orphan.message", script=script, pid=pid),
-            (("stop", "orphan.stop"), ("cancel", "orphan.leave")),
-            lambda key: self.end() if key == "stop" else None, icon="stale", danger="stop",
-        )  # fmt: skip
-
-    def end(self) -> None:
-        """SIGTERM lets our trainer save; whatever is left after a while is killed."""
-        pid, script = self._named()
-
-        def work() -> None:
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGTERM)
-            deadline = time.monotonic() + 60
-            while process_runs(pid, script) and time.monotonic() < deadline:
-                time.sleep(0.2)
-            if process_runs(pid, script):
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGKILL)
-            self.session.inbox.put(lambda: self.session.tell(self.session.outcome("good", "orphan.ended")))
-
-        threading.Thread(target=work, daemon=True).start()
 
 
 # --- 12. Other programs -----------------------------------------------------------------------------------------------
@@ -4301,7 +4135,7 @@ class Environment:
             for group, what in read_groups(start).items():
                 text = text_or(session.settings.language, f"group.{group}", what)
                 found.append((session.t("install.group", name=group, what=text), [str(start), "install", group]))
-        if (session.program / "ace_lora" / "base_weights.py").is_file():
+        if can_download(session.program):
             place = session.settings.checkpoint_dir
             options = ["--checkpoint_dir", place] if place else []
             found.append((session.t("install.weights"), ["-m", "ace_lora.base_weights", *options]))
@@ -4311,7 +4145,8 @@ class Environment:
         """Run Python with these arguments (None: the scripts' Python), then ask it again."""
         if python is None and self._python() is None:
             return self.session.outcome("warn", "install.by_hand")
-        return self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
+        self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
+        return None
 
     def _installed(self) -> None:
         self.session.read_flags()
@@ -4364,7 +4199,8 @@ def copy_to_comfyui(session: Session, folder: Path) -> None:
             outcome = session.outcome("good", "comfy.copied", file=target)
         except OSError as error:
             outcome = session.failed(error)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong is to be told, not what the cleaning up met
+                temporary.unlink(missing_ok=True)
         session.inbox.put(lambda: session.tell(outcome))
 
     threading.Thread(target=work, daemon=True, name="comfyui").start()
@@ -4460,6 +4296,13 @@ class Ui:
         style.configure("SmallBad.TLabel", foreground=c["bad"], font=self.fonts["small"])
         style.configure("SmallWarn.TLabel", foreground=c["warn"], font=self.fonts["small"])
         self._set_button_styles(style)
+        self._set_field_styles(style)
+        self._set_table_styles(style)
+        self._set_bar_styles(style)
+        self._set_options()
+
+    def _set_field_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         field_colours = {"fieldbackground": c["surface"], "padding": (px(6), px(4)), "lightcolor": c["surface"]}
         for name in ("TEntry", "TCombobox", "TSpinbox"):
             style.configure(name, **field_colours)
@@ -4480,6 +4323,9 @@ class Ui:
         style.map("TCheckbutton", background=[("active", c["surface"])],
                   indicatorbackground=[("selected", c["accent"]), ("active", c["accent_soft"])],
                   indicatorforeground=[("selected", "#ffffff")])  # fmt: skip
+
+    def _set_table_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         style.configure("Treeview", rowheight=px(27), fieldbackground=c["surface"], background=c["surface"],
                         bordercolor=c["line"])  # fmt: skip
         style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
@@ -4488,6 +4334,9 @@ class Ui:
             "Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"]
         )
         style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
+
+    def _set_bar_styles(self, style: ttk.Style) -> None:
+        c, px = COLOURS, self.px
         style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
                         lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
         style.configure("TPanedwindow", background=c["line"])
@@ -4503,6 +4352,9 @@ class Ui:
                         lightcolor=c["log_line"], darkcolor=c["log_line"])  # fmt: skip
         style.map("Log.Vertical.TScrollbar", background=[("disabled", c["log"]), ("active", c["log_muted"])],
                   bordercolor=[("", c["log"])], lightcolor=[("disabled", c["log"])], darkcolor=[("disabled", c["log"])])  # fmt: skip
+
+    def _set_options(self) -> None:
+        c, px = COLOURS, self.px
         self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
         self.root.option_add("*TCombobox*Listbox.background", c["surface"])
         self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
@@ -4555,54 +4407,49 @@ class Ui:
         return self._icons[key]
 
 
+# kind: colour, whether the disc is filled (else a ring), the sign's strokes in units of the radius, half their width
+ICONS: dict[str, tuple[str, bool, tuple[tuple[float, float, float, float], ...], float]] = {
+    "done": ("good", True, ((-0.45, 0.02, -0.12, 0.36), (-0.12, 0.36, 0.46, -0.32)), 0.11),
+    "ready": ("accent", False, (), 0.0),
+    "running": ("accent", True, ((-0.22, -0.38, -0.22, 0.38), (-0.22, -0.38, 0.4, 0.0), (-0.22, 0.38, 0.4, 0.0),
+                                 (-0.1, 0.0, 0.2, 0.0), (-0.12, -0.15, -0.12, 0.15)), 0.12),
+    "stale": ("warn", True, ((0.0, -0.48, 0.0, 0.12), (0.0, 0.46, 0.0, 0.47)), 0.12),
+    "failed": ("bad", True, ((-0.34, -0.34, 0.34, 0.34), (-0.34, 0.34, 0.34, -0.34)), 0.11),
+    "locked": ("disabled", False, ((-0.26, 0.08, 0.26, 0.08), (-0.26, 0.32, 0.26, 0.32), (-0.26, 0.2, 0.26, 0.2),
+                                   (-0.18, 0.06, -0.18, -0.24), (0.18, 0.06, 0.18, -0.24), (-0.18, -0.24, -0.08, -0.36),
+                                   (0.18, -0.24, 0.08, -0.36), (-0.08, -0.36, 0.08, -0.36)), 0.07),
+    "info": ("accent", True, ((0.0, -0.46, 0.0, -0.45), (0.0, -0.1, 0.0, 0.48)), 0.12),
+    "app": ("accent", True, ((-0.55, -0.12, -0.55, 0.12), (-0.28, -0.4, -0.28, 0.4), (0.0, -0.22, 0.0, 0.22),
+                             (0.28, -0.55, 0.28, 0.55), (0.55, -0.18, 0.55, 0.18)), 0.09),
+}  # fmt: skip
+
+
 def draw_icon(kind: str, size: int) -> bytes:
     """A round state mark as PNG with smooth edges, for any size: bitmap files would be blurred at 200 %."""
-    c = COLOURS
-    # kind: disc colour, or None for a ring; then strokes of the sign in units of the radius
-    signs: dict[str, tuple[str, bool, list[tuple[float, float, float, float]], float]] = {
-        "done": (c["good"], True, [(-0.45, 0.02, -0.12, 0.36), (-0.12, 0.36, 0.46, -0.32)], 0.11),
-        "ready": (c["accent"], False, [], 0.0),
-        "running": (c["accent"], True, [(-0.22, -0.38, -0.22, 0.38), (-0.22, -0.38, 0.4, 0.0), (-0.22, 0.38, 0.4, 0.0),
-                                        (-0.1, 0.0, 0.2, 0.0), (-0.12, -0.15, -0.12, 0.15)], 0.12),
-        "stale": (c["warn"], True, [(0.0, -0.48, 0.0, 0.12), (0.0, 0.46, 0.0, 0.47)], 0.12),
-        "failed": (c["bad"], True, [(-0.34, -0.34, 0.34, 0.34), (-0.34, 0.34, 0.34, -0.34)], 0.11),
-        "locked": (c["disabled"], False, [(-0.26, 0.08, 0.26, 0.08), (-0.26, 0.32, 0.26, 0.32), (-0.26, 0.2, 0.26, 0.2),
-                                          (-0.18, 0.06, -0.18, -0.24), (0.18, 0.06, 0.18, -0.24), (-0.18, -0.24, -0.08, -0.36),
-                                          (0.18, -0.24, 0.08, -0.36), (-0.08, -0.36, 0.08, -0.36)], 0.07),
-        "info": (c["accent"], True, [(0.0, -0.46, 0.0, -0.45), (0.0, -0.1, 0.0, 0.48)], 0.12),
-        "app": (c["accent"], True, [(-0.55, -0.12, -0.55, 0.12), (-0.28, -0.4, -0.28, 0.4), (0.0, -0.22, 0.0, 0.22),
-                                    (0.28, -0.55, 0.28, 0.55), (0.55, -0.18, 0.55, 0.18)], 0.09),
-    }  # fmt: skip
-    colour, filled, strokes, half = signs[kind]
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    name, filled, strokes, half = ICONS[kind]
+    colour = [int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)]
     radius = size / 2 - 0.5
+
+    def cover(distance: float) -> float:
+        """How much of a pixel lies inside an edge that is `distance` radii away."""
+        return min(1.0, max(0.0, distance * radius + 0.5))
+
     rows = bytearray()
     for y in range(size):
         rows.append(0)
         for x in range(size):
             dx, dy = (x + 0.5 - size / 2) / radius, (y + 0.5 - size / 2) / radius
             distance = (dx * dx + dy * dy) ** 0.5
-            disc = min(1.0, max(0.0, (1 - distance) * radius + 0.5))
-            if not filled:
-                disc = min(disc, min(1.0, max(0.0, (distance - 0.86) * radius + 0.5)))
-            sign = 0.0
-            for x1, y1, x2, y2 in strokes:
-                sign = max(sign, min(1.0, max(0.0, (half - _distance(dx, dy, x1, y1, x2, y2)) * radius + 0.5)))
+            disc = cover(1 - distance)
+            sign = max((cover(half - _distance(dx, dy, *stroke)) for stroke in strokes), default=0.0)
             if filled:
-                mix = [round(part + (255 - part) * sign) for part in (red, green, blue)]
-                rows += bytes((*mix, round(255 * disc)))
+                rows += bytes((*(round(part + (255 - part) * sign) for part in colour), round(255 * disc)))
             else:
-                rows += bytes((red, green, blue, round(255 * max(disc, sign))))
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(rows), 1))
-        + chunk(b"IEND", b"")
+                rows += bytes((*colour, round(255 * max(min(disc, cover(distance - 0.86)), sign))))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)),
+              (b"IDAT", zlib.compress(bytes(rows), 1)), (b"IEND", b""))  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
 
 
@@ -4643,6 +4490,25 @@ def side_bar(view: Any, row: int = 0, column: int = 1) -> ttk.Scrollbar:
     view.configure(yscrollcommand=moved)
     bar.grid(row=row, column=column, sticky="ns")
     return bar
+
+
+def stretch(frame: tk.Misc, column: int, row: int) -> None:
+    """Let one column and one row of a grid take the room that is there."""
+    frame.columnconfigure(column, weight=1)
+    frame.rowconfigure(row, weight=1)
+
+
+def tool_button(ui: Ui, parent: tk.Misc, key: str, command: Callable[[], Any]) -> ttk.Button:
+    """A small button in a row of them."""
+    button = ttk.Button(parent, text=ui.t(key), style="Small.TButton", command=command)
+    button.pack(side="left", padx=(0, ui.px(6)))
+    return button
+
+
+def enable(widget: tk.Widget | None, usable: object) -> None:
+    """Let a widget be used or not; None is a button that this page does not have."""
+    if widget is not None:
+        widget.configure(state="normal" if usable else "disabled")
 
 
 TableRows = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # item -> values, tags
@@ -4703,8 +4569,7 @@ class ScrollFrame:
 
     def __init__(self, ui: Ui, parent: tk.Widget):
         self.frame = ttk.Frame(parent)
-        self.frame.columnconfigure(0, weight=1)
-        self.frame.rowconfigure(0, weight=1)
+        stretch(self.frame, 0, 0)
         self._canvas = tk.Canvas(self.frame, background=COLOURS["surface"], highlightthickness=0, borderwidth=0,
                                  width=ui.px(200), height=ui.px(80), yscrollincrement=ui.px(20))  # fmt: skip
         self.inner = ttk.Frame(self._canvas)
@@ -4860,62 +4725,68 @@ class LossChart:
 
     def _draw(self) -> None:
         self._pending = None
-        canvas, px, c = self.canvas, self._ui.px, COLOURS
+        canvas, ui, c, curve = self.canvas, self._ui, COLOURS, self._curve
         canvas.delete("all")
         width, height = canvas.winfo_width(), canvas.winfo_height()
         canvas.create_text(
-            px(12), px(9), text=self._ui.t("chart.title"), anchor="nw", font=self._ui.fonts["bold"], fill=c["text"]
+            ui.px(12), ui.px(9), text=ui.t("chart.title"), anchor="nw", font=ui.fonts["bold"], fill=c["text"]
         )
-        curve = self._curve
         if curve is None or not curve.steps:
-            canvas.create_text(width / 2, height / 2, text=self._ui.t("chart.empty"), fill=c["muted"], justify="center",
-                               width=max(80, width - px(40)), font=self._ui.fonts["small"])  # fmt: skip
+            canvas.create_text(width / 2, height / 2, text=ui.t("chart.empty"), fill=c["muted"], justify="center",
+                               width=max(80, width - ui.px(40)), font=ui.fonts["small"])  # fmt: skip
             return
-        left, right, top, bottom = px(54), width - px(14), px(54), height - px(30)
-        if right - left < px(40) or bottom - top < px(30):
+        # Left, top, right, bottom of the field in which the lines are drawn.
+        self._field = ui.px(54), ui.px(54), width - ui.px(14), height - ui.px(30)
+        if self._field[2] - self._field[0] < ui.px(40) or self._field[3] - self._field[1] < ui.px(30):
             return
+        self._steps = curve.steps[0], max(curve.steps[-1], curve.steps[0] + 1)
+        low, high = self._range(curve)
+        self._draw_ticks(low, high)
+        columns = max(50, int(self._field[2] - self._field[0]))
+        rates = [rate for rate in curve.rate if rate == rate]
+        if rates and max(rates) > 0:
+            points = thin_out(curve.steps, curve.rate, columns)
+            self._draw_line(points, 0.0, max(rates) * 1.02, fill=c["disabled"], dash=(3, 3))
+        self._draw_line(thin_out(curve.steps, curve.loss, columns), low, high, fill=c["curve_soft"])
+        smooth = thin_out(curve.steps, curve.smooth, columns)
+        self._draw_line(smooth, low, high, fill=c["accent"], width=ui.px(2))
+        if curve.validation:
+            validation = [(float(x), y) for x, y in curve.validation]
+            self._draw_line(validation, low, high, fill=c["good"], width=ui.px(2))
+        self._legend(curve, rates)
+
+    @staticmethod
+    def _range(curve: Curve) -> tuple[float, float]:
+        """The lowest and highest loss that is shown."""
         shown = sorted(value for value in curve.loss if value == value)
         # One spike at the start would press everything else to the ground.
         high = shown[min(len(shown) - 1, int(len(shown) * 0.995))] if len(shown) > 50 else shown[-1]
-        low = shown[0]
         values = [value for _, value in curve.validation]
-        high, low = max([high, *values]), min([low, *values])
-        high = high if high > low else low + max(abs(low) * 0.1, 1e-6)
-        first, last = curve.steps[0], max(curve.steps[-1], curve.steps[0] + 1)
+        high, low = max([high, *values]), min([shown[0], *values])
+        return low, high if high > low else low + max(abs(low) * 0.1, 1e-6)
 
-        def place(points: Iterable[tuple[float, float]], bottom_value: float, top_value: float) -> list[float]:
-            flat: list[float] = []
-            for x, y in points:
-                part = (min(max(y, bottom_value), top_value) - bottom_value) / ((top_value - bottom_value) or 1.0)
-                flat += [left + (x - first) / (last - first) * (right - left), bottom - part * (bottom - top)]
-            return flat if len(flat) > 2 else [*flat, flat[0] + 1, flat[1]] if flat else []
-
+    def _draw_ticks(self, low: float, high: float) -> None:
+        left, top, right, bottom = self._field
+        first, last = self._steps
+        look: dict[str, Any] = {"font": self._ui.fonts["small"], "fill": COLOURS["muted"]}
         for tick in nice_ticks(low, high):
             y = bottom - (tick - low) / (high - low) * (bottom - top)
-            canvas.create_line(left, y, right, y, fill=c["rail"])
-            canvas.create_text(
-                left - px(6), y, text=f"{tick:.4g}", anchor="e", font=self._ui.fonts["small"], fill=c["muted"]
-            )
+            self.canvas.create_line(left, y, right, y, fill=COLOURS["rail"])
+            self.canvas.create_text(left - self._ui.px(6), y, text=f"{tick:.4g}", anchor="e", **look)
         for tick in nice_ticks(first, last):
             if tick == int(tick):
                 x = left + (tick - first) / (last - first) * (right - left)
-                canvas.create_text(
-                    x, bottom + px(6), text=f"{int(tick)}", anchor="n", font=self._ui.fonts["small"], fill=c["muted"]
-                )
-        columns = max(50, int(right - left))
-        rates = [rate for rate in curve.rate if rate == rate]
-        if rates and max(rates) > 0:
-            line = place(thin_out(curve.steps, curve.rate, columns), 0.0, max(rates) * 1.02)
-            canvas.create_line(*line, fill=c["disabled"], dash=(3, 3))
-        canvas.create_line(*place(thin_out(curve.steps, curve.loss, columns), low, high), fill=c["curve_soft"])
-        canvas.create_line(
-            *place(thin_out(curve.steps, curve.smooth, columns), low, high), fill=c["accent"], width=px(2)
-        )
-        if curve.validation:
-            canvas.create_line(
-                *place(((float(x), y) for x, y in curve.validation), low, high), fill=c["good"], width=px(2)
-            )
-        self._legend(curve, rates)
+                self.canvas.create_text(x, bottom + self._ui.px(6), text=f"{int(tick)}", anchor="n", **look)
+
+    def _draw_line(self, points: list[tuple[float, float]], low: float, high: float, **look: Any) -> None:
+        left, top, right, bottom = self._field
+        first, last = self._steps
+        flat: list[float] = []
+        for x, y in points:
+            part = (min(max(y, low), high) - low) / ((high - low) or 1.0)
+            flat += [left + (x - first) / (last - first) * (right - left), bottom - part * (bottom - top)]
+        # A line needs two points.
+        self.canvas.create_line(*(flat if len(flat) > 2 else [*flat, flat[0] + 1, flat[1]]), **look)
 
     def _legend(self, curve: Curve, rates: list[float]) -> None:
         ui, x, y = self._ui, self._ui.px(12), self._ui.px(38)
@@ -4932,6 +4803,24 @@ class LossChart:
             item = self.canvas.create_text(x + ui.px(18), y, text=f"{ui.t(key)} {value}", anchor="w",
                                            font=ui.fonts["small"], fill=COLOURS["muted"])  # fmt: skip
             x = self.canvas.bbox(item)[2] + ui.px(10)
+
+
+class Header:
+    """The line at the top: the program, the project, and the button for the other language."""
+
+    def __init__(self, ui: Ui, parent: tk.Widget, change_look: Callable[..., None]):
+        head = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(8), ui.px(14), ui.px(6)))
+        head.grid(row=0, column=0, columnspan=2, sticky="ew")
+        head.columnconfigure(2, weight=1)
+        ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel").grid(row=0, column=0, padx=(0, ui.px(8)))
+        ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
+        self.project = ttk.Label(head, style="Rail.TLabel")
+        self.project.grid(row=0, column=2, sticky="ew")
+        other = next(code for code in LANGUAGES if code != ui.language)
+        self.language = ttk.Button(
+            head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: change_look(language=other)
+        )
+        self.language.grid(row=0, column=3)
 
 
 class Rail:
@@ -4970,7 +4859,7 @@ class Rail:
                 style="RailOn.TButton" if page == step.key else "Step.Rail.TButton",
             )
         for key, can_be_pressed in usable.items():
-            self.tools[key].configure(state="normal" if can_be_pressed else "disabled")
+            enable(self.tools[key], can_be_pressed)
         environment = "ToolOn.RailOn.TButton" if page == "environment" else "Tool.Rail.TButton"
         self.tools["title.environment"].configure(style=environment)
 
@@ -5032,7 +4921,8 @@ class RunBar:
 
     def show(self, title: str, stop_key: str, stoppable: bool) -> None:
         self._title.configure(text=title)
-        self.stop.configure(text=self._ui.t(stop_key), state="normal" if stoppable else "disabled")
+        self.stop.configure(text=self._ui.t(stop_key))
+        enable(self.stop, stoppable)
 
     def show_progress(self, part: float, figures: str) -> bool:
         """Show 0.0 to 1.0 and the figures; called at every tick. Whether something changed."""
@@ -5101,14 +4991,9 @@ class FieldForm:
     """A step's settings as rows; values come from and go to the project through two functions."""
 
     def __init__(
-        self,
-        ui: Ui,
-        parent: tk.Widget,
-        fields: list[Field],
-        get: Callable[[Field], str],
-        put: Callable[[Field, str], None],
-        wide: bool = False,
-    ):
+        self, ui: Ui, parent: tk.Widget, fields: list[Field], get: Callable[[Field], str],
+        put: Callable[[Field, str], None], wide: bool = False,
+    ):  # fmt: skip
         """`wide`: for values as long as paths."""
         self.frame = ttk.Frame(parent)
         self.frame.columnconfigure(0, minsize=ui.px(120))
@@ -5137,8 +5022,7 @@ class Editor:
         self._edited = edited
         self._filling = False
         self.frame = ttk.Frame(parent)
-        self.frame.columnconfigure(0, weight=1)
-        self.frame.rowconfigure(0, weight=1)
+        stretch(self.frame, 0, 0)
         self.text = tk.Text(
             self.frame, height=height, width=30, wrap="word", undo=True, maxundo=-1, font="TkTextFont", relief="flat",
             padx=ui.px(8), pady=ui.px(6), highlightthickness=max(1, ui.px(1)), highlightbackground=COLOURS["line"],
@@ -5295,19 +5179,24 @@ class Dialog:
 # --- 15. Pages --------------------------------------------------------------------------------------------------------
 
 
+def page_head(ui: Ui, page: ttk.Frame, key: str) -> ttk.Frame:
+    """A page's title, and below it what the page is for."""
+    head = ttk.Frame(page)
+    head.columnconfigure(0, weight=1)
+    ttk.Label(head, text=ui.t(f"title.{key}"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
+    wrapped(ttk.Label(head, text=ui.t(f"about.{key}"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
+    return head
+
+
 class StepPage:
     """The frame that every step's page has: what it does, its state, its start button, its settings."""
 
     def __init__(self, ui: Ui, parent: tk.Widget, session: Session, runs: StepRuns, questions: Questions, key: str):
         self.ui, self.session, self.runs, self.questions, self.key = ui, session, runs, questions, key
         self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
-        self.frame.columnconfigure(0, weight=1)
-        self.frame.rowconfigure(2, weight=1)
-        head = ttk.Frame(self.frame)
+        stretch(self.frame, 0, 2)
+        head = page_head(ui, self.frame, key)
         head.grid(row=0, column=0, sticky="ew")
-        head.columnconfigure(0, weight=1)
-        ttk.Label(head, text=ui.t(f"title.{key}"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-        wrapped(ttk.Label(head, text=ui.t(f"about.{key}"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
         self.actions = ttk.Frame(head)
         self.actions.grid(row=0, column=1, rowspan=2, sticky="e", padx=(ui.px(12), 0))
         self.strip = ttk.Frame(self.frame, style="Info.TFrame", padding=(ui.px(10), ui.px(5)))
@@ -5321,7 +5210,8 @@ class StepPage:
         self.body.grid(row=2, column=0, sticky="nsew")
         self.start_button: ttk.Button | None = None
         self.forms: list[FieldForm] = []
-        self._built_for: Any = None
+        self._advanced_flags: set[str] = set()
+        self._swapped: list[tk.Widget] = []  # the advanced settings, and what gives its place to them
         self.build()
 
     def build(self) -> None:
@@ -5353,9 +5243,7 @@ class StepPage:
             label.configure(style=f"{style}.TLabel")
         self.strip_icon.configure(image=self.ui.icon(status, 18))
         self.strip_text.configure(text=sentence)
-        if self.start_button is not None:
-            startable = self.runs.can_start(self.key)
-            self.start_button.configure(state="normal" if startable else "disabled")
+        enable(self.start_button, self.runs.can_start(self.key))
         if self.forms:
             problems = self.session.space.problems(self.key)
             if status == "locked":  # what earlier steps will fill in is not the user's mistake
@@ -5373,17 +5261,30 @@ class StepPage:
         return form
 
     def split_fields(self) -> tuple[list[Field], list[Field]]:
+        """(basic, advanced); the advanced ones are hidden at first."""
         fields = self.session.space.fields(self.key)
+        self._advanced_flags = {row.flag for row in fields if not row.basic}
         return [row for row in fields if row.basic], [row for row in fields if not row.basic]
+
+    def hide_advanced(self, button: ttk.Button, advanced: tk.Widget, *instead: tk.Widget) -> None:
+        """`button` swaps the advanced settings, which are hidden now, with `instead`."""
+        self._advanced_button, self._swapped = button, [advanced, *instead]
+        button.configure(text=self.ui.t("advanced.open"), command=self._toggle)
+        advanced.grid_remove()
+
+    def _toggle(self) -> None:
+        for widget in self._swapped:
+            (widget.grid_remove if widget.winfo_manager() else widget.grid)()
+        if self._swapped:
+            hidden = not self._swapped[0].winfo_manager()
+            self._advanced_button.configure(text=self.ui.t("advanced.open" if hidden else "advanced.close"))
 
     def show_wrong(self, flags: Iterable[str]) -> None:
         """Lead the eye to the first wrong value."""
-        self.open_advanced(flags)
+        if self._advanced_flags & set(flags) and self._swapped and not self._swapped[0].winfo_manager():
+            self._toggle()
         for form in self.forms:
             form.focus_first(flags)
-
-    def open_advanced(self, flags: Iterable[str]) -> None:
-        """Pages that hide settings show them when one of `flags` is among them."""
 
 
 class FormPage(StepPage):
@@ -5392,8 +5293,7 @@ class FormPage(StepPage):
     def build(self) -> None:
         ui = self.ui
         self.add_start()
-        self.body.columnconfigure(0, weight=1)
-        self.body.rowconfigure(0, weight=1)
+        stretch(self.body, 0, 0)
         scroll = ScrollFrame(ui, self.body)
         scroll.frame.grid(row=0, column=0, sticky="nsew")
         inner = scroll.inner
@@ -5420,10 +5320,8 @@ class FormPage(StepPage):
             if isinstance(row.widget, ttk.Combobox) and row.row.kind == "combo":
                 fresh = next((f for f in self.session.space.fields(self.key) if f.flag == row.row.flag), row.row)
                 row.widget.configure(values=fresh.choices)
-        exists = self._result() is not None
-        self.open_button.configure(state="normal" if exists else "disabled")
-        if self.comfy_button is not None:
-            self.comfy_button.configure(state="normal" if exists else "disabled")
+        for button in (self.open_button, self.comfy_button):
+            enable(button, self._result())
 
     def _result(self) -> Path | None:
         project = self.session.project
@@ -5456,8 +5354,7 @@ class SongsPage(StepPage):
     def build(self) -> None:
         ui, questions = self.ui, self.questions
         self.session.keep_home = self.fill_place
-        self.body.columnconfigure(0, weight=1)
-        self.body.rowconfigure(2, weight=1)
+        stretch(self.body, 0, 2)
         ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=questions.ask_folder).pack(side="right")
         self.add_button = ttk.Button(
             self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=questions.ask_files
@@ -5466,14 +5363,9 @@ class SongsPage(StepPage):
         self._build_place()
         tools = ttk.Frame(self.body)
         tools.grid(row=1, column=0, sticky="ew", pady=(0, ui.px(6)))
-        self.tools: list[ttk.Button] = []
-        for key, command in (("play", self._play), ("rename", self._rename), ("remove", self._remove)):
-            button = ttk.Button(tools, text=ui.t(f"songs.{key}"), style="Small.TButton", command=command)
-            button.pack(side="left", padx=(0, ui.px(6)))
-            self.tools.append(button)
-        ttk.Button(tools, text=ui.t("open.folder"), style="Small.TButton", command=questions.open_home).pack(
-            side="left"
-        )
+        commands = {"songs.play": self._play, "songs.rename": self._rename, "songs.remove": self._remove}
+        self.tools = [tool_button(ui, tools, key, command) for key, command in commands.items()]
+        tool_button(ui, tools, "open.folder", questions.open_home)
         self.total = ttk.Label(tools, style="Small.TLabel")
         self.total.pack(side="right")
         self._build_table()
@@ -5503,8 +5395,7 @@ class SongsPage(StepPage):
         ui = self.ui
         box = ttk.Frame(self.body)
         box.grid(row=2, column=0, sticky="nsew")
-        box.columnconfigure(0, weight=1)
-        box.rowconfigure(0, weight=1)
+        stretch(box, 0, 0)
         self.table = ttk.Treeview(
             box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended"
         )
@@ -5542,7 +5433,7 @@ class SongsPage(StepPage):
     def _show_apply(self) -> None:
         home, typed = self.session.project.home, self.folder.get().strip()
         same = bool(home) and typed == self.session.shown(home) and self.name.get() == home.name
-        self.apply_button.configure(state="disabled" if same or not typed or self.session.busy else "normal")
+        enable(self.apply_button, typed and not same and not self.session.busy)
 
     def fill_place(self) -> None:
         home = self.session.project.home
@@ -5571,7 +5462,7 @@ class SongsPage(StepPage):
         self.total.configure(
             text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--")
         )
-        self.add_button.configure(state="disabled" if self.session.busy else "normal")
+        enable(self.add_button, not self.session.busy)
         self._show_apply()
         self._selected()
 
@@ -5591,13 +5482,10 @@ class SongsPage(StepPage):
         chosen = self.selection()
         if len(chosen) == 1:
             self.session.current_song = chosen[0].audio.name
-        for button in self.tools:
-            button.configure(state="normal" if chosen else "disabled")
-        if len(chosen) != 1:
-            self.tools[1].configure(state="disabled")
-        if self.session.busy:
-            self.tools[1].configure(state="disabled")
-            self.tools[2].configure(state="disabled")
+        play, rename, remove = self.tools
+        enable(play, chosen)
+        enable(rename, len(chosen) == 1 and not self.session.busy)
+        enable(remove, chosen and not self.session.busy)
 
     def _play(self) -> None:
         for song in self.selection()[:1]:
@@ -5618,22 +5506,20 @@ class TextsPage(StepPage):
     def build(self) -> None:
         ui = self.ui
         self.add_start()
-        self.advanced_button = ttk.Button(self.actions, text=ui.t("advanced.open"), command=self._toggle)
-        self.advanced_button.pack(side="right", padx=(0, ui.px(8)))
-        self.body.columnconfigure(0, weight=1)
-        self.body.rowconfigure(1, weight=1)
+        stretch(self.body, 0, 1)
         basic, advanced = self.split_fields()
         self.make_form(self.body, basic).frame.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
-        self.advanced = ScrollFrame(ui, self.body)
-        self.advanced.inner.columnconfigure(0, weight=1)
-        self.make_form(self.advanced.inner, advanced).frame.grid(row=0, column=0, sticky="ew")
-        self._advanced_flags = {row.flag for row in advanced}
-        if not advanced:
-            self.advanced_button.pack_forget()
+        scroll = ScrollFrame(ui, self.body)
+        scroll.frame.grid(row=1, column=0, sticky="nsew")
+        scroll.inner.columnconfigure(0, weight=1)
+        self.make_form(scroll.inner, advanced).frame.grid(row=0, column=0, sticky="ew")
         self.texts = ttk.Frame(self.body)
         self.texts.grid(row=1, column=0, sticky="nsew")
-        self.texts.columnconfigure(1, weight=1)
-        self.texts.rowconfigure(1, weight=1)
+        button = ttk.Button(self.actions)
+        if advanced:
+            button.pack(side="right", padx=(0, ui.px(8)))
+        self.hide_advanced(button, scroll.frame, self.texts)
+        stretch(self.texts, 1, 1)
         self._open_song: OpenSong | None = None
         self._save_timer: str | None = None
         self._build_list()
@@ -5660,16 +5546,14 @@ class TextsPage(StepPage):
         ui = self.ui
         tools = ttk.Frame(self.texts)
         tools.grid(row=0, column=1, sticky="ew", pady=(0, ui.px(6)))
-        self.tools: list[ttk.Widget] = []
-        for key, command in (("previous", lambda: self.step_song(-1)), ("next", lambda: self.step_song(1)),
-                             ("save", self.save), ("play", self._play), ("instrumental", self._instrumental)):  # fmt: skip
-            button = ttk.Button(tools, text=ui.t(f"texts.{key}"), style="Small.TButton", command=command)
-            button.pack(side="left", padx=(0, ui.px(6)))
-            self.tools.append(button)
+        commands: dict[str, Callable[[], Any]] = {
+            "texts.previous": lambda: self.step_song(-1), "texts.next": lambda: self.step_song(1),
+            "texts.save": self.save, "texts.play": self._play, "texts.instrumental": self._instrumental,
+        }  # fmt: skip
+        self.tools: list[ttk.Widget] = [tool_button(ui, tools, key, command) for key, command in commands.items()]
         self.again_button = None
         if self.session.space.knows(self.key, "only") and self.session.space.flags.get(STEP[self.key].script):
-            self.again_button = ttk.Button(tools, text=ui.t("texts.again"), style="Small.TButton", command=self._again)
-            self.again_button.pack(side="left", padx=(0, ui.px(6)))
+            self.again_button = tool_button(ui, tools, "texts.again", self._again)
         all_songs = ttk.Menubutton(tools, text=ui.t("texts.all"), style="TMenubutton")
         menu = tk.Menu(all_songs, tearoff=False)
         for kind in (*TEXT_CHANGES, "instrumental_all"):
@@ -5699,20 +5583,6 @@ class TextsPage(StepPage):
             editor.frame.grid(row=1, column=column, sticky="nsew", padx=pad)
             editor.text.bind("<Control-s>", lambda _event: (self.save(), "break")[1])
             self.editors[kind] = editor
-
-    def _toggle(self) -> None:
-        if self.texts.winfo_manager():
-            self.texts.grid_remove()
-            self.advanced.frame.grid(row=1, column=0, sticky="nsew")
-            self.advanced_button.configure(text=self.ui.t("advanced.close"))
-        else:
-            self.advanced.frame.grid_remove()
-            self.texts.grid()
-            self.advanced_button.configure(text=self.ui.t("advanced.open"))
-
-    def open_advanced(self, flags: Iterable[str]) -> None:
-        if self._advanced_flags & set(flags) and self.texts.winfo_manager():
-            self._toggle()
 
     def shown(self) -> None:
         self.refresh()
@@ -5824,16 +5694,16 @@ class TextsPage(StepPage):
         rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in session.songs}
         fill_table(self.list, self._shown_rows, {name: (values, ()) for name, values in rows.items()})
         for tool in self.tools:
-            tool.configure(state="normal" if session.songs else "disabled")
-        if self.again_button is not None:
-            usable = session.songs and self.runs.can_start(self.key)
-            self.again_button.configure(state="normal" if usable else "disabled")
+            enable(tool, session.songs)
+        enable(self.again_button, session.songs and self.runs.can_start(self.key))
         if self.open_song is not None and not self.open_song.audio.exists():
             self.save()  # its texts may still be wanted when the audio comes back
             self._open_song = None
             self._load_first()
         elif self.open_song is not None:
             self.reload()
+        elif session.songs:
+            self._load_first()
 
 
 class TrainPage(StepPage):
@@ -5864,12 +5734,11 @@ class TrainPage(StepPage):
         self.make_form(inner, basic).frame.grid(row=1, column=0, sticky="ew")
         self.hints = wrapped(ttk.Label(inner, style="SmallWarn.TLabel"))
         self.hints.grid(row=2, column=0, sticky="ew")
-        self.advanced_button = ttk.Button(
-            inner, text=ui.t("advanced.open"), style="Small.TButton", command=self._toggle
-        )
-        self.advanced_button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
-        self._advanced_flags = {row.flag for row in advanced}
-        self.advanced = self.make_form(inner, advanced)
+        button = ttk.Button(inner, style="Small.TButton")
+        button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
+        form = self.make_form(inner, advanced).frame
+        form.grid(row=4, column=0, sticky="ew")
+        self.hide_advanced(button, form)
         self.chart = LossChart(ui, self.body)
         self.chart.canvas.grid(row=0, column=1, sticky="nsew")
         self.chart.show(self.runs.training.curve)
@@ -5880,17 +5749,10 @@ class TrainPage(StepPage):
         row.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
         ttk.Label(row, text=ui.t("preset.label")).pack(side="left", padx=(0, ui.px(8)))
         self.preset = ttk.Combobox(row, state="readonly", width=14)
-        self.preset.pack(side="left")
+        self.preset.pack(side="left", padx=(0, ui.px(6)))
         self.preset.bind("<<ComboboxSelected>>", lambda _event: self.apply_preset(self.preset.get()))
-        save = ttk.Button(row, text=ui.t("preset.save"), style="Small.TButton", command=self.ask_save_preset)
-        save.pack(side="left", padx=(ui.px(6), 0))
-        self.delete_button = ttk.Button(
-            row,
-            text=ui.t("preset.delete"),
-            style="Small.TButton",
-            command=lambda: self.delete_preset(self.preset.get()),
-        )
-        self.delete_button.pack(side="left", padx=(ui.px(6), 0))
+        tool_button(ui, row, "preset.save", self.ask_save_preset)
+        self.delete_button = tool_button(ui, row, "preset.delete", lambda: self.delete_preset(self.preset.get()))
 
     def apply_preset(self, name: str) -> None:
         self.session.tell(apply_preset(self.session, name))
@@ -5904,18 +5766,6 @@ class TrainPage(StepPage):
             self.preset.set("")
             self.refresh()
 
-    def _toggle(self) -> None:
-        if self.advanced.frame.winfo_manager():
-            self.advanced.frame.grid_remove()
-            self.advanced_button.configure(text=self.ui.t("advanced.open"))
-        else:
-            self.advanced.frame.grid(row=4, column=0, sticky="ew")
-            self.advanced_button.configure(text=self.ui.t("advanced.close"))
-
-    def open_advanced(self, flags: Iterable[str]) -> None:
-        if self._advanced_flags & set(flags) and not self.advanced.frame.winfo_manager():
-            self._toggle()
-
     def refresh(self) -> None:
         super().refresh()
         space = self.session.space
@@ -5928,9 +5778,8 @@ class TrainPage(StepPage):
             self.hints.grid_remove()
         own = self.session.settings.presets
         self.preset.configure(values=[*PRESETS, *own])
-        self.delete_button.configure(state="normal" if self.preset.get() in own else "disabled")
-        if self.trial_button is not None:
-            self.trial_button.configure(state="normal" if self.runs.can_start("train") else "disabled")
+        enable(self.delete_button, self.preset.get() in own)
+        enable(self.trial_button, self.runs.can_start("train"))
 
 
 class EnvironmentPage:
@@ -5942,13 +5791,8 @@ class EnvironmentPage:
         self.frame.columnconfigure(0, weight=11, uniform="environment")
         self.frame.columnconfigure(1, weight=9, uniform="environment")
         self.frame.rowconfigure(1, weight=1)
-        head = ttk.Frame(self.frame)
+        head = page_head(ui, self.frame, "environment")
         head.grid(row=0, column=0, columnspan=2, sticky="ew", pady=(0, ui.px(8)))
-        head.columnconfigure(0, weight=1)
-        ttk.Label(head, text=ui.t("title.environment"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-        wrapped(ttk.Label(head, text=ui.t("about.environment"), style="Muted.TLabel")).grid(
-            row=1, column=0, sticky="ew"
-        )
         self._build_commands(head)
         self._list = ScrollFrame(ui, self.frame)
         self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))
@@ -6275,6 +6119,18 @@ class Menus:
         ])  # fmt: skip
 
 
+def fitting_geometry(stored: str, screen: tuple[int, int], px: Callable[[float], int]) -> str:
+    """Where the window stood the last time, when that is on the screen; else the middle of the screen."""
+    match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", stored)
+    if match:
+        width, height, x, y = map(int, match.groups())
+        if width <= screen[0] and height <= screen[1] and x < screen[0] - px(200) and y < screen[1] - px(200):
+            return stored
+    # Title bar, menu and the desktop's task bar take about 110 lines besides.
+    width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(110))
+    return f"{width}x{height}+{(screen[0] - width) // 2}+{max(0, (screen[1] - height) // 3)}"
+
+
 class MainWindow:
     """The widgets. Painted from the state of session and runs by `refresh` alone."""
 
@@ -6308,17 +6164,15 @@ class MainWindow:
         self.menus = Menus(ui, self.session, self.commands, self.change_look)
         self.frame = ttk.Frame(root, style="Rail.TFrame")
         self.frame.pack(fill="both", expand=True)
-        self.frame.columnconfigure(1, weight=1)
-        self.frame.rowconfigure(1, weight=1)
-        self._build_header()
+        stretch(self.frame, 1, 1)
+        self.header = Header(ui, self.frame, self.change_look)
         tools = {key: self.commands[key] for key in ("run.all", "tensorboard", "title.environment", "reset")}
         self.rail = Rail(ui, self.frame, self.show_page, tools)
         self.rail.frame.grid(row=1, column=0, sticky="ns")
         self.panes = ttk.PanedWindow(self.frame, orient="vertical")
         self.panes.grid(row=1, column=1, sticky="nsew")
         self.place = ttk.Frame(self.panes)
-        self.place.columnconfigure(0, weight=1)
-        self.place.rowconfigure(0, weight=1)
+        stretch(self.place, 0, 0)
         bottom = ttk.Frame(self.panes, style="Rail.TFrame")
         self.banner = Banner(ui, bottom, self.session.hush)
         self.run_bar = RunBar(ui, bottom, self.commands["run.stop"])
@@ -6344,35 +6198,11 @@ class MainWindow:
         """What a page with texts does, where one is shown."""
         return lambda: self.page_key in ("prompts", "lyrics") and getattr(self.page(self.page_key), name)(*arguments)
 
-    def _build_header(self) -> None:
-        ui = self.ui
-        head = ttk.Frame(self.frame, style="Rail.TFrame", padding=(ui.px(14), ui.px(8), ui.px(14), ui.px(6)))
-        head.grid(row=0, column=0, columnspan=2, sticky="ew")
-        head.columnconfigure(2, weight=1)
-        ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel").grid(row=0, column=0, padx=(0, ui.px(8)))
-        ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
-        self.project_label = ttk.Label(head, style="Rail.TLabel")
-        self.project_label.grid(row=0, column=2, sticky="ew")
-        other = next(code for code in LANGUAGES if code != ui.language)
-        self.language_button = ttk.Button(
-            head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: self.change_look(language=other)
-        )
-        self.language_button.grid(row=0, column=3)
-
     def place_window(self) -> None:
-        root, px = self.root, self.ui.px
-        screen = root.winfo_screenwidth(), root.winfo_screenheight()
-        # Title bar, menu and the desktop's task bar take about 110 lines besides.
-        width, height = min(px(1280), screen[0]), min(px(860), screen[1] - px(110))
-        root.minsize(min(px(1000), screen[0]), min(px(560), screen[1] - px(110)))
-        geometry = f"{width}x{height}+{(screen[0] - width) // 2}+{max(0, (screen[1] - height) // 3)}"
-        match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", self.session.settings.geometry)
-        if match:
-            w, h, x, y = map(int, match.groups())
-            if w <= screen[0] and h <= screen[1] and x < screen[0] - px(200) and y < screen[1] - px(200):
-                geometry = self.session.settings.geometry
-        root.geometry(geometry)
-        root.update_idletasks()
+        screen, px = (self.root.winfo_screenwidth(), self.root.winfo_screenheight()), self.ui.px
+        self.root.minsize(min(px(1000), screen[0]), min(px(560), screen[1] - px(110)))
+        self.root.geometry(fitting_geometry(self.session.settings.geometry, screen, px))
+        self.root.update_idletasks()
         self.place_sash()
 
     def place_sash(self) -> None:
@@ -6477,9 +6307,8 @@ class MainWindow:
         usable = {"run.all": not session.busy and bool(session.songs), "reset": not session.busy}
         self.rail.show({step.key: runs.describe(step.key)[0] for step in STEPS}, self.page_key, usable)
         home = session.project.home
-        self.project_label.configure(
-            text=f"{home.name}   ·   {session.shown(home)}" if home else self.ui.t("project.none")
-        )
+        where = f"{home.name}   ·   {session.shown(home)}" if home else self.ui.t("project.none")
+        self.header.project.configure(text=where)
         stop = "run.force" if runs.run.step and session.state != "running" else "run.stop"
         self.run_bar.show(self._run_text(), stop, session.busy)
         self.show_progress()
@@ -6492,7 +6321,7 @@ class MainWindow:
         if run.step:
             key = "run.running" if state == "running" else "run.stopping_short"
             return self.ui.t(key, title=run.name(self.session))
-        keys = {"importing": "run.importing", "closing": "run.importing", "left over": "run.orphan"}
+        keys = {"importing": "run.importing", "closing": "run.importing"}
         return self.ui.t(keys.get(state, "run.idle"))
 
     def _show_title(self) -> None:
@@ -6559,7 +6388,6 @@ class App:
         self.root = root
         self.session = session = Session(program, settings)
         self.runs = StepRuns(session)
-        self.left_over = LeftOver(session)
         self.importer = Importer(session)
         self.environment = Environment(session, self.runs)
         self.tensorboard = TensorBoard()
@@ -6572,7 +6400,6 @@ class App:
             root, session, self.runs, self.importer, self.environment, self.questions, self._commands()
         )
         self.window.bind_keys()
-        session.on_open.append(self._ask_left_over)
         if home is None and settings.last_project and is_folder(Path(settings.last_project)):
             home = Path(settings.last_project)
         session.open(home)
@@ -6610,10 +6437,6 @@ class App:
         elif self.window.page_key in STEP:
             self.session.tell(self.runs.start(self.window.page_key))
 
-    def _ask_left_over(self) -> None:
-        if self.session.state == "left over":
-            self.session.tell(self.left_over.question())
-
     def _ask_reset(self) -> Reply:
         session = self.session
 
@@ -6632,8 +6455,6 @@ class App:
         """End what goes on: at first gently, then at once."""
         if self.session.state == "importing":
             self.importer.cancel()
-        elif self.session.state == "left over":
-            self.left_over.end()
         elif self.session.busy:
             self.runs.stop()
 
@@ -6645,7 +6466,6 @@ class App:
             session.tick()
             self.importer.tick()
             self.runs.tick()
-            self.left_over.watch()
             self.window.show_progress()
             if self.runs.run.step == "train" and self.runs.training.follow(self.runs.run.begun):
                 self.window.show_curve()
@@ -6672,7 +6492,7 @@ class App:
         session = self.session
         if self.questions.dialog is not None and self.questions.asking:
             self.questions.dialog.window.lift()
-        elif session.state in ("idle", "left over"):
+        elif session.state == "idle":
             self.finish()
         else:
             session.ask(Question(
@@ -6983,7 +6803,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run.idle": ("空闲", "Ready"),
     "run.running": ("正在运行：{title}", "Running: {title}"),
     "run.importing": ("正在复制歌曲", "Copying songs"),
-    "run.orphan": ("上次的任务仍在运行", "An earlier run is still going"),
     "run.stopping_short": ("正在停止：{title}", "Stopping: {title}"),
     "run.stopping": ("已请求停止：正在完成当前一步并保存。再按一次强制结束。", "Asked to stop: it ends the present step and saves. Press again to end it at once."),
     "run.killing": ("没有在规定时间内停下，强制结束。", "It did not stop in time and is ended now."),
@@ -7042,12 +6861,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "comfy.copy": ("复制到 ComfyUI", "Copy to ComfyUI"),
     "comfy.choose": ("选择 ComfyUI 文件夹", "Choose the ComfyUI folder"),
     "comfy.copied": ("已复制到 {file}", "Copied to {file}"),
-    "orphan.title": ("上次的任务仍在运行", "An earlier run is still going"),
-    "orphan.message": ("上次窗口启动的 {script}（进程 {pid}）还在运行。结束它，还是让它继续？在它结束之前不能开始别的步骤。",
-                       "{script} (process {pid}), started by an earlier window, is still running. End it, or let it go on? No other step can start before it has ended."),
-    "orphan.stop": ("结束它", "End it"),
-    "orphan.leave": ("让它继续", "Let it go on"),
-    "orphan.ended": ("上次的任务已结束。", "The earlier run has ended."),
     "close.title": ("还在运行", "Something is running"),
     "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
     "close.stop": ("停止并退出", "Stop and close"),

@@ -14,18 +14,20 @@ prompts and missing lyrics are reported song by song.
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import WrongInput, run_script
-from ace_lora.files import read_text
-from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, songs_with_equal_stem, split_tags
+from ace_lora.files import TEMPORARY, UnusableFile, read_text, remove_own, replace_atomically
+from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, SongFiles, scan_songs, songs_with_equal_stem, split_tags
 
 COLUMNS = ("keys", "filename", "tags", "speaker_emb_path", "norm_lyrics", "recaption")
+DATASET_METADATA = ("dataset_info.json", "state.json")
+# `datasets` keeps the results of map() beside the data as cache-….arrow.
+DATASET_FILES = (*DATASET_METADATA, "*.arrow")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"Written to '{args.output_name}'. Next: preprocess_dataset_new.py --input_name {args.output_name}")
 
 
-def find_songs(data_dir: str) -> list[Song]:
+def find_songs(data_dir: str) -> list[SongFiles]:
     """The songs of a folder. Raises WrongInput when there is no folder or no song in it."""
     folder = Path(data_dir)
     if not folder.is_dir():
@@ -86,7 +88,7 @@ def find_songs(data_dir: str) -> list[Song]:
     return songs
 
 
-def equal_stem_problems(songs: list[Song]) -> list[str]:
+def equal_stem_problems(songs: list[SongFiles]) -> list[str]:
     return [
         f"{' and '.join(repr(song.audio.name) for song in group)} have the same name '{stem}', so they would share one "
         "prompt, one lyrics file and one record. Expected one audio file per name. Rename or move all but one."
@@ -94,7 +96,7 @@ def equal_stem_problems(songs: list[Song]) -> list[str]:
     ]
 
 
-def audio_problems(song: Song) -> list[str]:
+def audio_problems(song: SongFiles) -> list[str]:
     """What the header of the audio file shows to be wrong with it; decoding it is left to the next step."""
     from ace_lora.audio.decode import AudioError, audio_seconds
 
@@ -114,6 +116,9 @@ def read_song_text(path: Path) -> str:
             f"'{path}' is not UTF-8 text ({error.reason} at byte {error.start}). Prompts and lyrics are read as UTF-8. "
             "Open it in an editor and save it with the encoding UTF-8."
         ) from error
+    except UnusableFile as error:
+        what = str(error).removeprefix(f"'{path}' ")
+        raise WrongInput(f"'{path}' cannot be read: it {what} Move it away, or put the text there.") from error
     except OSError as error:
         raise WrongInput(
             f"'{path}' cannot be read: {error.strerror}. Expected a text file. "
@@ -121,7 +126,7 @@ def read_song_text(path: Path) -> str:
         ) from error
 
 
-def song_row(song: Song, data_dir: str, default_tag: str) -> tuple[dict[str, Any], list[str]]:
+def song_row(song: SongFiles, data_dir: str, default_tag: str) -> tuple[dict[str, Any], list[str]]:
     """The dataset row of a song, and remarks on what it lacks.
 
     An existing but empty prompt file wins over the default tag, an existing but empty lyrics file over [instrumental].
@@ -180,9 +185,7 @@ def is_file_name_dataset(folder: Path) -> bool:
     if not folder.is_dir() or folder.is_symlink():
         return False
     names = {path.name for path in folder.iterdir()}
-    metadata = {"dataset_info.json", "state.json"}
-    # `datasets` keeps the results of map() beside the data as cache-….arrow.
-    if not metadata <= names or not all(name.endswith(".arrow") for name in names - metadata):
+    if not set(DATASET_METADATA) <= names or not all(name.endswith(".arrow") for name in names - set(DATASET_METADATA)):
         return False
     try:
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
@@ -192,10 +195,7 @@ def is_file_name_dataset(folder: Path) -> bool:
 
 
 def write_dataset(rows: list[dict[str, Any]], output: Path) -> None:
-    """Save the rows as a `datasets` folder: complete under a temporary name first, then renamed.
-
-    A dataset that stands at `output` is replaced.
-    """
+    """Save the rows as a `datasets` folder, whole or not at all; a dataset that stands at `output` is replaced."""
     import datasets
 
     text = datasets.Value("string")
@@ -212,22 +212,10 @@ def write_dataset(rows: list[dict[str, Any]], output: Path) -> None:
     datasets.disable_progress_bars()
     dataset = datasets.Dataset.from_list(rows, features=features)
     output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".tmp-{output.name}-"
-    for left_behind in output.parent.iterdir():
-        if left_behind.name.startswith(prefix):  # by a run that was killed
-            shutil.rmtree(left_behind)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        dataset.save_to_disk(new)
-        # A folder cannot be renamed over another; the old one steps aside and comes back should the new one not fit.
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
+    for left_behind in output.parent.glob(f"{TEMPORARY}{glob.escape(output.name)}-*"):  # by a run that was killed
+        remove_own(left_behind, (*DATASET_FILES, output.name), "left behind by a run that was interrupted")
+    with replace_atomically(output, own=DATASET_FILES) as temporary:
+        dataset.save_to_disk(temporary)
 
 
 if __name__ == "__main__":

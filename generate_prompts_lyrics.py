@@ -33,7 +33,7 @@ from ace_lora.lyrics.packages import MissingLyricSupport
 from ace_lora.lyrics.sources import FoundLyrics, UnknownEncoding, UnreadableTags, embedded_lyrics, lyrics_beside
 from ace_lora.lyrics.text import mark_structure
 from ace_lora.lyrics.timed import attach_times, format_timed
-from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, Song, scan_songs, songs_with_equal_stem
+from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, SongFiles, scan_songs, songs_with_equal_stem
 
 if TYPE_CHECKING:
     from ace_lora.audio.decode import Waveform
@@ -128,12 +128,12 @@ def parse_args(argv: list[str] | None = None, *, backend: str = "auto") -> argpa
 class Task:
     """One song and the texts of it that are wanted."""
 
-    song: Song
+    song: SongFiles
     prompt: bool
     lyrics: bool
 
 
-def wanted(song: Song, args: argparse.Namespace) -> Task:
+def wanted(song: SongFiles, args: argparse.Namespace) -> Task:
     """What is to be written for a song, as its folder is now."""
     return Task(
         song,
@@ -145,7 +145,7 @@ def wanted(song: Song, args: argparse.Namespace) -> Task:
 def plan(args: argparse.Namespace) -> list[Task]:
     """One task per song, in the order of the folder. Raises WrongInput with all problems."""
     problems = []
-    songs: list[Song] = []
+    songs: list[SongFiles] = []
     if not args.data_dir.is_dir():
         problems.append(f"'{args.data_dir}' is not a folder. Give the folder that holds the songs with --data_dir.")
     else:
@@ -188,8 +188,8 @@ def plan(args: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def _only(songs: list[Song], names: list[str]) -> tuple[list[Song], list[str]]:
-    chosen: set[Song] = set()
+def _only(songs: list[SongFiles], names: list[str]) -> tuple[list[SongFiles], list[str]]:
+    chosen: set[SongFiles] = set()
     unknown = []
     for name in names:
         wanted = Path(name).name.casefold()
@@ -332,7 +332,7 @@ def describe(task: Task, args: argparse.Namespace, load_captioner: LoadCaptioner
     )
 
 
-def find_lyrics(song: Song, args: argparse.Namespace, say: Callable[[str], None]) -> FoundLyrics | None:
+def find_lyrics(song: SongFiles, args: argparse.Namespace, say: Callable[[str], None]) -> FoundLyrics | None:
     """Lyrics that somebody wrote already, from the sources that are switched on."""
     found = None
     try:
@@ -429,7 +429,7 @@ def captioner_loader(args: argparse.Namespace) -> LoadCaptioner:
 # --- 5. Files ---
 
 
-def write_texts(song: Song, texts: Texts, *, overwrite: bool, say: Callable[[str], None]) -> None:
+def write_texts(song: SongFiles, texts: Texts, *, overwrite: bool, say: Callable[[str], None]) -> None:
     """Write what is not None, each file whole; what it replaces is set aside, from where the window restores it.
 
     Without `overwrite` a file that appeared while the song was listened to stays as it is.

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,17 @@ class WrongInput(Exception):
 
 class StepFailed(Exception):
     """The input was usable but the step, or a part of it, could not be done."""
+
+
+def refuse_old_flags(parser: argparse.ArgumentParser, names: Mapping[str, str]) -> None:
+    """Let the flags of earlier or other programs (the keys of `names`) end with the name of what is here instead."""
+
+    class OldFlag(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: object, flag: str | None = None):
+            parser.error(f"{flag} is a flag of another program. Use {names[str(flag)]} instead.")
+
+    for name in names:
+        parser.add_argument(name, action=OldFlag, nargs="*", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def run_script(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

@@ -110,8 +110,8 @@ def set_tf32() -> None:
 
     This is the only place of the project that touches a TF32 switch. PyTorch has an old and a new interface for it, and
     `torch.get_float32_matmul_precision()`, which Lightning calls when a training starts, raises "mix of the legacy and
-    new APIs" where only the new one was set. The old one used here sets both, so it also mends what another library
-    or the user's own start-up file has left behind.
+    new APIs" where only the new one was set. The old one used here sets both, so it also puts right what another
+    library or the user's own start-up file has left behind.
     """
     import torch
 

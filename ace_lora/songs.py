@@ -1,4 +1,5 @@
-"""The files that belong to one song: audio, `<stem>_prompt.txt`, `<stem>_lyrics.txt`, `<stem>_lyrics.lrc`.
+"""The files that belong to one song: audio, `<stem>_prompt.txt`, `<stem>_lyrics.txt`, `<stem>_lyrics.lrc`,
+`<stem>_lyrics.json`.
 
 Standard library only. The naming is that of the ACE-Step training scripts, so that folders can be exchanged.
 """
@@ -14,7 +15,7 @@ INSTRUMENTAL = "[instrumental]"
 
 
 @dataclass(frozen=True)
-class Song:
+class SongFiles:
     """One audio file and the names of the texts beside it."""
 
     audio: Path
@@ -39,22 +40,27 @@ class Song:
         """The lines of `lyrics` with their times, `[mm:ss.xx]line`; exists only where times are known."""
         return self.audio.with_name(f"{self.stem}_lyrics.lrc")
 
+    @property
+    def about_lyrics(self) -> Path:
+        """Where the lyrics came from, every line of the source with its kind, and the language if the user sets one."""
+        return self.audio.with_name(f"{self.stem}_lyrics.json")
 
-def scan_songs(folder: Path) -> list[Song]:
+
+def scan_songs(folder: Path) -> list[SongFiles]:
     """Audio files of `folder` (not of its subfolders), sorted by code point.
 
     Hidden files are skipped: macOS leaves `._song.mp3` files that are no audio.
     """
     return [
-        Song(path)
+        SongFiles(path)
         for path in sorted(Path(folder).iterdir(), key=lambda path: path.name)
         if path.suffix.lower() in AUDIO_EXTENSIONS and not path.name.startswith(".") and path.is_file()
     ]
 
 
-def songs_with_equal_stem(songs: list[Song]) -> dict[str, list[Song]]:
+def songs_with_equal_stem(songs: list[SongFiles]) -> dict[str, list[SongFiles]]:
     """Songs that would share one prompt, lyrics and record file, by stem (case ignored, as Windows does)."""
-    by_stem: dict[str, list[Song]] = {}
+    by_stem: dict[str, list[SongFiles]] = {}
     for song in songs:
         by_stem.setdefault(song.stem.casefold(), []).append(song)
     return {group[0].stem: group for group in by_stem.values() if len(group) > 1}

@@ -36,7 +36,7 @@ from typing import Any
 NETWORKS = {"latents": "music_dcae_f8c8", "mert": "MERT-v1-330M", "mhubert": "mHuBERT-147"}
 STAGES = ("decode", *NETWORKS, "write")
 
-# What differs from the configurations of ace_lora.tiny_base.build: `full` are the published sizes.
+# What differs from the configurations of ace_lora.tiny_base.configs: `full` are the published sizes.
 HUBERT_BASE = {
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
@@ -181,7 +181,8 @@ def file_ways(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, C
     import torch
 
     from ace_lora.audio.decode import prepare_waveform, read_audio
-    from ace_lora.records.record import SECONDS_PER_LATENT_FRAME, Record, write_record
+    from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, Record
+    from ace_lora.records.record import write_record
 
     if stage == "decode":
         write_song(folder / "song.mp3", args.seconds)
@@ -201,18 +202,18 @@ def file_ways(stage: str, args: argparse.Namespace, folder: Path) -> dict[str, C
 def network_ways(stage: str, args: argparse.Namespace, device: Any, base: Path) -> dict[str, Callable[[], Any]]:
     import torch
 
-    import preprocess_dataset_new as preprocess
+    from ace_lora.preprocessing import networks
 
-    network = preprocess.load_network(stage, base / NETWORKS[stage], device.torch_device, device.dtype)
+    network = networks.load_network(stage, base / NETWORKS[stage], device.torch_device, device.dtype)
     wave = torch.rand(2, int(48000 * args.seconds), generator=torch.Generator().manual_seed(0)) - 0.5
     wave = wave.to(device.torch_device) if device.torch_device.type == "cuda" else wave
 
     def front() -> tuple[Any, ...]:
         with torch.inference_mode():
-            return preprocess.network_input(stage, wave)
+            return networks.network_input(stage, wave)
 
     return {
-        "ours": lambda: preprocess.begin_network(stage, network, front())(),
+        "ours": lambda: networks.begin_network(stage, network, front())(),
         "front": front,
         "reference": lambda: reference_result(stage, network, front()),
     }
@@ -263,14 +264,15 @@ def measure_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run step 5 in this process, on songs that have no records yet, and look at it from outside."""
     import preprocess_dataset_new as preprocess
     from ace_lora.device import choose_device
+    from ace_lora.preprocessing import networks
 
     arguments = ["--input_name", str(folder / "filenames"), "--output_dir", str(folder / "prep")]
     arguments += ["--checkpoint_dir", str(folder / "base"), "--device", args.device]
     device = choose_device(args.device)
     clock = Clock()
-    clock.watch(preprocess, "load_network", "loading")
+    clock.watch(networks, "load_network", "loading")
     clock.watch(preprocess, "run_networks", "after_checks")
-    clock.watch(preprocess, "begin_network", "networks")
+    clock.watch(networks, "begin_network", "networks")
     started = time.perf_counter()
     with working_time(device) as busy:
         preprocess.main(preprocess.parse_args(arguments))
@@ -278,9 +280,9 @@ def measure_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     loading = clock.seconds["loading"] + (clock.first["after_checks"] - started)
     # The networks' files are also loaded once on the meta device, for checking, before `after_checks`.
     loading -= sum(seconds for start, seconds in clock.calls["loading"] if start < clock.first["after_checks"])
-    networks = busy["seconds"] if device.torch_device.type == "cuda" else clock.seconds["networks"]
+    working = busy["seconds"] if device.torch_device.type == "cuda" else clock.seconds["networks"]
     peak = peak_gb(device)
-    return {"wall": wall, "loading": loading, "networks": networks, "peak_gb": peak, "device": device.reason}
+    return {"wall": wall, "loading": loading, "networks": working, "peak_gb": peak, "device": device.reason}
 
 
 class Clock:
@@ -355,9 +357,9 @@ def measure_reference(args: argparse.Namespace, folder: Path, transformer: str) 
     """Peak of memory with every network loaded, on one song."""
     import torch
 
-    import preprocess_dataset_new as preprocess
     from ace_lora.audio.decode import prepare_waveform, read_audio
     from ace_lora.device import choose_device
+    from ace_lora.preprocessing import networks
 
     device = choose_device(args.device)
     base = folder / "base"
@@ -367,7 +369,7 @@ def measure_reference(args: argparse.Namespace, folder: Path, transformer: str) 
         for name, make in idle.items()
     }
     for stage, part in NETWORKS.items():
-        loaded[stage] = preprocess.load_network(stage, base / part, device.torch_device, device.dtype)
+        loaded[stage] = networks.load_network(stage, base / part, device.torch_device, device.dtype)
         for parameter in loaded[stage].parameters():
             parameter.data = parameter.data.clone()  # in memory, not the pages of a file that any process may drop
     write_song(folder / "song.mp3", args.seconds)
@@ -375,7 +377,7 @@ def measure_reference(args: argparse.Namespace, folder: Path, transformer: str) 
     wave = wave.to(device.torch_device) if device.torch_device.type == "cuda" else wave
     for stage in NETWORKS:
         with torch.inference_mode():
-            values = preprocess.network_input(stage, wave)
+            values = networks.network_input(stage, wave)
         reference_result(stage, loaded[stage], values)
     weights = {
         name: sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) / 1e9
@@ -390,8 +392,8 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
     from diffusers import AutoencoderDC
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from ace_lora.base_weights.find import PARTS
-    from ace_lora.tiny_base import build as tiny_base
+    from ace_lora.base_weights.parts import PARTS
+    from ace_lora.tiny_base.configs import TRANSFORMER_CONFIG, UMT5_CONFIG
     from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
     from ace_lora.v1.vocoder import Vocoder, VocoderConfig
 
@@ -419,7 +421,7 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
 
     known = {key: value for key, value in dcae_config(config).items() if not key.startswith("_")}
     full = config == "full"
-    umt5 = UMT5_BASE if full else {key: tiny_base.UMT5_CONFIG[key] for key in UMT5_BASE if key != "vocab_size"}
+    umt5 = UMT5_BASE if full else {key: UMT5_CONFIG[key] for key in UMT5_BASE if key != "vocab_size"}
     autoencoder: Any = AutoencoderDC  # its type does not name its two halves
     networks: dict[str, Callable[[], Any]] = {
         "decoder": filled(lambda: autoencoder(**known).decoder),
@@ -428,7 +430,7 @@ def idle_networks(config: str, transformer: bool) -> dict[str, Callable[[], Any]
     if full:
         networks["vocoder"] = filled(lambda: Vocoder(VocoderConfig()))
     if transformer:
-        tiny = TransformerConfig.from_dict(tiny_base.TRANSFORMER_CONFIG)
+        tiny = TransformerConfig.from_dict(TRANSFORMER_CONFIG)
         networks["transformer"] = filled(published_transformer if full else lambda: ACEStepTransformer(tiny))
     return networks
 
@@ -459,7 +461,7 @@ def write_song(path: Path, seconds: float, seed: int = 0) -> None:
 
 
 def dcae_config(config: str) -> dict[str, Any]:
-    from ace_lora.tiny_base.build import DCAE_CONFIG
+    from ace_lora.tiny_base.configs import DCAE_CONFIG
 
     return {**DCAE_CONFIG, **SIZES[config].get("latents", {})}
 
@@ -472,7 +474,8 @@ def make_base(folder: Path, config: str) -> None:
     from transformers import HubertConfig, HubertModel
 
     from ace_lora.files import write_json
-    from ace_lora.tiny_base.build import MERT_CONFIG, MHUBERT_CONFIG, make_tiny_base
+    from ace_lora.tiny_base.configs import MERT_CONFIG, MHUBERT_CONFIG
+    from ace_lora.tiny_base.make import make_tiny_base
 
     make_tiny_base(folder)
     torch.manual_seed(0)

@@ -37,14 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from ace_lora.records.record import (
-        SECONDS_PER_LATENT_FRAME,
-        Record,
-        quantise_rows,
-        read_record,
-        restore_rows,
-        write_record,
-    )
+    from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, Record
+    from ace_lora.records.record import quantise_rows, read_record, restore_rows, write_record
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -159,7 +159,8 @@ class Step:
         import torch
         from peft import LoraConfig, inject_adapter_in_model
 
-        from ace_lora.model.recompute import offload_blocks, quantise_base
+        from ace_lora.model.offload import offload_blocks
+        from ace_lora.model.quantise import quantise_layers
         from ace_lora.v1.transformer import ACEStepTransformer
 
         key = variant.base, variant.offload
@@ -170,14 +171,15 @@ class Step:
             with self.device:
                 model = ACEStepTransformer(self.config)
             torch.set_default_dtype(previous)
-            quantise_base(model, variant.base, self.device)
+            if variant.base != "bf16":
+                quantise_layers(model.large_parts(), variant.base, self.device)
             targets = ["to_q", "to_k", "to_v", "to_out.0"]
             lora = LoraConfig(r=self.args.rank, lora_alpha=1, use_rslora=True, target_modules=targets)
             inject_adapter_in_model(lora, model)
             factors = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
             for factor in factors:
                 factor.data = (torch.randn(factor.shape) / factor.shape[1] ** 0.5).to(self.device)  # float32
-            offload_blocks(model, variant.offload, self.device)
+            offload_blocks(model.transformer_blocks, variant.offload, self.device)
             self.models[key] = model, factors
         return self.models[key]
 
@@ -193,7 +195,8 @@ class Step:
         self.forget_gradients(variant)
         model.__class__ = ReferenceTransformer if variant.straightforward else ACEStepTransformer
         layers = self.config.num_layers
-        set_checkpointing(model, round(variant.recomputed * layers), layers if variant.products else 0)
+        blocks = model.transformer_blocks
+        set_checkpointing(blocks, round(variant.recomputed * layers), layers if variant.products else 0)
         enabled = variant.straightforward and self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled):
             lyrics = self.lyric_states

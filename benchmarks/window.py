@@ -76,7 +76,7 @@ def watch(app: ace_gui.App, code: str, *arguments: str) -> dict[str, float]:
         app.root.after(5, beat)
 
     highest = before = memory_mb()
-    app.run_command([sys.executable, "-c", code, *arguments], "benchmark")
+    app.runs.command(["-c", code, *arguments], "benchmark", lambda: None, Path(sys.executable))
     app.root.after(5, beat)
     begin = time.monotonic()
     while app.session.state != "idle":

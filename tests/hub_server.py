@@ -1,4 +1,4 @@
-"""The little of a model hub that downloads need, for `test_base_weights.py`; a program of its own.
+"""The little of a model hub that downloads need, for `tests/base_weights/test_download.py`; a program of its own.
 
     python tests/hub_server.py FOLDER
 

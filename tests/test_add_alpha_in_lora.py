@@ -131,7 +131,7 @@ def test_all_problems_at_once(tmp_path, config, capsys):
     assert len(errors) == 2 and "rank 32" in errors[0] and "out.txt" in errors[1]
 
 
-@pytest.mark.parametrize("missing", ["r", "lora_alpha", "use_rslora"])
+@pytest.mark.parametrize("missing", ["r", "lora_alpha"])
 def test_config_without_a_needed_key(tmp_path, config, missing, capsys):
     make_lora(tmp_path / "in.safetensors")
     config.write_text(json.dumps({key: value for key, value in CONFIG.items() if key != missing}), encoding="utf-8")

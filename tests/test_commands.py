@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ace_lora.commands import WrongInput
+from ace_lora.commands import ENDS_WITH_INPUT, WrongInput
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -105,6 +105,66 @@ def test_an_interruption_inside_a_destructor_is_not_lost(number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "Interrupted. Run the same command again to go on.\n")
+
+
+def start_held(body: str) -> subprocess.Popen:
+    """`body` as a script whose standard input the window holds."""
+    pipe = subprocess.PIPE
+    environment = {**os.environ, ENDS_WITH_INPUT: "1"}
+    return subprocess.Popen(command(body), cwd=HOME, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+SAVES = """
+try:
+    print('ready')
+    time.sleep(60)
+except KeyboardInterrupt:
+    for _ in range(1000):
+        print('saving', 'x' * 1000)
+    open(PATH, 'w').write('saved')
+    raise"""
+
+
+def test_a_script_saves_and_ends_with_the_window_that_holds_its_input(tmp_path):
+    path = tmp_path / "saved.txt"
+    process = start_held(SAVES.replace("PATH", repr(str(path))))
+    assert process.stdout.readline() == "ready\n"
+    for stream in (process.stdout, process.stderr, process.stdin):  # as the end of the window's process does
+        stream.close()
+    assert process.wait(timeout=30) == 130
+    assert path.read_text() == "saved"
+
+
+def test_only_who_asks_for_it_ends_with_its_input():
+    process = subprocess.run(
+        command("time.sleep(0.5); print('done')"), cwd=HOME, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stdout) == (0, "done\n")
+
+
+def test_what_a_held_script_starts_has_no_input_and_is_not_held():
+    inner = f"import os, sys; print(repr(sys.stdin.read()), {ENDS_WITH_INPUT!r} in os.environ)"
+    process = start_held(f"import subprocess; subprocess.run([sys.executable, '-c', {inner!r}])")
+    assert process.stdout.read() == "'' False\n"
+    assert process.wait(timeout=30) == 0
+    process.communicate()
+
+
+def test_a_held_script_that_does_not_listen_is_ended():
+    process = start_held("""
+import ace_lora.commands
+ace_lora.commands.SAVING_SECONDS = 0.3
+print('ready')
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass""")
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.close()
+    assert process.wait(timeout=30) == 130
+    for stream in (process.stdout, process.stderr):
+        stream.close()
 
 
 def test_a_reader_that_left_is_no_full_disk():

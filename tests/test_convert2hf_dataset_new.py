@@ -14,7 +14,7 @@ import soundfile
 
 import convert2hf_dataset_new as convert
 from ace_lora.commands import WrongInput, run_script
-from ace_lora.songs import Song, scan_songs
+from ace_lora.songs import SongFiles, scan_songs
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((ROOT / "tests/golden/audio/convert.json").read_text(encoding="utf-8"))
@@ -184,7 +184,7 @@ def test_an_empty_folder_can_be_written_to(tmp_path):
 def test_timed_lyrics_alone_are_mentioned(tmp_path):
     (tmp_path / "a.wav").touch()
     (tmp_path / "a_lyrics.lrc").write_text("[00:01.00]la", encoding="utf-8")
-    row, remarks = convert.song_row(Song(tmp_path / "a.wav"), "x", "pop")
+    row, remarks = convert.song_row(SongFiles(tmp_path / "a.wav"), "x", "pop")
     assert row["norm_lyrics"] == "[instrumental]"
     assert remarks == ["a_lyrics.txt is missing, taken as [instrumental]; a_lyrics.lrc alone is not used"]
 
@@ -193,7 +193,7 @@ def test_texts_that_cannot_be_read(tmp_path):
     (tmp_path / "a.wav").touch()
     (tmp_path / "a_lyrics.txt").mkdir()
     with pytest.raises(WrongInput, match=r"a_lyrics\.txt' cannot be read"):
-        convert.song_row(Song(tmp_path / "a.wav"), "x", "pop")
+        convert.song_row(SongFiles(tmp_path / "a.wav"), "x", "pop")
 
 
 def test_help_needs_nothing_heavy():

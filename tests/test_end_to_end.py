@@ -23,7 +23,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 from ace_lora.lora.config import read_lora_config  # noqa: E402
 from ace_lora.lora.layers import inject_adapter, load_lora, set_adapter_strength  # noqa: E402
-from ace_lora.records.record import list_records, read_record  # noqa: E402
+from ace_lora.records.format import list_records  # noqa: E402
+from ace_lora.records.record import read_record  # noqa: E402
 from ace_lora.v1.flow_matching import add_noise, build_schedule, denoising_loss  # noqa: E402
 from ace_lora.v1.text_encoder import load_text_encoder  # noqa: E402
 from ace_lora.v1.transformer import load_transformer  # noqa: E402

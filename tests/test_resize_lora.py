@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import add_alpha_in_lora
 import resize_lora
 from ace_lora.commands import run_script
-from ace_lora.lora.config import CONFIG_NAME, peft_config_dict, read_lora_config
+from ace_lora.lora.config import CONFIG_NAME, TRAINING_CONFIG_NAME, peft_config_dict, read_lora_config
 from ace_lora.lora.file import WEIGHTS_NAME, save_lora
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_out.0")
@@ -47,21 +47,20 @@ def product(tensors, layer):
 
 def test_rank_r_pruned_to_r_is_unchanged(tmp_path, capsys):
     before = make_lora(tmp_path / "in_lora")
-    for rank in (4, 9):
-        assert (
-            run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / f"o{rank}", "--new_rank", rank) == 0
-        )
-        after = load_file(tmp_path / f"o{rank}" / WEIGHTS_NAME)
-        assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
-        assert read_lora_config(tmp_path / f"o{rank}" / CONFIG_NAME)["r"] == 4
-    assert "kept 100.00 %" in capsys.readouterr().out
+    assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--new_rank", 4) == 0
+    after = load_file(tmp_path / "o" / WEIGHTS_NAME)
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+    assert read_lora_config(tmp_path / "o" / TRAINING_CONFIG_NAME)["r"] == 4
+    assert "kept 100.00 % of the norm" in capsys.readouterr().out
+    assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "p", "--new_rank", 5) == 2
+    assert "has rank 4: a higher one adds nothing" in capsys.readouterr().err and not (tmp_path / "p").exists()
 
 
 def test_libraries_say_nothing(tmp_path):
     make_lora(tmp_path / "in_lora")
     argv = ["--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--new_rank", "2"]
     done = subprocess.run([sys.executable, resize_lora.__file__, *map(str, argv)], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 3
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 4
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
@@ -80,15 +79,15 @@ def test_full_disk_is_told_in_a_sentence(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["in_lora"]
 
 
-def test_new_rank_keeps_the_best_and_prints_the_energy(tmp_path, capsys):
+def test_new_rank_keeps_the_best_and_prints_the_share(tmp_path, capsys):
     before = make_lora(tmp_path / "in_lora")
     out = tmp_path / "新 out.safetensors"
     assert run("--input_name", tmp_path / "in_lora" / WEIGHTS_NAME, "--output_name", out, "--new_rank", 2) == 0
-    expected = 100 * (64 + 16) / (64 + 16 + 1 + 0.25)
+    expected = 100 * math.sqrt((64 + 16) / (64 + 16 + 1 + 0.25))  # of the norm, the unit of --sv_fro
     lines = capsys.readouterr().out.splitlines()
     for layer in LAYERS:
         (line,) = (line for line in lines if line.startswith(layer + " |"))
-        assert float(re.search(r"kept ([\d.]+) %", line)[1]) == pytest.approx(expected, abs=0.1)
+        assert float(re.search(r"kept ([\d.]+) % of the norm", line)[1]) == pytest.approx(expected, abs=0.1)
         assert "rank 4 to 2" in line
     after = load_file(out)
     for layer in LAYERS:
@@ -103,7 +102,8 @@ def test_new_rank_keeps_the_best_and_prints_the_energy(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "rank"), [("sv_ratio", 3, 2), ("sv_ratio", 10, 3), ("sv_fro", 0.99, 2), ("sv_fro", 1, 4)]
+    ("flag", "value", "rank"),
+    [("sv_ratio", 3, 2), ("sv_ratio", 10, 3), ("sv_fro", 0.88, 1), ("sv_fro", 0.99, 2), ("sv_fro", 1, 4)],
 )
 def test_rank_by_singular_values(tmp_path, flag, value, rank):
     make_lora(tmp_path / "in_lora")
@@ -117,7 +117,9 @@ def test_layers_of_different_rank_keep_their_scale(tmp_path):
     tensors[f"{LAYERS[1]}.lora_B.weight"][:, 1:] = 0  # one direction only
     save_lora(tmp_path / "in_lora" / WEIGHTS_NAME, tensors, CONFIG)
     assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "o", "--sv_ratio", 10) == 0
-    config = json.loads((tmp_path / "o" / CONFIG_NAME).read_text(encoding="utf-8"))
+    assert [path.name for path in (tmp_path / "o").iterdir()] == [WEIGHTS_NAME]
+    with safe_open(tmp_path / "o" / WEIGHTS_NAME, "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
     assert config["r"] == 3 and config["rank_pattern"] == {LAYERS[1]: 1}
     assert config["alpha_pattern"][LAYERS[1]] / math.sqrt(1) == pytest.approx(0.5)
 
@@ -143,7 +145,7 @@ def test_headers_of_other_programs_are_no_mistake(tmp_path, header):
     tensors = make_lora(tmp_path / "in_lora")
     save_file(tensors, tmp_path / "in.safetensors", metadata={"lora_adapter_metadata": header})
     assert run("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "o", "--new_rank", 2) == 0
-    assert not (tmp_path / "o" / CONFIG_NAME).exists()
+    assert [path.name for path in (tmp_path / "o").iterdir()] == [WEIGHTS_NAME]
 
 
 def test_alpha_values_follow_the_rank(tmp_path):

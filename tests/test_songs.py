@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ace_lora.songs import Song, scan_songs, songs_with_equal_stem, split_tags
+from ace_lora.songs import SongFiles, scan_songs, songs_with_equal_stem, split_tags
 
 
 def test_scan_finds_audio_of_this_folder_in_code_point_order(tmp_path):
@@ -27,7 +27,7 @@ def test_scan_finds_audio_of_this_folder_in_code_point_order(tmp_path):
 
 
 def test_texts_beside_a_song_keep_all_but_the_last_extension(tmp_path):
-    song = Song(tmp_path / "Two.dots.mp3")
+    song = SongFiles(tmp_path / "Two.dots.mp3")
     assert song.stem == "Two.dots"
     assert [path.name for path in (song.prompt, song.lyrics, song.timed_lyrics)] == [
         "Two.dots_prompt.txt",
@@ -37,7 +37,7 @@ def test_texts_beside_a_song_keep_all_but_the_last_extension(tmp_path):
 
 
 def test_equal_stems_are_found_whatever_their_case(tmp_path):
-    songs = [Song(tmp_path / name) for name in ("Dup.mp3", "dup.wav", "other.mp3")]
+    songs = [SongFiles(tmp_path / name) for name in ("Dup.mp3", "dup.wav", "other.mp3")]
     assert songs_with_equal_stem(songs) == {"Dup": songs[:2]}
 
 

@@ -25,7 +25,7 @@ from ace_lora.commands import run_script
 from ace_lora.lora.config import CONFIG_NAME
 from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.records.record import read_record
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.training import load as training_load
 from ace_lora.training import run as training_run
 from ace_lora.training.checkpoints import STATE_JSON, STATE_TENSORS

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ace_lora.records.record import Record, write_record
+from ace_lora.records.format import Record
+from ace_lora.records.record import write_record
 
 TAGS = "rock, drums, 120 bpm, female vocals, sad"
 

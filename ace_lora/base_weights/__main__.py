@@ -11,15 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ace_lora.base_weights.find import (
-    ALL_PARTS,
-    DEFAULT_CHECKPOINT_DIR,
-    _missing_sentences,
-    ensure_base_weights,
-    find_base_weights,
-    format_bytes,
-    missing,
-)
+from ace_lora.base_weights.download import ensure_base_weights
+from ace_lora.base_weights.find import DEFAULT_CHECKPOINT_DIR, find_base_weights, missing, missing_sentences
+from ace_lora.base_weights.parts import ALL_PARTS, format_bytes
 from ace_lora.commands import StepFailed, run_script
 
 
@@ -42,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{part}: '{path}'")
     absent = missing(args.checkpoint_dir, args.parts)
     if absent:
-        for sentence in _missing_sentences(absent):
+        for sentence in missing_sentences(absent):
             print(sentence, file=sys.stderr)
         size = format_bytes(sum(part.size for part in absent))
         raise StepFailed(f"{len(absent)} of {len(args.parts)} parts are missing, about {size}.")

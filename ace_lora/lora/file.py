@@ -1,7 +1,12 @@
 """LoRA files: one reader and one writer for every tool.
 
-Keys are `<module path>.lora_A.weight`, `<module path>.lora_B.weight` and, for ComfyUI, `<module path>.alpha`; values
-are bfloat16, which is what players of ACE-Step v1 LoRAs expect. The header holds the configuration for diffusers.
+Whatever a file spells (see `keys`), its tensors are known inside as `<module path>.lora_A.weight` and `.lora_B.weight`.
+Files that are written have these keys too and, for ComfyUI, `<module path>.alpha`; the trainer's hold bfloat16. The
+header holds the configuration for diffusers.
+
+What players make of a file: ComfyUI computes alpha / rank per layer from the alpha tensors (1 without), and reads no
+header; ACE-Step's own pages read neither and take one rank for all layers; diffusers reads the header. One file for
+all has the scale in B, one rank, and alpha = rank (`one_for_all`).
 
 This module imports torch only inside functions, so that `--help` of the scripts answers at once.
 """
@@ -10,157 +15,398 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import math
+import re
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_lora.commands import WrongInput
-from ace_lora.files import replace_atomically
+from ace_lora.commands import StepFailed, WrongInput
+from ace_lora.files import UnusableFile, parse_json, replace_atomically, write_json
 from ace_lora.lora.config import (
     CONFIG_NAME,
-    comfy_alpha,
+    MAX_RANK,
+    TRAINING_CONFIG_NAME,
     config_problems,
+    layer_rank_alpha,
+    lora_scale,
     needed_keys,
     peft_config_dict,
     read_lora_config,
 )
+from ace_lora.lora.keys import Key, is_dora, is_v1_layer, read_key, spelling
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 COMFYUI_NAME = "pytorch_lora_weights_comfyui.safetensors"
+PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_TENSORS = "training_state.safetensors"  # beside them: the adapter in float32 with the moments of the optimizer
+OWN_NAMES = (WEIGHTS_NAME, COMFYUI_NAME, PEFT_WEIGHTS_NAME, CONFIG_NAME, TRAINING_CONFIG_NAME)  # of a LoRA's folder
+CLIENTS = ("all", "peft")  # whom a file can be written for, beside ComfyUI
+HEADER_CONFIG = "lora_adapter_metadata"  # diffusers' name
+TRAINED_RANK = "trained_rank"  # in the header of a smaller LoRA whose scale is not known: the rank that it depends on
+
+MAX_HEADER_BYTES = 20_000_000
+MAX_KEYS = 20_000  # the largest LoRA of ACE-Step v1 has some 800
+MAX_FILE_BYTES = 20_000_000_000
+_SHOWN = 3  # layers that a message names
+
+
+# --- Reading ---
 
 
 @dataclass
 class LoraFile:
-    """What a LoRA file holds: A and B tensors by key, alpha tensors by module path, the header's metadata."""
+    """What a LoRA file holds: A and B tensors by our key, alpha tensors by module path, the header's metadata."""
 
     path: Path
     tensors: dict[str, torch.Tensor]
     alphas: dict[str, torch.Tensor]
     other_keys: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
+    spelling: str = ""
+
+    @property
+    def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A [r, in] and B [out, r] by module path."""
+        ends = (".lora_A.weight", ".lora_B.weight")
+        layers = [key.removesuffix(ends[0]) for key in self.tensors if key.endswith(ends[0])]
+        return {layer: (self.tensors[layer + ends[0]], self.tensors[layer + ends[1]]) for layer in layers}
+
+    @property
+    def layer_ranks(self) -> dict[str, int]:
+        """Rank by module path; one in every file that training writes, several after pruning by energy."""
+        return {
+            key.removesuffix(".lora_A.weight"): len(tensor)
+            for key, tensor in self.tensors.items()
+            if key.endswith(".lora_A.weight")
+        }
 
     @property
     def ranks(self) -> set[int]:
-        """The ranks of its layers; one in every file that training writes, several after pruning by energy."""
-        return {tensor.shape[0] for key, tensor in self.tensors.items() if key.endswith(".lora_A.weight")}
+        return set(self.layer_ranks.values())
+
+    @property
+    def dora(self) -> bool:
+        """Whether it has DoRA's magnitudes, without which it plays differently."""
+        return any(map(is_dora, self.other_keys))
+
+
+def lora_path(name: str | Path) -> Path:
+    """The file meant by `name`, which may be the folder of a checkpoint or of PEFT.
+
+    Raises WrongInput for a folder that holds none.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    for inside in (path / WEIGHTS_NAME, path / PEFT_WEIGHTS_NAME):
+        if inside.is_file():
+            return inside
+    raise WrongInput(
+        f"The folder '{path}' holds no {WEIGHTS_NAME}. Expected a folder like checkpoints/epoch=0-step=100_lora. "
+        "Choose the folder or the file of a saved step."
+    )
 
 
 def read_lora_file(path: Path) -> LoraFile:
-    """Read a safetensors LoRA of any origin. Raises WrongInput when the file is missing, damaged or no LoRA."""
+    """Read and check a safetensors LoRA of any origin, or the one in the folder `path`.
+
+    Raises WrongInput when it is missing, damaged, no LoRA or not to be played: layers that lack a factor, factors that
+    do not fit each other, numbers that are not finite.
+    """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if not path.is_file():
+    path = lora_path(path)
+    try:
+        metadata = _check_header(path)
+    except OSError as error:
+        raise WrongInput(f"'{path}' cannot be read: {error.strerror or error}. Choose another file.") from error
+    lora = LoraFile(path, {}, {}, metadata=metadata)
+    known: list[Key] = []
+    sources: dict[str, str] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  safe_open is no dict
+                key = read_key(name)
+                if key is None:
+                    lora.other_keys.append(name)
+                    continue
+                known.append(key)
+                ours = f"{key.layer}.{'alpha' if key.kind == 'alpha' else f'lora_{key.kind}.weight'}"
+                if ours in sources:
+                    raise WrongInput(
+                        f"'{path}' holds two tensors for the same place, '{sources[ours]}' and '{name}': several "
+                        "LoRAs in one file, or the same twice. Expected one. Choose a file that holds one LoRA."
+                    )
+                sources[ours] = name
+                tensor = file.get_tensor(name)
+                # Of 8 bits: nothing can be computed with it; bfloat16 holds every such value.
+                tensor = tensor.bfloat16() if tensor.dtype.itemsize == 1 and tensor.is_floating_point() else tensor
+                if key.kind == "alpha":
+                    lora.alphas[key.layer] = tensor
+                else:
+                    lora.tensors[ours] = tensor
+    except (SafetensorError, OSError) as error:
+        raise WrongInput(_damaged(path, str(error))) from error
+    if not lora.tensors:
+        raise WrongInput(_no_lora(lora))
+    lora.spelling = spelling([key for key in known if key.kind != "alpha"])
+    problems = _layer_problems(lora)
+    if problems:
+        raise WrongInput(problems)
+    return lora
+
+
+def _check_header(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file whose header keeps to our limits: 8 bytes of length, then JSON."""
+    if not path.exists():
         raise WrongInput(
             f"No LoRA file at '{path}'. Expected a .safetensors file such as "
             f"checkpoints/epoch=0-step=100_lora/{WEIGHTS_NAME}. Check the path."
         )
-    lora = LoraFile(path, {}, {})
-    try:
-        with safe_open(path, framework="pt") as file:
-            lora.metadata = dict(file.metadata() or {})
-            for key in file.keys():  # noqa: SIM118  safe_open is no dict
-                if key.endswith((".lora_A.weight", ".lora_B.weight")):
-                    lora.tensors[key] = file.get_tensor(key)
-                elif key.endswith(".alpha"):
-                    lora.alphas[key.removesuffix(".alpha")] = file.get_tensor(key)
-                else:
-                    lora.other_keys.append(key)
-    except (SafetensorError, OSError) as error:
-        raise WrongInput(
-            f"'{path}' cannot be read as a safetensors file: {error}. Expected a LoRA that a training saved. "
-            "The file is damaged or of another kind; choose another one."
-        ) from error
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise WrongInput(f"'{path}' is no regular file. Expected a .safetensors file. Choose another one.")
     if path.name == STATE_TENSORS:
         raise WrongInput(
             f"'{path}' is the state of a training, which goes on from it with trainer_new.py --resume. "
             f"The LoRA is the file beside it; choose '{path.with_name(WEIGHTS_NAME)}'."
         )
-    if not lora.tensors:
-        found = ", ".join(lora.other_keys[:3]) or "nothing"
+    if path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
         raise WrongInput(
-            f"'{path}' holds no LoRA: no key ends with '.lora_A.weight' (found: {found}). "
-            f"Choose the {WEIGHTS_NAME} of a training."
+            f"'{path}' is of a kind that runs code when it is opened, and is not read. Expected a .safetensors file. "
+            "Ask for the LoRA in that format."
         )
-    return lora
+    if status.st_size > MAX_FILE_BYTES:
+        raise WrongInput(_damaged(path, f"it has {status.st_size:,} bytes, a LoRA has at most {MAX_FILE_BYTES:,}"))
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER_BYTES, status.st_size - 8):
+            raise WrongInput(_damaged(path, "it does not begin as such a file does"))
+        text = file.read(length)
+    try:
+        header = parse_json(text, f"the header of '{path}'")
+    except UnusableFile as error:
+        raise WrongInput(_damaged(path, str(error))) from error
+    if not isinstance(header, dict) or len(header) > MAX_KEYS:
+        raise WrongInput(_damaged(path, f"its header is no list of at most {MAX_KEYS:,} tensors"))
+    metadata = header.get("__metadata__") or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WrongInput(_damaged(path, "the metadata of its header is not made of texts"))
+    return metadata
 
 
-def lora_mismatches(lora: LoraFile, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Why the file does not fit an adapter with the `expected` keys and shapes; empty when it does."""
-    missing = [key for key in expected if key not in lora.tensors]
-    unexpected = [key for key in lora.tensors if key not in expected] + lora.other_keys
-    if missing and len(missing) == len(expected):
-        prefix = _common_prefix(lora.tensors, expected)
-        if prefix:
-            return [
-                f"The keys of '{lora.path}' begin with '{prefix}', which files of this trainer do not have (found "
-                f"'{next(iter(lora.tensors))}'). Remove the prefix from the keys, or choose another file."
-            ]
-    problems = []
-    fix = "Choose the LoRA configuration (--lora_config_path) that the file was trained with, or another file."
-    if missing:
-        problems.append(
-            f"'{lora.path}' lacks {len(missing)} of the {len(expected)} tensors of this adapter, for example "
-            f"'{missing[0]}'. {fix}"
-        )
-    if unexpected:
-        problems.append(
-            f"'{lora.path}' has {len(unexpected)} tensors that this adapter does not have, for example "
-            f"'{unexpected[0]}'. {fix}"
-        )
-    ranks = {expected[key][0] for key in expected if key.endswith(".lora_A.weight")}
-    if not problems and lora.ranks != ranks:
-        problems.append(
-            f"'{lora.path}' has rank {', '.join(map(str, sorted(lora.ranks)))}, the LoRA configuration has r = "
-            f"{', '.join(map(str, sorted(ranks)))}. {fix}"
-        )
-    elif not problems:
-        for key, tensor in lora.tensors.items():
-            if tuple(tensor.shape) != tuple(expected[key]):
-                problems.append(
-                    f"'{key}' in '{lora.path}' has shape {list(tensor.shape)}, expected {list(expected[key])}. "
-                    "The file belongs to another base model; choose another file."
-                )
-                break
-    if not problems:
-        for key, tensor in lora.tensors.items():
-            if not tensor.isfinite().all():
-                problems.append(
-                    f"'{key}' in '{lora.path}' holds values that are not finite. The training that wrote it had "
-                    "failed; choose an earlier checkpoint."
-                )
-                break
+def _damaged(path: Path, reason: str) -> str:
+    return (
+        f"'{path}' cannot be read as a safetensors file: {reason}. Expected a LoRA that a training saved. "
+        "The file is damaged or of another kind; choose another one."
+    )
+
+
+def _no_lora(lora: LoraFile) -> str:
+    found = ", ".join(lora.other_keys[:_SHOWN]) or "nothing"
+    kinds = {"hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", ".glora": "GLoRA", "lora_unet_": "kohya's underscores"}
+    kind = next((name for part, name in kinds.items() if any(part in key for key in lora.other_keys)), "")
+    hint = f", which looks like {kind} for other layers or of another kind" if kind else ""
+    return (
+        f"'{lora.path}' holds no LoRA: no key ends with '.lora_A.weight' (found: {found}{hint}). "
+        f"Choose the {WEIGHTS_NAME} of a training."
+    )
+
+
+def _layer_problems(lora: LoraFile) -> list[str]:
+    """What is wrong with the tensors by themselves, each kind once with the first layers that have it."""
+    problems: list[str] = []
+
+    def tell(layers: list[str], what: str, advice: str) -> None:
+        if layers:
+            shown = ", ".join(f"'{layer}'" for layer in layers[:_SHOWN]) + (", …" if len(layers) > _SHOWN else "")
+            number = "the layer" if len(layers) == 1 else f"{len(layers)} layers:"
+            problems.append(f"'{lora.path}': {what} in {number} {shown}. {advice}")
+
+    names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in lora.tensors)
+    pairs = {name: [lora.tensors.get(f"{name}.lora_{which}.weight") for which in "AB"] for name in names}
+    whole = "The file is not whole, or was not made for playing; choose another file."
+    for place, which in enumerate("AB"):
+        lacking = [name for name, pair in pairs.items() if pair[place] is None]
+        tell(lacking, f"lora_{which} is missing, the partner of lora_{'BA'[place]},", whole)
+    misshapen, not_finite, no_numbers = [], [], []
+    widths: dict[str, set[tuple[int, int]]] = {}
+    for name, (a, b) in pairs.items():
+        if a is None or b is None:
+            continue
+        if not (a.is_floating_point() and b.is_floating_point()):
+            no_numbers.append(name)
+        elif a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not 1 <= len(a) <= MAX_RANK or 0 in b.shape:
+            misshapen.append(f"{name} (A {list(a.shape)}, B {list(b.shape)})")
+        else:
+            widths.setdefault(re.sub(r"\.[0-9]+(?=\.)", ".N", name), set()).add((a.shape[1], len(b)))
+            if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
+                not_finite.append(name)
+    tell(no_numbers, "values that are no floating-point numbers", whole)
+    tell(misshapen, f"lora_A and lora_B do not fit each other as [r, in] and [out, r], r up to {MAX_RANK},", whole)
+    tell(
+        not_finite,
+        "values that are not finite",
+        "The training that wrote it had failed by then; take an earlier checkpoint.",
+    )
+    # All blocks of v1 are alike; where that is not said, layers that differ in a number may differ in width.
+    alike = ("transformer_blocks.N.", "lyric_encoder.encoders.N.")
+    odd = [name for name, found in widths.items() if len(found) > 1 and name.startswith(alike)]
+    tell(
+        odd, "widths that differ from block to block", "It is pieced together from several models; choose another file."
+    )
+    bad = [name for name, alpha in lora.alphas.items() if alpha.numel() != 1 or not math.isfinite(float(alpha))]
+    tell(bad, "an alpha that is no finite number", whole)
     return problems
 
 
-def _common_prefix(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """The text in front of every found key when the rest of it is an expected key."""
-    first = next(iter(found))
-    for key in expected:
-        if first.endswith("." + key):
-            prefix = first.removesuffix(key)
-            if all(name.startswith(prefix) and name.removeprefix(prefix) in expected for name in found):
-                return prefix
-    return None
+def describe(lora: LoraFile) -> str:
+    """What the file is and where it seems to come from, in one sentence without its end."""
+    layers = lora.layer_ranks
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in lora.tensors.values()})
+    ranks = sorted(lora.ranks)
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    of = "" if any(map(is_v1_layer, layers)) else ", none of them a layer of ACE-Step v1"
+    where = lora.spelling
+    if "base_model_fingerprint" in lora.metadata:
+        steps = lora.metadata.get("steps", "")
+        where = "trained by this program" + (f", {steps} steps" if steps.isdecimal() else "")
+    elif "ss_network_module" in lora.metadata or "ss_base_model_version" in lora.metadata:
+        where += ", trained by kohya's scripts"
+    if not any(bool(tensor.any()) for key, tensor in lora.tensors.items() if key.endswith(".lora_B.weight")):
+        where += "; all its lora_B are zero, so it changes nothing"
+    return f"'{lora.path}' is a LoRA of {len(layers)} layers{of}, {rank}, {' and '.join(kinds)}: {where}"
+
+
+def dora_problems(lora: LoraFile) -> list[str]:
+    """Why a LoRA cannot be played, changed in size or summed as a plain one."""
+    if not lora.dora:
+        return []
+    return [
+        f"'{lora.path}' was trained with DoRA (it holds magnitudes such as "
+        f"'{next(filter(is_dora, lora.other_keys))}'), which players compute in different ways. Expected a plain LoRA. "
+        "Choose another file, or train on from it without DoRA: trainer_new.py --last_lora_path."
+    ]
+
+
+# --- Its strength ---
 
 
 def saved_config(lora: LoraFile) -> tuple[dict[str, Any], str] | None:
     """What the file says of its training, keys as `read_lora_config`, and where: in its header, else beside it.
 
-    None where neither says it; raises WrongInput when the file beside it cannot be used.
+    None where neither says it, or says it of other ranks; raises WrongInput when the file beside it cannot be used.
     """
-    with contextlib.suppress(ValueError, RecursionError):
-        content = json.loads(lora.metadata.get("lora_adapter_metadata", "null"))
+    with contextlib.suppress(UnusableFile):
+        content = parse_json(lora.metadata.get(HEADER_CONFIG, "null"), "the header")
         # Other programs put other things there, which are no mistake of the user's.
-        if isinstance(content, dict) and not config_problems(content, lora.path, need_targets=False):
-            return needed_keys(content), "its header"
-    beside = lora.path.with_name(CONFIG_NAME)
-    return (read_lora_config(beside, need_targets=False), f"'{CONFIG_NAME}' beside it") if beside.is_file() else None
+        if isinstance(content, dict):
+            if "r" not in content:  # a pipeline of diffusers puts the model's name in front
+                content = {key.removeprefix("transformer."): value for key, value in content.items()}
+            if not config_problems(content, lora.path, need_targets=False):
+                config = needed_keys(content, patterns=True)
+                if not rank_misfits(lora, config):
+                    return config, "its header"
+    for name in (CONFIG_NAME, TRAINING_CONFIG_NAME):
+        beside = lora.path.with_name(name)
+        if beside.exists():
+            config = read_lora_config(beside, need_targets=False)
+            if not rank_misfits(lora, config):
+                return config, f"'{name}' beside it"
+    return None
+
+
+def rank_misfits(lora: LoraFile, config: Mapping[str, Any]) -> bool:
+    """Whether a layer has another rank than the configuration gives it."""
+    return any(layer_rank_alpha(config, layer)[0] != rank for layer, rank in lora.layer_ranks.items())
+
+
+class UnknownStrength(WrongInput):
+    """A LoRA that can be read and does not say its scale."""
+
+
+def lora_scales(lora: LoraFile, stated: Path | None = None) -> tuple[dict[str, float], str]:
+    """The factor s of each layer (W x + s B A x), and where it is written, in words.
+
+    In this order: the configuration in the header, alpha tensors for all layers, a configuration beside the file,
+    `stated`, the configuration that the user names. Raises UnknownStrength when none of them says it, WrongInput when
+    `stated` says otherwise than the file.
+    """
+    saved = saved_config(lora)
+    ranks = lora.layer_ranks
+    by_alpha = {layer: float(lora.alphas[layer]) / rank for layer, rank in ranks.items() if layer in lora.alphas}
+    has_alphas = by_alpha.keys() == ranks.keys()
+    if saved and (saved[1] == "its header" or not has_alphas):
+        config, source = saved
+        scales = {layer: lora_scale(*layer_rank_alpha(config, layer), config["use_rslora"]) for layer in ranks}
+        # Two descriptions of one thing, never to be multiplied. bfloat16 rounds an alpha by up to 0.4 per cent.
+        other = [layer for layer, scale in by_alpha.items() if not math.isclose(scale, scales[layer], rel_tol=0.01)]
+        if other:
+            source += f" (its alpha values say otherwise, for '{other[0]}' {by_alpha[other[0]]:.4g})"
+    elif has_alphas:
+        scales, source = by_alpha, "its alpha values"
+    elif stated is None:
+        raise UnknownStrength(
+            f"'{lora.path}' has no configuration in its header that fits, no alpha in every layer and no {CONFIG_NAME} "
+            "beside it, so the strength of the training is not known. Give the LoRA configuration of the training with "
+            "--lora_config_path."
+        )
+    else:
+        return _stated_scales(lora, read_lora_config(stated, need_targets=False), stated), f"'{stated}'"
+    if stated is not None:
+        _compare(lora, saved, scales, read_lora_config(stated, need_targets=False), stated)
+    return scales, source
+
+
+def _stated_scales(lora: LoraFile, config: Mapping[str, Any], stated: Path) -> dict[str, float]:
+    """The scale by a configuration that the user names, for a file that says nothing itself."""
+    trained = lora.metadata.get(TRAINED_RANK, "")
+    if trained.isdecimal():
+        if int(trained) != config["r"]:
+            raise WrongInput(
+                f"'{lora.path}' was made smaller from rank {int(trained)}, and its strength is that of its training; "
+                f"'{stated}' has r = {config['r']}. Give the LoRA configuration of the training, which has r = "
+                f"{int(trained)}, with --lora_config_path."
+            )
+        return dict.fromkeys(lora.layer_ranks, lora_scale(config["r"], config["lora_alpha"], config["use_rslora"]))
+    if rank_misfits(lora, config):
+        raise WrongInput(
+            f"'{lora.path}' has rank {', '.join(map(str, sorted(lora.ranks)))}, the LoRA configuration has r = "
+            f"{config['r']}. Give the configuration of that training with --lora_config_path."
+        )
+    return {layer: lora_scale(*layer_rank_alpha(config, layer), config["use_rslora"]) for layer in lora.layer_ranks}
+
+
+def _compare(
+    lora: LoraFile,
+    saved: tuple[dict[str, Any], str] | None,
+    scales: Mapping[str, float],
+    config: Mapping[str, Any],
+    stated: Path,
+) -> None:
+    """Raise WrongInput when the configuration that the user names says otherwise than the file."""
+    for key in ("r", "lora_alpha", "use_rslora"):
+        if saved and config[key] != saved[0][key]:
+            raise WrongInput(
+                f"'{stated}' has {key} = {config[key]}, but the training of '{lora.path}' was saved with {key} = "
+                f"{saved[0][key]}. Leave --lora_config_path out to use the saved one."
+            )
+    for layer, scale in scales.items():
+        other = lora_scale(*layer_rank_alpha(config, layer), config["use_rslora"])
+        if not saved and not math.isclose(scale, other, rel_tol=0.01):
+            raise WrongInput(
+                f"'{stated}' gives '{layer}' the scale {other:.4g}, the alpha values of '{lora.path}' say {scale:.4g}. "
+                "Leave --lora_config_path out to use those of the file."
+            )
+
+
+# --- Writing ---
 
 
 def save_lora(
@@ -181,15 +427,104 @@ def save_lora(
 
     content = {key: tensor.detach().to("cpu", torch.bfloat16).contiguous() for key, tensor in tensors.items()}
     if with_alpha:
-        content = add_alpha(content, comfy_alpha(config["r"], config["lora_alpha"], config["use_rslora"]), config["r"])
-    header = {
-        "format": "pt",
-        "lora_adapter_metadata": json.dumps(peft_config_dict(config), indent=2, sort_keys=True),
-        **(metadata or {}),
-    }
+        scale = lora_scale(config["r"], config["lora_alpha"], config["use_rslora"])
+        layers = [key.removesuffix(".lora_A.weight") for key in content if key.endswith(".lora_A.weight")]
+        content = add_alpha(content, dict.fromkeys(layers, scale))
+    header = {"format": "pt", HEADER_CONFIG: _as_text(peft_config_dict(config)), **(metadata or {})}
     with replace_atomically(path) as temporary:
         save_file(content, temporary, metadata=header)
         _sort_metadata(temporary)
+
+
+def save_lora_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the configuration of a training beside its LoRA, as `--lora_config_path` takes it.
+
+    Not as PEFT's `adapter_config.json`: with it the folder would look like one that PEFT can load.
+    """
+    write_json(Path(folder) / TRAINING_CONFIG_NAME, needed_keys(config))
+
+
+def one_for_all(
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scales: Mapping[str, float]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and configuration of the file that plays at strength 1 in every client.
+
+    The scale lies in B, every layer has the largest rank (padded with zeros), and alpha is the rank, in tensors and in
+    the configuration: whoever reads one of them, both or neither arrives at 1. Half precision becomes float32, because
+    a folded float16 may be too small for its format; bfloat16 stays.
+    """
+    import torch
+
+    from ace_lora.lora.factors import folded, padded
+
+    rank = max(len(a) for a, _ in factors.values())
+    tensors = {}
+    for layer, pair in factors.items():
+        a, b = (factor if factor.dtype == torch.bfloat16 else factor.float() for factor in pair)
+        a, b = padded(a, folded(b, scales[layer]), rank)
+        tensors[f"{layer}.lora_A.weight"] = a.contiguous()
+        tensors[f"{layer}.lora_B.weight"] = b.contiguous()
+        tensors[f"{layer}.alpha"] = torch.tensor(float(rank))
+    # Few and old fields: an older PEFT refuses those that it does not know.
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "use_rslora": False,
+        "use_dora": False,
+        "lora_bias": False,
+        "bias": "none",
+        "target_modules": sorted(factors),
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    return tensors, config
+
+
+def write_for(
+    client: str,
+    output: Path,
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    scales: Mapping[str, float],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write the LoRA for `client`, one of CLIENTS, and read it back.
+
+    "all": `output` is a file, or a folder that gets one of the name that ACE-Step's pages and diffusers look for.
+    "peft": `output` is a folder that `PeftModel.from_pretrained` loads. `metadata`: what else the header tells.
+    """
+    tensors, config = one_for_all(factors, scales)
+    # What described the strength before it was folded in.
+    told = {key: value for key, value in metadata.items() if key not in ("rank", "alpha", "use_rslora", TRAINED_RANK)}
+    header = {**told, "format": "pt", HEADER_CONFIG: _as_text(config)}
+    if client == "all" and is_file_name(output):
+        write_tensors(output, tensors, header)
+        return
+    with replace_atomically(output, own=OWN_NAMES) as folder:
+        if client == "all":
+            write_tensors(folder / WEIGHTS_NAME, tensors, header)
+        else:
+            named = {f"base_model.model.{key}": tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
+            write_tensors(folder / PEFT_WEIGHTS_NAME, named, header)
+            write_json(folder / CONFIG_NAME, config)
+
+
+def write_tensors(path: Path, content: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> None:
+    """Write a safetensors file atomically and read it back. Raises StepFailed when it is not what was meant."""
+    import torch
+    from safetensors.torch import load, save
+
+    with replace_atomically(path) as temporary:
+        # Not save_file: a full disk would be an error of its own kind.
+        temporary.write_bytes(save(dict(content), dict(metadata) if metadata else None))
+        if metadata:
+            _sort_metadata(temporary)
+        # From bytes: on Windows a mapped file cannot be renamed.
+        written = load(temporary.read_bytes())
+        if written.keys() != content.keys() or not all(torch.equal(written[key], content[key]) for key in content):
+            raise StepFailed(
+                f"What was written for '{path}' differs from what was meant. Check the disk; nothing was kept."
+            )
 
 
 def _sort_metadata(path: Path) -> None:
@@ -207,16 +542,47 @@ def _sort_metadata(path: Path) -> None:
             file.write(ordered.ljust(length))
 
 
-def add_alpha(tensors: Mapping[str, torch.Tensor], alpha: float, rank: int) -> dict[str, torch.Tensor]:
-    """`tensors` and, for each `<module path>.lora_A.weight`, a 0-dim `<module path>.alpha` in its dtype.
+def _as_text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, indent=2, sort_keys=True)
 
-    `alpha` is that of layers with `rank` rows; layers pruned to fewer get less, so that all play at the same scale.
-    """
+
+def is_file_name(output: Path) -> bool:
+    """Whether an output name means a file; any other means a folder."""
+    return output.suffix.lower() == ".safetensors"
+
+
+def output_problems(output: Path, inputs: Sequence[Path], *, overwrite: bool) -> list[str]:
+    """Why nothing can be written to `output`, a file name or a folder, when the LoRAs `inputs` have been read."""
+    if not output.exists():
+        return []
+    for source in inputs:
+        resolved = source.resolve()
+        if source.exists() and (output.samefile(source) or output.resolve() in resolved.parents):
+            return [
+                f"--output_name '{output}' is the input file itself, or its folder. Choose another name; the input is "
+                "kept."
+            ]
+    if output.is_dir() == is_file_name(output):
+        kind = "folder" if output.is_dir() else "file"
+        return [f"--output_name '{output}' is the name of a {kind} that exists already. Choose another one."]
+    if not overwrite:
+        return [f"'{output}' exists already. Choose another --output_name, or add --overwrite to replace it."]
+    if output.is_dir() and not any((output / name).exists() for name in (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)):
+        return [
+            f"The folder '{output}' holds no LoRA, so --overwrite does not replace it. Choose another --output_name."
+        ]
+    if (output / STATE_TENSORS).exists():
+        return [f"'{output}' is a checkpoint of a training, which is kept. Choose another --output_name."]
+    return []
+
+
+def add_alpha(tensors: Mapping[str, torch.Tensor], scales: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """`tensors` and, for each layer, a 0-dim `<module path>.alpha` in the dtype of its A, with which ComfyUI, that
+    computes alpha / rank, arrives at the layer's scale."""
     import torch
 
     result = dict(tensors)
-    for key, tensor in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            value = torch.tensor(alpha * len(tensor) / rank, dtype=tensor.dtype)
-            result[key.removesuffix(".lora_A.weight") + ".alpha"] = value
+    for layer, scale in scales.items():
+        a = tensors[f"{layer}.lora_A.weight"]
+        result[f"{layer}.alpha"] = torch.tensor(len(a) * scale, dtype=a.dtype)
     return result

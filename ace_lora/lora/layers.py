@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,11 @@ import torch
 from torch import nn
 
 from ace_lora.commands import WrongInput
-from ace_lora.lora.config import lora_scale
-from ace_lora.lora.file import lora_mismatches, read_lora_file
+from ace_lora.lora.config import lora_scale, matches_target
+from ace_lora.lora.factors import best_factors
+from ace_lora.lora.file import TRAINED_RANK, LoraFile, UnknownStrength, lora_scales, read_lora_file
 
 ADAPTER = "lora"  # PEFT's name of the adapter inside the model; it appears in no file
-
-
-def matches_target(module_name: str, targets: Iterable[str]) -> bool:
-    """Whether PEFT adapts the module: its dotted name is an entry or ends with `.` and an entry."""
-    return any(module_name == target or module_name.endswith("." + target) for target in targets)
 
 
 def target_layers(model: nn.Module, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -125,19 +122,99 @@ def set_adapter_strength(model: nn.Module, strength: float) -> None:
                 module.scaling[name] = scale * strength
 
 
-def load_lora(model: nn.Module, path: Path) -> list[str]:
-    """Copy a LoRA file into the adapter of `model`; strict. Returns notes for the user.
+# --- A file as the start of a training ---
 
-    Raises WrongInput when keys, count, rank or shapes do not fit.
+
+def lora_mismatches(lora: LoraFile, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Why a training cannot start from the file, `expected` being keys and shapes of its adapter; empty when it can.
+
+    Another rank, scale or choice of layers is no hindrance (`load_lora`); other widths are, and no layer in common.
+    """
+    common = [key for key in lora.tensors if key in expected]
+    if not common:
+        return [
+            f"'{lora.path}' has no layer in common with this training (found '{next(iter(lora.layer_ranks))}', wanted "
+            f"'{next(iter(expected)).rsplit('.lora_', 1)[0]}'). Expected a LoRA of ACE-Step v1 with layers of the LoRA "
+            "configuration. Choose another file, or another configuration with --lora_config_path."
+        ]
+    for key in common:
+        # The rank is the first of A's two numbers and the last of B's.
+        kept, name = (1, "inputs") if key.endswith(".lora_A.weight") else (0, "outputs")
+        if lora.tensors[key].shape[kept] != expected[key][kept]:
+            return [
+                f"'{key}' in '{lora.path}' has shape {list(lora.tensors[key].shape)}, expected {expected[key][kept]} "
+                f"{name}. The file belongs to another base model; choose another file."
+            ]
+    return []
+
+
+def load_lora(model: nn.Module, path: Path) -> list[str]:
+    """Start the adapter of `model` from a LoRA file of any rank, scale and layers. Returns what was done, in words.
+
+    The product s · B A of each layer is what it was in the file: B is rescaled to the adapter's scale, a lower rank is
+    grown with zeros in B (its new rows of A stay random), a higher one becomes the nearest of the adapter's rank.
+    Layers that the file lacks start from zero. Raises WrongInput as `lora_mismatches`.
     """
     lora = read_lora_file(path)
     parameters = adapter_tensors(model)
     problems = lora_mismatches(lora, {key: tuple(parameter.shape) for key, parameter in parameters.items()})
     if problems:
         raise WrongInput(problems)
+    scales, notes = _scales_to_start_from(lora, model)
+    shares, changes = [], Counter[str]()
+    layers = [key.removesuffix(".lora_A.weight") for key in parameters if key.endswith(".lora_A.weight")]
     with torch.no_grad():
-        for key, parameter in parameters.items():
-            parameter.copy_(lora.tensors[key])
-    if lora.alphas:
-        return [f"'{path}' holds {len(lora.alphas)} alpha values for ComfyUI; training does not need them."]
-    return []
+        for layer, (a, b) in lora.factors.items():
+            if layer not in layers:
+                continue
+            to_a, to_b = (parameters[f"{layer}.lora_{which}.weight"] for which in "AB")
+            factor = scales[layer] / _adapter_scale(model, layer)
+            if not math.isclose(factor, 1, rel_tol=1e-6):
+                changes[f"scaled by {factor:.4g}, so that the strength stays"] += 1
+                b = b.float() * factor
+            if len(a) > len(to_a):
+                a, b, kept = best_factors(a.float(), b.float(), len(to_a))
+                shares.append(kept)
+            elif len(a) < len(to_a):
+                changes[f"grown from rank {len(a)} to {len(to_a)}"] += 1
+            to_a[: len(a)] = a
+            to_b.zero_()
+            to_b[:, : b.shape[1]] = b
+    notes += [f"{count} layers {what}" for what, count in changes.items()]
+    if shares:
+        notes.append(
+            f"{len(shares)} layers made smaller to the rank of this training; kept {100 * min(shares):.2f} % of the "
+            f"norm at the least, {100 * sum(shares) / len(shares):.2f} % on average"
+        )
+    for names, what in (
+        ([layer for layer in layers if layer not in scales], "are not in the file and start from zero"),
+        ([layer for layer in scales if layer not in layers], "of the file are not in this training and are left out"),
+        (lora.other_keys, "belong to no plain LoRA (such as DoRA's magnitudes) and are left out"),
+    ):
+        if names:
+            kind = "tensors" if names is lora.other_keys else "layers"
+            notes.append(f"{len(names)} {kind} {what}, for example '{names[0]}'")
+    return [f"'{path}': {note}." for note in notes]
+
+
+def _scales_to_start_from(lora: LoraFile, model: nn.Module) -> tuple[dict[str, float], list[str]]:
+    """The scale of each layer of the file; where it says none, that of the training's alpha and rsLoRA at its rank."""
+    try:
+        return lora_scales(lora)[0], []
+    except UnknownStrength:
+        parameters = adapter_tensors(model)
+        module: Any = model.get_submodule(next(iter(parameters)).rsplit(".lora_", 1)[0])
+        name = next(iter(module.scaling))
+        alpha, rslora = module.lora_alpha[name], module.use_rslora[name]
+        trained = lora.metadata.get(TRAINED_RANK, "")
+        scales = {
+            layer: lora_scale(int(trained) if trained.isdecimal() else rank, alpha, rslora)
+            for layer, rank in lora.layer_ranks.items()
+        }
+        return scales, [f"it does not say its alpha; taken as in this training (alpha {alpha}, rsLoRA {rslora})"]
+
+
+def _adapter_scale(model: nn.Module, layer: str) -> float:
+    """The factor that PEFT multiplies the layer's product with."""
+    module: Any = model.get_submodule(layer)
+    return next(iter(module.scaling.values()))

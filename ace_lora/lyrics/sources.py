@@ -1,53 +1,45 @@
-"""Lyrics that somebody wrote already: a `.lrc` or `.txt` beside the song, or the tags embedded in the audio file.
+"""Lyrics that somebody wrote already: a file beside the song, or the tags embedded in the audio file.
 
-Read, never written: `.lrc` and `.txt` in the encodings that people's files have, ID3 (USLT, SYLT), Vorbis comments
-(FLAC, Ogg, Opus) and MP4 atoms. mutagen is imported when a file's tags are read.
+Read, never written. Beside the song: `.lrc`, `.lrcx`, `.srt`, `.txt`, JSON and the other formats of `formats.py`, under
+the song's name or as "title - artist" in either order. Embedded: ID3 (USLT, SYLT, TXXX), APEv2, Vorbis comments (FLAC,
+Ogg, Opus) and MP4 atoms. mutagen is imported when a file's tags are read.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
 import re
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ace_lora.lyrics.text import NO_VOICE, clean_lines
-from ace_lora.lyrics.timed import TimedLine, parse_timed
-from ace_lora.songs import INSTRUMENTAL, Song
+from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, is_guess, mend_latin1
+from ace_lora.lyrics.formats import Entries, Entry, read_entries
+from ace_lora.lyrics.sorting import SortedLyrics, is_romanised, script_of, sort_lines
+from ace_lora.lyrics.text import clean_lines, comparable
+from ace_lora.lyrics.timed import TimedLine
+from ace_lora.songs import INSTRUMENTAL, SongFiles, split_tags
 
-# Vorbis comments and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers write.
-# The ones with times come first.
-_COMMENT_NAMES = ("syncedlyrics", "synced lyrics", "lyrics", "unsyncedlyrics", "unsynced lyrics")
+__all__ = ["FoundLyrics", "UnknownEncoding", "UnreadableTags", "embedded_lyrics", "lyrics_beside", "song_names"]
 
-# Share of characters that are no text from which on a guessed encoding is wrong, or the file none at all. Some players
-# leave a few of them.
-MOST_STRANGE_CHARACTERS = 0.05
-_NO_TEXT = ("Cc", "Cn", "Co", "Cs")
-
-# What music services write above the first sung line ("作词 : …", "Composed by: …"); nobody sings it.
-_CREDIT = re.compile(
-    r"(?:作?[词詞曲]|填[词詞]|[谱譜]曲|[编編]曲|演唱|原唱|歌手|歌名|[专專][辑輯]|制作人?|製作人?|[监監][制製]|混音|[录錄]音|母[带帶]|和[声聲]|"
-    r"吉他|[贝貝]斯|鼓|[键鍵][盘盤]|弦[乐樂]|出品|[发發]行|统筹|企[划劃]|OP|SP|ISRC|"
-    r"lyrics?(?: by)?|lyricist|composers?|composed by|music by|written by|writers?|arrange[rd](?: by)?|arrangement|"
-    r"producers?|produced by|vocals?(?: by)?|mix(?:ed|ing)?(?: by| engineer)?|master(?:ed|ing)(?: by| engineer)?)"
-    r"\s*[:：].*",
-    re.IGNORECASE,
-)
+# In the order in which they are looked for; formats with times first.
+EXTENSIONS = (".lrc", ".lrcx", ".yrc", ".qrc", ".ttml", ".srt", ".vtt", ".ass", ".json", ".txt")
 
 
 @dataclass(frozen=True)
 class FoundLyrics:
-    """Lyrics from `source` (words for the log). `lines` have a time where the source gives one.
+    """Lyrics from `source` (words for the log). `lines` are what is sung, with a time where the source gives one.
 
-    Music without a voice is the single line `[instrumental]`.
+    Music without a voice is the single line `[instrumental]`. `details` holds every line of the source with its kind.
+    `questions`: what was guessed and only the user can know. `warnings`: sentences on the lines.
     """
 
     source: str
     lines: tuple[TimedLine, ...]
+    details: SortedLyrics = field(default_factory=lambda: SortedLyrics(()), compare=False)
+    questions: tuple[str, ...] = field(default=(), compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def text(self) -> str:
@@ -59,179 +51,277 @@ class FoundLyrics:
         """Whether any line has a time."""
         return any(line.seconds is not None for line in self.lines)
 
+    @property
+    def last_seconds(self) -> float:
+        """The latest time of a line, 0 without times."""
+        return max((line.seconds or 0.0 for line in self.lines), default=0.0)
 
-def lyrics_beside(song: Song) -> FoundLyrics | None:
-    """Lyrics in `<stem>.lrc`, else `<stem>.txt`, upper or lower case; None when there are none or they are empty.
 
-    A `<stem>_lyrics.lrc` that stands without its `<stem>_lyrics.txt` is somebody's own, and comes first.
+def found_lyrics(source: str, entries: Entries, names: SongNames | None = None) -> FoundLyrics | None:
+    """The sung lines of a text; None where nothing is sung and nothing says that there is no voice."""
+    names = names or SongNames()
+    details = sort_lines(entries, names.title, names.artist)
+    lines = [
+        TimedLine(line.seconds, " ".join(line.sung.split())) for line in details.lines if line.sung or not line.text
+    ]
+    if details.instrumental:
+        return FoundLyrics(source, (TimedLine(None, INSTRUMENTAL),), details)
+    if not any(line.kind == "sung" for line in details.lines):
+        return None
+    while not lines[-1].text:
+        lines.pop()
+    while not lines[0].text:
+        lines.pop(0)
+    return FoundLyrics(source, tuple(lines), details, warnings=details.warnings)
+
+
+def warn_of_other_version(found: FoundLyrics, song_seconds: float) -> list[str]:
+    """A sentence where lines lie behind the end of the song: its lyrics are of another version, or its times are."""
+    behind = [line for line in found.lines if line.seconds is not None and line.seconds > song_seconds and line.text]
+    if not behind:
+        return []
+    return [
+        f"{len(behind)} of {sum(line.seconds is not None for line in found.lines)} lines have times behind the end of the "
+        f"song ({song_seconds:.0f} s; the last line is at {found.last_seconds:.0f} s): the lyrics in {found.source} are "
+        "of another version of it. Use lyrics of this recording, or remove the lines that are not sung in it"
+    ]
+
+
+# --- Beside the song ---
+
+
+def lyrics_beside(
+    song: SongFiles, names: SongNames | None = None, encoding: str | None = None, remarks: list[str] | None = None
+) -> FoundLyrics | None:
+    """Lyrics in a file beside the song; None when there are none or they are empty.
+
+    First `<stem>.lrc`, then the other formats, upper or lower case, then files that name title and artist. A
+    `<stem>_lyrics.lrc` that stands without its `<stem>_lyrics.txt` is somebody's own, and comes before all.
+    `encoding`: of files that are not Unicode. `remarks` takes sentences on files that were passed over.
     Raises UnknownEncoding, OSError.
     """
-    candidates = [] if song.lyrics.exists() else [song.timed_lyrics.name]
-    candidates += [f"{song.stem}.lrc", f"{song.stem}.txt"]
-    present = {path.name.casefold(): path for path in song.audio.parent.iterdir()}
-    for name in candidates:
-        path = present.get(name.casefold())
-        if path is not None and path.is_file():
-            text, encoding = decode_lyrics(path.read_bytes(), path.name)
-            found = _found(path.name if encoding.startswith("utf") else f"{path.name} (read as {encoding})", text)
-            if found is not None:
-                return found
+    names = names or SongNames()
+    present = {path.name.casefold(): path for path in song.audio.parent.iterdir() if path.suffix.lower() in EXTENSIONS}
+    own = [] if song.lyrics.exists() else [song.timed_lyrics.name]
+    candidates = [present.get(name.casefold()) for name in (*own, *(song.stem + extension for extension in EXTENSIONS))]
+    candidates += _named_after(song, names, present)
+    for path in candidates:
+        if path is None or not path.is_file():
+            continue
+        text, used = decode_lyrics(path.read_bytes(), path.name, encoding if not _is_unicode(path) else None)
+        if path.suffix.lower() == ".txt" and looks_like_tags(text):
+            if remarks is not None:
+                remarks.append(f"'{path.name}' looks like tags and not like lyrics, so it is passed over")
+            continue
+        found = found_lyrics(path.name, _song_of_collection(text, names), names)
+        if found is not None:
+            return _with_encoding(found, path.name, used, asked=encoding is None)
     return None
 
 
-def embedded_lyrics(audio: Path) -> FoundLyrics | None:
-    """Lyrics in the tags of an audio file, ones with times first; None when it has none.
+def _is_unicode(path: Path) -> bool:
+    try:
+        return not is_guess(decode_lyrics(path.read_bytes(), path.name)[1])
+    except UnknownEncoding:
+        return False
+
+
+def _with_encoding(found: FoundLyrics, name: str, encoding: str, *, asked: bool) -> FoundLyrics:
+    if not is_guess(encoding):
+        return found
+    shown = next((line.text for line in found.lines if not line.text.isascii()), found.lines[0].text)[:40]
+    question = (
+        f"'{name}' is not Unicode. Read as {encoding}, which is a guess, it says '{shown}'. If that is wrong, name its "
+        "encoding with --lyric_encoding, or save it as UTF-8"
+    )
+    return FoundLyrics(
+        f"{name} (read as {encoding})",
+        found.lines,
+        found.details,
+        (*found.questions, question) if asked else found.questions,
+        found.warnings,
+    )
+
+
+def looks_like_tags(text: str) -> bool:
+    """Whether a text is one line of tags between commas, as other trainers keep a caption beside a file."""
+    lines = [line for line in text.strip().split("\n") if line.strip()]
+    if len(lines) != 1 or re.search(r"[.!?。！？]", lines[0]):
+        return False
+    tags = split_tags(lines[0])
+    return len(tags) >= 4 and all(len(tag.split()) <= 4 and len(tag) <= 30 for tag in tags)
+
+
+def _named_after(song: SongFiles, names: SongNames, present: dict[str, Path]) -> list[Path]:
+    """Files that name title and artist, in either order, as other programs save them."""
+    wanted = {_joined(title, artist) for title, artist in names.pairs(song.stem) if title and artist}
+    wanted |= {_joined(artist, title) for title, artist in names.pairs(song.stem) if title and artist}
+    if not wanted:
+        return []
+    songs = {path.stem.casefold() for path in song.audio.parent.iterdir() if path.suffix.lower() not in EXTENSIONS}
+    found = []
+    for extension in EXTENSIONS:
+        for path in present.values():
+            # LyricsGenius: lyrics_artist_title.json
+            stem = re.sub(r"^lyrics_", "", path.stem, flags=re.IGNORECASE)
+            if path.suffix.lower() == extension and _joined(stem) in wanted and path.stem.casefold() not in songs:
+                found.append(path)
+    return found
+
+
+def _joined(*parts: str) -> str:
+    return comparable(" ".join(parts)).replace(" ", "")
+
+
+def _song_of_collection(text: str, names: SongNames) -> Entries:
+    """The lines of a text; of a LyricsGenius file with all songs of an artist, those of the song of that title."""
+    if names.title and text.lstrip()[:1] == "{" and '"songs"' in text:
+        import json
+
+        try:
+            songs = json.loads(text).get("songs")
+        except (ValueError, AttributeError):
+            songs = None
+        for item in songs if isinstance(songs, list) else []:
+            if isinstance(item, dict) and _joined(str(item.get("title", ""))) == _joined(names.title):
+                return read_entries(json.dumps(item))
+        if isinstance(songs, list):
+            return Entries([])
+    return read_entries(text)
+
+
+# --- Names of the song ---
+
+
+@dataclass(frozen=True)
+class SongNames:
+    """Title, artist and album as the tags have them, "" where they have none; `language` as a code of ISO 639."""
+
+    title: str = ""
+    artist: str = ""
+    album: str = ""
+    language: str = ""
+
+    def pairs(self, stem: str) -> list[tuple[str, str]]:
+        """(title, artist) of the tags, else both orders of a file name such as `artist - title`."""
+        if self.title and self.artist:
+            return [(self.title, self.artist)]
+        name = re.sub(r"^\d{1,3}[\s._-]+", "", stem)
+        parts = [part.strip() for part in re.split(r"\s[-–—]\s|\s-|-\s|_-_", name, maxsplit=1) if part.strip()]
+        if len(parts) == 2:
+            return [(parts[1], parts[0]), (parts[0], parts[1])]
+        return [(self.title or name, self.artist)]
+
+
+_NAME_KEYS = {
+    "title": ("TIT2", "title", "\xa9nam", "TITLE"),
+    "artist": ("TPE1", "artist", "\xa9ART", "ARTIST"),
+    "album": ("TALB", "album", "\xa9alb", "ALBUM"),
+    "language": ("TLAN", "language", "LANGUAGE"),
+}
+
+
+def song_names(audio: Path) -> SongNames:
+    """Title, artist, album and language from the tags of a file; empty where there are none or they are damaged."""
+    try:
+        tags = _read_tags(audio)
+    except Exception:
+        return SongNames()
+    values = {}
+    for name, keys in _NAME_KEYS.items():
+        for key in keys:
+            try:
+                value = tags[key] if tags is not None and key in tags else None
+            except (KeyError, ValueError):
+                continue
+            if value:
+                text = getattr(value, "text", value)
+                text = text[0] if isinstance(text, (list, tuple)) and text else text
+                values[name] = mend_latin1(str(text)).strip()
+                break
+    return SongNames(**values)
+
+
+# --- Embedded tags ---
+
+# Vorbis comments, APEv2 items and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers
+# write, alone or with a language behind ("LYRICS-ENG", "lyrics:jpn"). The ones with times come first.
+_COMMENT_NAME = re.compile(
+    r"(?:synced[ _]?lyrics|lyrics[ _]?synced|syncedlyrics|lyrics?|unsynced[ _]?lyrics|unsyncedlyrics|lyrics[ _]?unsynced|uslt|sylt|wm/lyrics(?:_synchronised)?|songtext|"
+    r"歌词|歌詞)(?:[\s:_/-]+(?P<language>[a-z]{2,3})(?:-[a-z]+)?)?(?:[\s:_/-].*)?",
+    re.IGNORECASE,
+)
+_TRANSLATED = re.compile(r"translat|翻[译譯]|[译譯]文|訳|번역|перевод|roma|pinyin|拼音|ローマ", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    entries: Entries
+    language: str = ""  # as the tag says, a code of ISO 639
+
+
+def embedded_lyrics(audio: Path, names: SongNames | None = None) -> FoundLyrics | None:
+    """Lyrics in the tags of an audio file, in the song's own language and with times if they can be had; None without.
 
     Raises UnreadableTags when the file's tags are damaged, OSError.
     """
     audio.open("rb").close()  # mutagen would hide an OSError in one of its own
     try:
-        found = [(name, lines) for name, lines in _embedded(_read_tags(audio)) if lines]
+        names = names or song_names(audio)
+        found = [
+            (candidate, lyrics)
+            for candidate in _embedded(audio)
+            if (lyrics := found_lyrics(f"embedded {candidate.name}", candidate.entries, names))
+        ]
     except Exception as error:
         # Damaged files make mutagen raise IndexError and the like as well as its own errors.
         raise UnreadableTags(
             f"The tags embedded in '{audio.name}' cannot be read ({error}). Repair them with a tag editor, "
             "or put the lyrics beside the song as a .lrc or .txt file."
         ) from error
-    for name, lines in found:
-        if any(line.seconds is not None for line in lines):
-            return FoundLyrics(f"embedded {name}", lines)
-    return FoundLyrics(f"embedded {found[0][0]}", found[0][1]) if found else None
+    return _choose(found, names)
 
 
 class UnreadableTags(Exception):
     """The tags of an audio file are damaged."""
 
 
-class UnknownEncoding(Exception):
-    """A text file is in none of the encodings that lyrics come in."""
+def _choose(found: list[tuple[_Candidate, FoundLyrics]], names: SongNames) -> FoundLyrics | None:
+    """The original among several lyrics; of those in its script the ones with times."""
+    if not found:
+        return None
+    scripts = [script_of(lyrics.text) for _, lyrics in found]
+    title_script = script_of(names.title)
 
-
-# --- Text ---
-
-
-def decode_lyrics(data: bytes, name: str) -> tuple[str, str]:
-    """(text, encoding) of a lyrics file: UTF-8, UTF-16, else the code page that fits it.
-
-    Raises UnknownEncoding.
-    """
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if data.startswith(mark):
-            return _strictly(data, encoding, name), encoding
-    if b"\0" in data:
-        # UTF-16 without a byte-order mark: in line ends and stamps every second byte is zero.
-        encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
-    else:
-        try:
-            return data.decode("utf-8"), "utf-8"
-        except UnicodeDecodeError:
-            encoding = legacy_encoding(data)
-    text = _strictly(data, encoding, name)
-    strange = [character for character in text if not _is_text(character)]
-    if len(strange) > MOST_STRANGE_CHARACTERS * len(text):
-        raise UnknownEncoding(
-            f"'{name}' is no text, or in an encoding that is not known: read as {encoding}, {len(strange)} of "
-            f"{len(text)} characters are none. Open it in an editor that shows the text correctly and save it as UTF-8."
+    def merit(index: int) -> tuple[int, ...]:
+        candidate, lyrics = found[index]
+        others = [script for script in scripts if script not in ("", "latin")]
+        reading = scripts[index] == "latin" and any(is_romanised(lyrics.text, script) for script in others)
+        return (
+            -bool(_TRANSLATED.search(candidate.name)),
+            bool(names.language) and candidate.language[:2].lower() == names.language[:2].lower(),
+            -reading,
+            title_script not in ("", "latin", "han") and scripts[index] == title_script,
+            title_script == scripts[index],
+            scripts[index] == "kana",  # with a Chinese one beside it, which is its translation
         )
-    return text, encoding
 
-
-def _is_text(character: str) -> bool:
-    """Whether lyrics may hold the character: no control, surrogate, private or unassigned one, no byte-order mark."""
-    return character.isspace() or (unicodedata.category(character) not in _NO_TEXT and character != "\ufeff")
-
-
-def _strictly(data: bytes, encoding: str, name: str) -> str:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UnknownEncoding(
-            f"'{name}' is neither UTF-8 nor {encoding}: byte 0x{data[error.start]:02x} at {error.start} fits neither. "
-            "Open it in an editor that shows the text correctly and save it as UTF-8."
-        ) from error
-
-
-def legacy_encoding(data: bytes) -> str:
-    """The code page of lyrics that are not UTF-8: GB18030 unless another fits clearly better.
-
-    charset-normalizer takes a few words of GB18030 for Korean and Shift JIS for Korean as well, so the choice is made
-    by what lyrics consist of: each East Asian code page keeps its common characters in a range of lead bytes.
-    """
-    high = len(re.findall(rb"[\x80-\xff]", data))
-    lone = len(re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", data))
-    if lone > 0.5 * high:
-        # Accented letters between plain ones: a Western language. Elsewhere high bytes stand together.
-        return "cp1252"
-    if _share(data, "cp932", lambda character, _: "\u3040" <= character <= "\u30ff") > 0.3:
-        return "cp932"
-    # Lower-case Cyrillic, which as East Asian text would be nothing but rare characters.
-    if _share(data, "cp1251", lambda character, _: "\u0430" <= character <= "\u044f" or character == "ё") > 0.7:
-        return "cp1251"
-    simplified = _share(data, "gb18030", _common(0xA1, 0xD7))  # punctuation and the 3755 characters of level 1
-    traditional = _share(data, "big5", _common(0xA1, 0xC6))  # punctuation and the 5401 characters of level 1
-    hangul = _share(data, "cp949", _common(0xA1, 0xC8))  # punctuation and the 2350 syllables of KS X 1001
-    if traditional > simplified + 0.1 and traditional > hangul:
-        return "big5"
-    # All Hangul lead bytes are also lead bytes of common Chinese characters, but not the other way round: ten
-    # characters in a row without one that only Chinese has are hardly Chinese.
-    if hangul == 1 and high >= 20:
-        return "cp949"
-    return "gb18030"
-
-
-def _common(first: int, last: int) -> Callable[[str, bytes], bool]:
-    """Whether a character is two bytes with a lead byte in `first`..`last` and a high second byte (or any in Big5)."""
-    lowest_second = 0x40 if last == 0xC6 else 0xA1
-    return lambda _, pair: len(pair) == 2 and first <= pair[0] <= last and pair[1] >= lowest_second
-
-
-def _share(data: bytes, encoding: str, expected: Callable[[str, bytes], bool]) -> float:
-    """The share of non-ASCII characters of `data`, read in `encoding`, that are `expected`; 0 if it cannot be read."""
-    try:
-        text = data.decode(encoding)
-        foreign = [character for character in text if ord(character) >= 0x80]
-        return sum(expected(character, character.encode(encoding)) for character in foreign) / max(1, len(foreign))
-    except UnicodeError:
-        return 0.0
-
-
-def _found(source: str, text: str) -> FoundLyrics | None:
-    lines = _lines(text)
-    return FoundLyrics(source, lines) if lines else None
-
-
-def _lines(text: str) -> tuple[TimedLine, ...]:
-    """Lines of lyrics with or without `[mm:ss.xx]`; empty when the text holds nothing but times and headers."""
-    lines = [TimedLine(line.seconds, " ".join(line.text.split())) for line in parse_timed("\n".join(clean_lines(text)))]
-    lines = _without_credits(lines)
-    sung = [line.text for line in lines if line.text]
-    if not sung:
-        return ()
-    if len(sung) == 1 and NO_VOICE.fullmatch(sung[0]):
-        return (TimedLine(None, INSTRUMENTAL),)
-    while not lines[-1].text:
-        lines.pop()
-    while not lines[0].text:
-        lines.pop(0)
-    return tuple(lines)
-
-
-def _without_credits(lines: list[TimedLine]) -> list[TimedLine]:
-    """`lines` from the first that is no credit; a title line goes too where credits follow it."""
-    first_sung = 0
-    for place, line in enumerate(lines):
-        if _CREDIT.fullmatch(line.text):
-            first_sung = place + 1
-        elif line.text and (place > 0 or line.text.startswith("[")):
-            break
-    return lines[first_sung:]
-
-
-# --- Embedded tags ---
+    best = max(range(len(found)), key=lambda index: (merit(index), -index))
+    same = [
+        index for index in range(len(found)) if scripts[index] == scripts[best] and merit(index)[0] == merit(best)[0]
+    ]
+    same = [index for index in same if found[index][0].language in ("", found[best][0].language)] or [best]
+    chosen = next((index for index in same if found[index][1].timed), best)
+    lyrics = found[chosen][1]
+    others = [candidate.name for index, (candidate, _) in enumerate(found) if scripts[index] != scripts[chosen]]
+    if not others:
+        return lyrics
+    question = (
+        f"the tags hold lyrics in several languages; {lyrics.source} is taken for the song's own, and not "
+        f"{', '.join(others)}. If that is wrong, put the right ones beside the song as a .lrc or .txt file"
+    )
+    return FoundLyrics(lyrics.source, lyrics.lines, lyrics.details, (*lyrics.questions, question), lyrics.warnings)
 
 
 def _read_tags(audio: Path) -> Any:
@@ -260,69 +350,98 @@ def _read_tags(audio: Path) -> Any:
         return None
 
 
-def _embedded(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
-    """(name of the field, its lines) for every field of `tags` (None: there are none) that may hold lyrics."""
+def _embedded(audio: Path) -> Iterator[_Candidate]:
+    """Every field of the tags that may hold lyrics."""
+    from mutagen.apev2 import APENoHeaderError, APEv2
     from mutagen.id3 import ID3Tags
     from mutagen.mp4 import MP4Tags
 
-    if tags is None:
-        return
+    tags = _read_tags(audio)
     if isinstance(tags, ID3Tags):
         yield from _id3_lyrics(tags)
+        try:
+            # Behind or before the ID3 tags of MP3 files; mutagen reads one kind.
+            yield from _comments(APEv2(audio), "item")
+        except APENoHeaderError:
+            pass
     elif isinstance(tags, MP4Tags):
         for text in tags.get("\xa9lyr", []):
-            yield "MP4 lyrics", _lines(str(text))
+            yield _Candidate("MP4 lyrics", read_entries(str(text)))
         for name, values in tags.items():
-            if name.startswith("----:") and name.rsplit(":", 1)[-1].casefold() in _COMMENT_NAMES:
-                for value in values:
-                    yield name, _lines(decode_lyrics(bytes(value), name)[0])
-    else:
-        by_name = {str(name).casefold(): values for name, values in tags.items()}
-        for name in _COMMENT_NAMES:
-            values = by_name.get(name, [])
-            for text in [values] if isinstance(values, str) else values:
-                yield f"{name.upper()} comment", _lines(str(text))
+            match = _COMMENT_NAME.fullmatch(name.rsplit(":", 1)[-1]) if name.startswith("----:") else None
+            for value in values if match else []:
+                yield _Candidate(name, read_entries(decode_lyrics(bytes(value), name)[0]), _language(match))
+    elif tags is not None:
+        yield from _comments(tags, "comment")
 
 
-def _id3_lyrics(tags: Any) -> Iterator[tuple[str, tuple[TimedLine, ...]]]:
+def _comments(tags: Any, kind: str) -> Iterator[_Candidate]:
+    named = {str(name): values for name, values in tags.items() if _COMMENT_NAME.fullmatch(str(name))}
+    for name in sorted(named, key=lambda name: (not name.casefold().startswith("synced"), name.casefold() != "lyrics")):
+        values = named[name]
+        for text in values if isinstance(values, list) else [values]:
+            yield _Candidate(
+                f"{name.upper()} {kind}", read_entries(str(text)), _language(_COMMENT_NAME.fullmatch(name))
+            )
+
+
+def _language(match: re.Match[str] | None) -> str:
+    return (match.group("language") or "").lower() if match else ""
+
+
+def _id3_lyrics(tags: Any) -> Iterator[_Candidate]:
     # Types 1 and 2 are lyrics and their transcription; others hold chords or events. Format 2 is milliseconds; format 1
     # counts MPEG frames, of whose length the tag says nothing, so that only its text can be used.
     synchronised = [frame for frame in tags.getall("SYLT") if frame.type in (1, 2)]
     for frame in synchronised:
         if frame.format == 2:
-            yield "SYLT", _sylt_lines(frame.text)
+            yield _Candidate(_frame_name("SYLT", frame), Entries(_sylt_entries(frame)), _frame_language(frame))
     for frame in tags.getall("USLT"):
-        yield "USLT", _lines(_repaired(frame.text, frame.encoding))
+        text = mend_latin1(frame.text) if frame.encoding == 0 else frame.text
+        yield _Candidate(_frame_name("USLT", frame), read_entries(text), _frame_language(frame))
     for frame in tags.getall("TXXX"):
-        if frame.desc.casefold() in _COMMENT_NAMES:
-            yield f"TXXX:{frame.desc}", _lines(_repaired("\n".join(frame.text), frame.encoding))
+        if match := _COMMENT_NAME.fullmatch(frame.desc):
+            text = "\n".join(frame.text)
+            text = mend_latin1(text) if frame.encoding == 0 else text
+            yield _Candidate(f"TXXX:{frame.desc}", read_entries(text), _language(match))
     for frame in synchronised:
         if frame.format != 2:
-            yield "SYLT", tuple(TimedLine(None, line.text) for line in _sylt_lines(frame.text))
+            lines = [Entry(None, entry.text) for entry in _sylt_entries(frame)]
+            yield _Candidate(_frame_name("SYLT", frame), Entries(lines), _frame_language(frame))
 
 
-def _sylt_lines(entries: Sequence[tuple[str, int]]) -> tuple[TimedLine, ...]:
+def _frame_name(kind: str, frame: Any) -> str:
+    return f"{kind}:{frame.desc}" if frame.desc else kind
+
+
+def _frame_language(frame: Any) -> str:
+    language = str(getattr(frame, "lang", "")).lower()
+    language = {
+        "chi": "zh",
+        "zho": "zh",
+        "cmn": "zh",
+        "jpn": "ja",
+        "ger": "de",
+        "deu": "de",
+        "fre": "fr",
+        "fra": "fr",
+    }.get(language, language[:2])
+    return "" if language in ("xx", "un", "\0\0") else language
+
+
+def _sylt_entries(frame: Any) -> list[Entry]:
     """(text, milliseconds) of SYLT as lines. Syllables are joined where line breaks say where a line begins."""
+    entries: Sequence[tuple[str, int]] = [
+        (mend_latin1(text) if frame.encoding == 0 else text, milliseconds) for text, milliseconds in frame.text
+    ]
     by_syllable = any("\n" in text.strip("\n") or text.startswith("\n") for text, _ in entries[1:])
-    lines: list[TimedLine] = []
+    lines: list[Entry] = []
     for text, milliseconds in entries:
         pieces = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         for number, piece in enumerate(pieces):
             if by_syllable and number == 0 and lines:
-                lines[-1] = TimedLine(lines[-1].seconds, lines[-1].text + piece)
+                lines[-1] = Entry(lines[-1].seconds, lines[-1].text + piece)
             else:
-                lines.append(TimedLine(milliseconds / 1000, piece))
-    cleaned = [TimedLine(line.seconds, " ".join(line.text.split())) for line in lines]
-    return tuple(line for line in cleaned if line.text)
-
-
-def _repaired(text: str, encoding: int) -> str:
-    """Text of an ID3 frame that says Latin-1 but holds another code page, as many Chinese files do."""
-    if encoding != 0 or text.isascii():
-        return text
-    data = text.encode("latin-1", errors="ignore")
-    encoding_name = legacy_encoding(data)
-    try:
-        return text if encoding_name == "cp1252" else data.decode(encoding_name)
-    except UnicodeDecodeError:
-        return text
+                lines.append(Entry(milliseconds / 1000, piece))
+    cleaned = [Entry(line.seconds, " ".join(line.text.split())) for line in lines]
+    return [line for line in cleaned if line.text]

@@ -28,7 +28,7 @@ class TimedLine:
 
 # [mm:ss], [mm:ss.xx], [mm:ss.xxx], [hh:mm:ss.xx], and [mm:ss:xx] of old files. Digits only, so that no structure tag
 # is ever taken for a time.
-_CLOCK = r"\s*(\d{1,3})\s*[:：]\s*(\d{1,2})(?:\s*[:：]\s*(\d{1,2})(?=\s*[.,]))?(?:\s*[.,:：]\s*(\d{1,3}))?\s*"
+_CLOCK = r"\s*(\d{1,3})\s*[:：]\s*(\d{1,2})(?:\s*[:：]\s*(\d{1,2})(?=\s*[.,]))?(?:\s*[.,:：]\s*(\d{1,6}))?\s*"
 _STAMP = re.compile(rf"\[{_CLOCK}\]", re.ASCII)
 _LEADING_STAMPS = re.compile(rf"\s*(?:\[{_CLOCK}\]\s*)+", re.ASCII)
 _WORD_STAMP = re.compile(rf"<{_CLOCK}>|\[{_CLOCK}\]", re.ASCII)

@@ -34,13 +34,30 @@ _LETTERS_MARKUP = re.compile(r"<(/?)([A-Za-z]+)>")
 
 
 @dataclass(frozen=True)
+class LineTokens:
+    """What became of one line of the lyrics.
+
+    `language` is the one it was encoded in, `tokens` the number of its ids. `unknown` holds the characters that the
+    vocabulary does not know, `misread` those that became a question mark on the way to it. `cut`: none of it, or not
+    all, is among the first MAX_TOKENS ids.
+    """
+
+    text: str
+    language: str
+    tokens: int
+    unknown: str = ""
+    misread: bool = False
+    cut: bool = False
+
+
+@dataclass(frozen=True)
 class LyricTokens:
     """`ids` of one song, at most MAX_TOKENS; `[0]` where the lyrics are empty. Their mask is all ones.
 
     `main_language` is the one in which most lines were encoded ("" where there are no lyrics).
     `warnings` are sentences for the user, without the song's name. `unknown_lines` are the lines of the lyrics, each
     once, that hold something the vocabulary does not know (id 1); `warnings` say what and what to write instead.
-    `ids_before_cut` is the number of ids before the cut at MAX_TOKENS.
+    `ids_before_cut` is the number of ids before the cut at MAX_TOKENS. `lines`: the lines that are not empty, in order.
     """
 
     ids: list[int]
@@ -48,6 +65,7 @@ class LyricTokens:
     warnings: list[str] = field(default_factory=list)
     unknown_lines: list[str] = field(default_factory=list)
     ids_before_cut: int = 0
+    lines: list[LineTokens] = field(default_factory=list)
 
 
 class LyricTokenizer:
@@ -96,9 +114,9 @@ class LyricTokenizer:
         segmentation = segment(lyrics)
         main, warnings = _choose_main_language(segmentation.counts, language)
         report = _Report(lyrics)
-        encoded: dict[tuple[str, str], tuple[list[int], str]] = {}  # choruses repeat
+        encoded: dict[tuple[str, str], _Encoded] = {}  # choruses repeat
 
-        def encode(line: str, line_language: str) -> tuple[list[int], str]:
+        def encode(line: str, line_language: str) -> _Encoded:
             key = (line, line_language)
             if key not in encoded:
                 if line_language == "ja":
@@ -115,44 +133,57 @@ class LyricTokenizer:
                     continue
                 typed = report.find_typed(line)
                 try:
-                    if line[0] == "[" and "]" in line:
-                        line_ids, unknown = encode(line, "en")
-                    else:
-                        line_ids, unknown = encode(line, main)
-                        if _UNKNOWN in line_ids:
-                            line_ids, unknown = encode(line, part_language)
+                    used = "en" if line[0] == "[" and "]" in line else main
+                    made = encode(line, used)
+                    if used == main and _UNKNOWN in made.ids and not (line[0] == "[" and "]" in line):
+                        used = part_language
+                        made = encode(line, used)
                 except MissingLyricSupport as error:
                     if main == "ja":
                         raise
                     # Short Chinese lines are often taken for Japanese, so that a single one can ask for it.
-                    raise MissingLyricSupport(f"{error} (The line that needs it: '{_shorten(typed)}')") from error
+                    raise MissingLyricSupport(
+                        f"{error} (The line that needs it: '{_shorten(typed)}'. If it is not Japanese, set the language "
+                        "of this song instead.)"
+                    ) from error
                 except Exception as error:
                     # The published code drops such a line too, so the ids must; but it is said.
                     report.dropped(typed, error)
                     continue
-                if unknown:
-                    report.unknown(typed, unknown)
-                ids += line_ids
+                if made.unknown:
+                    report.unknown(typed, made.unknown)
+                ids += made.ids
                 ids.append(_SPACE)
-                if len(ids) > MAX_TOKENS + 1:  # a line break that is cut off loses no words
+                cut = len(ids) > MAX_TOKENS + 1  # a line break that is cut off loses no words
+                if cut:
                     report.cut_from_here()
+                report.encoded(made, used, main, cut)
         warnings += report.sentences(len(ids))
         if _has_letters_markup(lyrics):
             warnings.append(
                 "The lyrics hold markup such as '<en>text</en>'. It is read as ordinary punctuation here, while the "
                 "published training code may delete the text between. Remove the angle brackets."
             )
-        return LyricTokens(ids[:MAX_TOKENS], main, warnings, report.unknown_lines(), len(ids))
+        return LyricTokens(ids[:MAX_TOKENS], main, warnings, report.unknown_lines(), len(ids), report.lines())
 
-    def _encode(self, line: str, language: str) -> tuple[list[int], str]:
-        """Ids of one line, and the characters among them that the vocabulary does not know."""
-        text = _LANGUAGE_TAGS[language] + prepare(line, language).replace(" ", "[SPACE]")
+    def _encode(self, line: str, language: str) -> _Encoded:
+        prepared = prepare(line, language)
+        text = _LANGUAGE_TAGS[language] + prepared.replace(" ", "[SPACE]")
         encoding = self._vocabulary.encode(text)
-        ids = encoding.ids
-        if _UNKNOWN not in ids:
-            return ids, ""
-        spans = (span for token, span in zip(ids, encoding.offsets, strict=True) if token == _UNKNOWN)
-        return ids, "".join(text[start:stop] for start, stop in spans)
+        misread = prepared.count("?") > sum(line.count(sign) for sign in "?？⁇⁈⁉‽")
+        if _UNKNOWN not in encoding.ids:
+            return _Encoded(encoding.ids, "", misread)
+        spans = (span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == _UNKNOWN)
+        return _Encoded(encoding.ids, "".join(text[start:stop] for start, stop in spans), misread)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Ids of one line, the characters that the vocabulary does not know, and whether others became a `?`."""
+
+    ids: list[int]
+    unknown: str
+    misread: bool
 
 
 def check_language(language: str) -> None:
@@ -241,12 +272,30 @@ class _Report:
         self._ends = list(itertools.accumulate(map(_count_characters, self._typed_lines)))
         self._position = 0
         self._current = 0
+        self._lines: dict[int, LineTokens] = {}
 
     def find_typed(self, line: str) -> str:
         """The user's line in which the next line of a segment begins; call it for every line, in order."""
         self._current = min(bisect.bisect_right(self._ends, self._position), len(self._typed_lines) - 1)
         self._position += _count_characters(line)
         return self._typed_lines[self._current]
+
+    def encoded(self, made: _Encoded, language: str, main: str, cut: bool) -> None:
+        """Note what became of the line that `find_typed` found; segments may bring a line in several pieces."""
+        before = self._lines.get(self._current) or LineTokens(self._typed_lines[self._current], language, 0)
+        unknown = "" if before.text.lower() == "[instrumental]" else before.unknown + made.unknown
+        self._lines[self._current] = LineTokens(
+            before.text,
+            # A line in several pieces is told by the one that was not read as the rest of the song.
+            language if before.language == main else before.language,
+            before.tokens + len(made.ids),
+            unknown,
+            before.misread or made.misread,
+            before.cut or cut,
+        )
+
+    def lines(self) -> list[LineTokens]:
+        return [self._lines.get(index, LineTokens(line, "", 0)) for index, line in enumerate(self._typed_lines)]
 
     def dropped(self, line: str, error: Exception) -> None:
         self._dropped.setdefault(line, f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
 """The lyric vocabulary: a Hugging Face tokenizers file, checked before it is used.
 
-The published file is not part of this repository; `ace_lora.base_weights.find` finds or downloads it. A tiny base model
+The published file is not part of this repository; `ace_lora.base_weights` finds or downloads it. A tiny base model
 brings a vocabulary of its own. Spec: vocabulary file.
 """
 
@@ -10,20 +10,16 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ace_lora.base_weights.parts import LYRIC_VOCABULARY_SHA256, LYRIC_VOCABULARY_URLS
 from ace_lora.commands import WrongInput
 from ace_lora.lyrics.packages import MissingLyricSupport
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["PUBLISHED_SHA256", "PUBLISHED_SIZE", "PUBLISHED_URL", "MissingLyricSupport", "load_vocabulary"]
+__all__ = ["PUBLISHED_SIZE", "MissingLyricSupport", "load_vocabulary"]
 
-PUBLISHED_SHA256 = "c2a66ea48c478c0bb9acb5497144b926acdeaa37128faa799508d40f2b9cc558"
 PUBLISHED_SIZE = 6693  # entries, with the 33 added tokens
-PUBLISHED_URL = (
-    "https://raw.githubusercontent.com/ace-step/ACE-Step/d612523f50e252c0e138e68ae75b06223f96e934"
-    "/acestep/models/lyrics_utils/vocab.json"
-)
 
 # Ids that the training code writes itself, beside [START]: padding and "no lyrics", unknown, line break and space.
 _FIXED_IDS = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2}
@@ -57,11 +53,11 @@ def load_vocabulary(path: Path, embedding_rows: int | None) -> Tokenizer:
     except Exception as error:  # tokenizers raises plain Exception
         raise WrongInput(
             f"The lyric vocabulary '{path}' is damaged or of another kind: {error}. "
-            f"Expected a tokenizers file. Download it again: {PUBLISHED_URL}"
+            f"Expected a tokenizers file. Download it again: {LYRIC_VOCABULARY_URLS[0]}"
         ) from error
     size = vocabulary.get_vocab_size(with_added_tokens=True)
 
-    if hashlib.sha256(content).hexdigest() == PUBLISHED_SHA256:
+    if hashlib.sha256(content).hexdigest() == LYRIC_VOCABULARY_SHA256:
         if embedding_rows is not None and embedding_rows < PUBLISHED_SIZE:
             raise WrongInput(
                 f"The lyric embedding of the model has {embedding_rows} rows, but the vocabulary '{path}' has "
@@ -71,8 +67,8 @@ def load_vocabulary(path: Path, embedding_rows: int | None) -> Tokenizer:
     if embedding_rows == PUBLISHED_SIZE or size == PUBLISHED_SIZE:
         raise WrongInput(
             f"The lyric vocabulary '{path}' is not the published file: its sha256 is "
-            f"{hashlib.sha256(content).hexdigest()}, expected {PUBLISHED_SHA256}. "
-            f"It may have been edited or its line ends converted. Download it again: {PUBLISHED_URL}"
+            f"{hashlib.sha256(content).hexdigest()}, expected {LYRIC_VOCABULARY_SHA256}. "
+            f"It may have been edited or its line ends converted. Download it again: {LYRIC_VOCABULARY_URLS[0]}"
         )
     if embedding_rows is not None and size != embedding_rows:
         raise WrongInput(

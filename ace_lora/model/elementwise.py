@@ -1,6 +1,6 @@
-"""The elementwise stretches of a transformer block: what lies between its matrix products, forward and backward.
+"""The elementwise operations of a transformer block: what lies between its matrix products, forward and backward.
 
-On a GPU these move more bytes than the products do, so each stretch is one function of plain tensors that
+On a GPU these move more bytes than the products do, so each run of them is one function of plain tensors that
 `compile_elementwise` can turn into one kernel. Without a compiler they run as PyTorch operations, written for few
 passes over memory. No autograd here: `ace_lora.model.lean_autograd` calls both directions.
 
@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_stretches: dict[str, Callable] = {}
+_functions: dict[str, Callable] = {}
 _compiled: dict[str, Callable] = {}
 
 
-def _stretch(function: Callable) -> Callable:
+def _compilable(function: Callable) -> Callable:
     """Let a function be replaced by its compiled form while `compile_elementwise` is in force."""
     name = function.__name__
-    _stretches[name] = function
+    _functions[name] = function
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -34,18 +34,18 @@ def _stretch(function: Callable) -> Callable:
 
 
 def compile_elementwise(device: torch.device | str) -> str | None:
-    """Compile every stretch with `torch.compile` (Triton on a GPU, a C++ compiler on the CPU), and try it on `device`.
+    """Compile these functions with `torch.compile` (Triton on a GPU, a C++ compiler on the CPU), tried on `device`.
 
     Returns None when that worked; else nothing is changed and the reason comes back as one line for the user.
     """
-    compiled = {name: torch.compile(function, dynamic=True) for name, function in _stretches.items()}
+    compiled = {name: torch.compile(function, dynamic=True) for name, function in _functions.items()}
     x = torch.ones(1, 4, 8, device=device)
     try:
         compiled["modulated_norm"](x, x[:, :1], x[:, :1], 1e-6)
     except Exception as error:  # the compiler stack raises whatever it likes: missing Triton, no C++ compiler, ...
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return f"torch.compile does not work here ({reason[0]}); going on without it."
-    torch._dynamo.config.suppress_errors = True  # a stretch that fails later, at other shapes, runs uncompiled
+    torch._dynamo.config.suppress_errors = True  # one that fails later, at other shapes, runs uncompiled
     _compiled.update(compiled)
     return None
 
@@ -53,13 +53,13 @@ def compile_elementwise(device: torch.device | str) -> str | None:
 # --- RMS norm with modulation (spec: transformer, 8.1) ----------------------------------------------------------------
 
 
-@_stretch
+@_compilable
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """RMS(x)·scale + shift; x [B,T,D], shift and scale [B,1,D]. The norm is computed in float32, rounded once."""
     return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=eps), scale)
 
 
-@_stretch
+@_compilable
 def modulated_norm_backward(da: Tensor, x: Tensor, scale: Tensor, eps: float) -> Tensor:
     """With dn = da·scale and r = 1/rms: dx = r·dn − x·r³·mean(dn·x)."""
     r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
@@ -70,7 +70,7 @@ def modulated_norm_backward(da: Tensor, x: Tensor, scale: Tensor, eps: float) ->
     return torch.addcmul(dn * r, x, along, value=-1, out=dn)
 
 
-@_stretch
+@_compilable
 def add_gated(residual: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return torch.addcmul(residual, y, gate)
 
@@ -88,26 +88,26 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, _swap(x), sin, out=torch.empty_like(x))
 
 
-@_stretch
+@_compilable
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B,n,H,d] turned by the tables [·,n,1,d] of `rotation_table`."""
     return _rotate(x, cos, sin)
 
 
-@_stretch
+@_compilable
 def rotate_backward(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The transposed rotation: dy·cos + swap(dy·sin)."""
     return _rotate(dy, cos, _swap(sin))
 
 
-@_stretch
+@_compilable
 def feature(x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
     """relu(rope(x)·mask); mask [B,T,1,1] of ones and zeros."""
     y = _rotate(x, cos, sin).relu_()
     return y if mask is None else y * mask
 
 
-@_stretch
+@_compilable
 def feature_backward(dy: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`y` is the feature: positive exactly where neither the ReLU nor the mask cut it off."""
     return _rotate(torch.ops.aten.threshold_backward(dy, y, 0), cos, _swap(sin))
@@ -141,7 +141,7 @@ def _convolved_backward(dc: Tensor, p: Tensor, taps: Taps, mask: Tensor | None) 
     torch.ops.aten.silu_backward(du, p, grad_input=p)
 
 
-@_stretch
+@_compilable
 def gated_convolution(p: Tensor, p_gate: Tensor, taps: Taps, taps_gate: Taps, mask: Tensor | None, out: Tensor) -> None:
     """Write c·SiLU(c_gate), with c = depthwise(SiLU(p)·mask), to `out`, for C channels and the C that gate them.
 
@@ -150,7 +150,7 @@ def gated_convolution(p: Tensor, p_gate: Tensor, taps: Taps, taps_gate: Taps, ma
     torch.mul(_convolved(p, taps, mask), F.silu(_convolved(p_gate, taps_gate, mask)), out=out)
 
 
-@_stretch
+@_compilable
 def gated_convolution_backward(
     dm: Tensor, p: Tensor, p_gate: Tensor, taps: Taps, taps_gate: Taps, mask: Tensor | None
 ) -> None:

@@ -18,6 +18,7 @@ multiplied, norms, key sums and gradients of factors are float32. So autocast ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,23 +90,32 @@ def frozen_bias(layer: Any, dtype: torch.dtype) -> Tensor | None:
     return None if bias is None else bias.to(dtype)
 
 
+class PointwiseConvolution(nn.Module):
+    """A convolution of width 1 stored as one ([out, in, 1]) and computed as a linear layer, which keeps nothing."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1) / math.sqrt(inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+
 def _product(layer: Adapted, x: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """y [n,out] of x [n,in], and A x [n,r] per LoRA pair."""
     y = F.linear(x, frozen_weight(layer.base, x.dtype), frozen_bias(layer.base, x.dtype))
-    narrow = []
+    low_rank = []
     for strength, a, b in zip(layer.strengths, factors[0::2], factors[1::2], strict=True):
-        narrow.append(x @ a.to(x.dtype).T)  # [n,r]
-        y.addmm_(narrow[-1], b.to(x.dtype).T, alpha=strength)
-    return y, narrow
+        low_rank.append(x @ a.to(x.dtype).T)  # [n,r]
+        y.addmm_(low_rank[-1], b.to(x.dtype).T, alpha=strength)
+    return y, low_rank
 
 
 def _product_backward(
-    layer: Adapted, dy: Tensor, x: Any, factors: Sequence[Tensor], narrow: Sequence[Tensor], wants_dx: bool
+    layer: Adapted, dy: Tensor, x: Any, factors: Sequence[Tensor], low_rank: Sequence[Tensor], wants_dx: bool
 ) -> tuple[Any, list[Tensor]]:
     """Gradients of `_product`: dx [n,in] and those of the factors in their own dtype. `x` is used by LoRA only."""
     dx = dy @ frozen_weight(layer.base, dy.dtype) if wants_dx else None
     gradients = []
-    for strength, a, b, h in zip(layer.strengths, factors[0::2], factors[1::2], narrow, strict=True):
+    for strength, a, b, h in zip(layer.strengths, factors[0::2], factors[1::2], low_rank, strict=True):
         dh = (dy @ b.to(dy.dtype)).mul_(strength)  # [n,r]
         if dx is not None:
             dx.addmm_(dh, a.to(dy.dtype))
@@ -117,9 +127,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: Adapted, x: Tensor, *factors: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        y, narrow = _product(layer, flat, factors)
+        y, low_rank = _product(layer, flat, factors)
         ctx.layer, ctx.shape = layer, x.shape
-        ctx.save_for_backward(x if factors else None, *factors, *narrow)
+        ctx.save_for_backward(x if factors else None, *factors, *low_rank)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -150,15 +160,15 @@ class _ModulatedProjections(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         a = elementwise.modulated_norm(x, shift, scale, eps)
         flat = a.view(-1, a.shape[-1])
-        outputs, all_narrow, used = [], [], 0
+        outputs, all_low_rank, used = [], [], 0
         for layer in layers:
             own = factors[used : used + len(layer.factors)]
-            y, narrow = _product(layer, flat, own)
+            y, low_rank = _product(layer, flat, own)
             used += len(own)
             outputs.append(y.view(*x.shape[:-1], -1))
-            all_narrow += narrow
+            all_low_rank += low_rank
         ctx.layers, ctx.eps = layers, eps
-        ctx.save_for_backward(x, shift, scale, *factors, *all_narrow)
+        ctx.save_for_backward(x, shift, scale, *factors, *all_low_rank)
         return tuple(outputs)
 
     @staticmethod
@@ -166,7 +176,7 @@ class _ModulatedProjections(torch.autograd.Function):
     def backward(ctx: Any, *dys: Tensor) -> tuple:
         x, shift, scale, *rest = ctx.saved_tensors
         pairs = sum(len(layer.strengths) for layer in ctx.layers)
-        factors, narrow = rest[: 2 * pairs], rest[2 * pairs :]
+        factors, low_rank = rest[: 2 * pairs], rest[2 * pairs :]
         wants_dx = ctx.needs_input_grad[2]
         a = elementwise.modulated_norm(x, shift, scale, ctx.eps).view(-1, x.shape[-1]) if pairs else None
         da: Any = None
@@ -179,7 +189,7 @@ class _ModulatedProjections(torch.autograd.Function):
                 dy.reshape(-1, dy.shape[-1]),
                 a,
                 factors[2 * used : 2 * (used + count)],
-                narrow[used : used + count],
+                low_rank[used : used + count],
                 wants_dx,
             )
             used += count
@@ -263,8 +273,8 @@ class _LinearAttention(torch.autograd.Function):
         ctx.layer, ctx.heads, ctx.eps = layer, heads, eps
         features = _features(q, k, v, cos, sin, mask, heads)
         o = _attended(*features, *_sums(*features[1:]), eps)[0]
-        y, narrow = _product(layer, _joined(o, q.dtype).view(-1, q.shape[-1]), factors)
-        ctx.save_for_backward(q, k, v, cos, sin, mask, gate, *factors, *narrow)
+        y, low_rank = _product(layer, _joined(o, q.dtype).view(-1, q.shape[-1]), factors)
+        ctx.save_for_backward(q, k, v, cos, sin, mask, gate, *factors, *low_rank)
         return elementwise.add_gated(residual, y.view_as(residual), gate)
 
     @staticmethod

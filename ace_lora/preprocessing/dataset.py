@@ -13,7 +13,8 @@ from typing import Any
 
 from ace_lora.commands import WrongInput
 from ace_lora.files import read_text
-from ace_lora.songs import Song, split_tags
+from ace_lora.lyrics.reading import song_language
+from ace_lora.songs import SongFiles, split_tags
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DatasetSong:
     lyrics: str
     timed_lyrics: str  # "" where there are none
     remarks: tuple[str, ...] = ()
+    lyric_language: str = ""  # as the song's own setting says; "" where it has none
 
 
 def read_dataset(name: str) -> list[DatasetSong]:
@@ -65,7 +67,15 @@ def read_dataset(name: str) -> list[DatasetSong]:
     ]
     if problems:
         raise WrongInput(problems)
-    return [dataset_song(row, folder) for row in rows]
+    songs = []
+    for row in rows:
+        try:
+            songs.append(dataset_song(row, folder))
+        except WrongInput as error:
+            problems += error.problems
+    if problems:
+        raise WrongInput(problems)
+    return songs
 
 
 def _wrong_cell(row: dict[str, Any]) -> str | None:
@@ -82,12 +92,13 @@ def _wrong_cell(row: dict[str, Any]) -> str | None:
 def dataset_song(row: dict[str, Any], dataset: Path) -> DatasetSong:
     """One row of the folder `dataset` with what lies beside its audio file.
 
-    Remarks name texts that changed since the dataset was created.
+    Remarks name texts that changed since the dataset was created. Raises WrongInput for a setting of the song that
+    cannot be used.
     """
     # Other scripts leave the byte-order mark of a text file in.
     tags = split_tags(",".join(row["tags"]).removeprefix("\ufeff"))
     lyrics = row["norm_lyrics"].removeprefix("\ufeff")
-    files = Song(find_audio(Path(row["filename"]), dataset))
+    files = SongFiles(find_audio(Path(row["filename"]), dataset))
     remarks = []
     for path, recorded in ((files.prompt, tags), (files.lyrics, lyrics)):
         text = _text_beside(path)
@@ -103,6 +114,7 @@ def dataset_song(row: dict[str, Any], dataset: Path) -> DatasetSong:
         lyrics=lyrics,
         timed_lyrics=timed or "",
         remarks=tuple(remarks),
+        lyric_language=song_language(files.about_lyrics) or "",
     )
 
 
@@ -121,7 +133,7 @@ def find_audio(recorded: Path, dataset: Path) -> Path:
 def _text_beside(path: Path) -> str | None:
     try:
         return read_text(path) if path.exists() else None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # no UTF-8, or no file that could be a text
         return None
 
 

@@ -1,10 +1,12 @@
 """Render a song with the base model and, if wanted, a LoRA, to hear what a training has done.
 
-Reads   the base weights (`--checkpoint_dir`), optionally a lyrics file and a LoRA
-Writes  OUTPUT, a stereo WAV file of 32-bit floats at 48 kHz
+Reads   the base weights (`--checkpoint_dir`), optionally a lyrics file, a training record and a LoRA
+Writes  OUTPUT, a stereo file by its ending: .wav (32-bit floats), .flac or .mp3; 48 kHz, as ComfyUI 44.1 kHz
 
     python -m ace_lora.preview --prompt "pop, female vocal, piano" --lyrics song_lyrics.txt --seconds 60 \\
         --lora checkpoints/epoch=0-step=2000_lora --output preview.wav
+    python -m ace_lora.preview --record Taudio/x_prep/song.safetensors --lora out.safetensors --as comfyui \\
+        --seconds 120 --output as_in_comfyui.flac
 
 Without a GPU, on a base model that fits a test (made by `python -m ace_lora.tiny_base tiny`; it plays noise):
 
@@ -21,18 +23,22 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_lora.commands import StepFailed, WrongInput, run_script
-from ace_lora.files import read_text, replace_atomically
-from ace_lora.lora.config import CONFIG_NAME, lora_scale
-from ace_lora.lora.file import WEIGHTS_NAME, LoraFile, lora_mismatches, read_lora_file, saved_config
+from ace_lora.commands import WrongInput, refuse_old_flags, run_script
+from ace_lora.files import UnusableFile, free_bytes, read_text
+from ace_lora.preview.adapters import read_lora
+from ace_lora.preview.plan import SongText, record_text
+from ace_lora.preview.save import BYTES_PER_SECOND, write_audio
+from ace_lora.preview.settings import (
+    FORMATS,
+    add_flags,
+    given_settings,
+    make_settings,
+    number_problems,
+    setting_problems,
+)
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-PARTS = ("text_encoder", "lyric_vocabulary", "transformer", "dcae", "vocoder")
-# One latent frame at least; the model was trained on songs up to the longest.
-SHORTEST_SECONDS, LONGEST_SECONDS = 0.1, 360.0
+    from ace_lora.lora.file import LoraFile
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,14 +46,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m ace_lora.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     song = parser.add_argument_group("song")
-    song.add_argument("--prompt", required=True, help="tags separated by commas")
+    what = song.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="tags separated by commas")
+    what.add_argument("--record", metavar="FILE", help="tags and lyrics of a song of the training, from its record")
     song.add_argument("--lyrics", default="", metavar="FILE", help="text file of the lyrics (default: no lyrics)")
     song.add_argument(
         "--lyric_language", default="", help="language code of the lyrics, for example zh (default: told from the text)"
     )
     song.add_argument("--seconds", type=float, default=30.0, help="length, up to 360 (default: 30)")
     song.add_argument("--seed", type=int, default=0, help="of the noise that the song starts from (default: 0)")
-    song.add_argument("--output", required=True, metavar="WAV", help="file to write; must not exist yet")
+    song.add_argument("--output", required=True, metavar="FILE", help=".wav, .flac or .mp3; must not exist yet")
     lora = parser.add_argument_group("LoRA")
     lora.add_argument("--lora", default="", metavar="FILE", help="LoRA file or *_lora folder (default: none)")
     lora.add_argument("--strength", type=float, default=1.0, help="1 is as trained, 0 the base model (default: 1)")
@@ -57,9 +65,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=None,
         help="scale of a LoRA file that states none: lora_alpha / sqrt(r) with rsLoRA, else lora_alpha / r",
     )
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--steps", type=int, default=60, help="fewer are faster and coarser (default: 60)")
-    sampling.add_argument("--guidance", type=float, default=15.0, help="1: none, in half the time (default: 15)")
+    add_flags(parser.add_argument_group("sampling (defaults in brackets)"))
+    add_machine_flags(parser)
+    refuse_old_flags(
+        parser,
+        {
+            **dict.fromkeys(("--lora_path", "--lora_name_or_path"), "--lora"),
+            **{"--lora_weight": "--strength", "--checkpoint_path": "--checkpoint_dir"},
+            **{"--audio_duration": "--seconds", "--infer_step": "--steps", "--guidance_scale": "--guidance"},
+            **{"--manual_seeds": "--seed", "--output_path": "--output"},
+        },
+    )
+    return parser.parse_args(argv)
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--checkpoint_dir",
@@ -68,249 +88,89 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     machine.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
     machine.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default: auto)")
-    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    lyrics, lora = check(args)
+    text, lora = check(args)
 
-    from ace_lora.audio.decode import AudioError
-    from ace_lora.base_weights.find import ensure_base_weights
+    from tqdm import tqdm
+
+    from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device
-    from ace_lora.lyrics.vocabulary import MissingLyricSupport
+    from ace_lora.preview.render import PARTS, Networks, Rendering, render
 
     device = choose_device(args.device, args.dtype)
     weights = ensure_base_weights(Path(args.checkpoint_dir) if args.checkpoint_dir else None, PARTS)
     print(f"device: {device.reason}")
-    on = {"device": device.torch_device, "dtype": device.dtype}
+    settings: Any = make_settings(args.way, given_settings(args))
+    song = Rendering(0, args.seconds, args.seed, lora, args.strength, args.lora_scale)
+    with tqdm(total=settings.steps, desc="sampling") as bar:
+        for _, wave, rate in render([text], [song], settings, Networks(weights, device), lambda: bar.update()):
+            write_audio(wave, rate, Path(args.output), bits=16 if args.way == "comfyui" else 24)
+            print(f"wrote '{args.output}': {wave.shape[1] / rate:.1f} s")
+
+
+def check(args: argparse.Namespace) -> tuple[SongText, LoraFile | None]:
+    """What is sung, and the LoRA. Raises WrongInput with every problem that can be seen without a network."""
+    problems = setting_problems(args.way, given_settings(args))
+    problems += number_problems(args.way, args.seconds, args.seed, args.strength)
+    if args.lora_scale is not None and not math.isfinite(args.lora_scale):
+        problems.append(f"--lora_scale is {args.lora_scale}, expected a number such as 0.125. Change the number.")
+    problems += output_problems(Path(args.output), args.seconds)
+    text = None
     try:
-        lyric_ids = tokenize(lyrics, args.lyric_language, weights)
-        text_states = encode_prompt(args.prompt, weights["text_encoder"], on)
-        latents = sample(args, lora, text_states, lyric_ids, weights["transformer"], on)
-        wave = decode(latents, weights, on)
-    except MissingLyricSupport as error:
-        raise WrongInput(str(error)) from error
-    except AudioError as error:
-        raise StepFailed(str(error)) from error
-    write_wave(wave, Path(args.output))
-    print(f"wrote '{args.output}': {wave.shape[1] / 48_000:.1f} s")
-
-
-def check(args: argparse.Namespace) -> tuple[str, LoraFile | None]:
-    """The lyrics' text and the LoRA. Raises WrongInput with every problem that can be seen without a network."""
-    problems = []
-    lyrics = ""
-    if args.lyrics:
-        try:
-            lyrics = read_text(Path(args.lyrics))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(
-                f"--lyrics '{args.lyrics}' cannot be read: {getattr(error, 'strerror', None) or error}. "
-                "Expected a text file in UTF-8. Correct the name, or save the file again as UTF-8."
-            )
-    numbers = (
-        ("--seconds", SHORTEST_SECONDS <= args.seconds <= LONGEST_SECONDS, f"{SHORTEST_SECONDS} to 360"),
-        ("--steps", args.steps >= 1, "1 or more"),
-        ("--seed", 0 <= args.seed < 2**63, "0 or more, below 2^63"),
-        ("--guidance", math.isfinite(args.guidance) and args.guidance >= 0, "0 or more"),
-        ("--strength", math.isfinite(args.strength), "a number such as 1 or 0.5"),
-        ("--lora_scale", args.lora_scale is None or math.isfinite(args.lora_scale), "a number such as 0.125"),
-    )
-    for flag, fits, expected in numbers:
-        if not fits:
-            value = getattr(args, flag.removeprefix("--"))
-            problems.append(f"{flag} is {value}, expected {expected}. Change the number.")
-    output = Path(args.output)
-    if output.suffix.lower() != ".wav":
-        problems.append(f"--output '{output}' does not end with .wav, the format that is written. Change the name.")
-    elif output.exists():
-        problems.append(f"--output '{output}' exists and would be overwritten. Choose another name or move it away.")
+        text = read_song_text(args)
+    except WrongInput as error:
+        problems += error.problems
     lora = None
     if args.lora:
         try:
             lora = read_lora(Path(args.lora))
         except WrongInput as error:
-            problems.extend(error.problems)
-    if problems:
+            problems += error.problems
+    if problems or text is None:
         raise WrongInput(problems)
-    return lyrics, lora
+    return text, lora
 
 
-# --- LoRA ---
-
-
-def read_lora(path: Path) -> LoraFile:
-    """The LoRA at `path`, or in that folder of a training."""
-    return read_lora_file(path / WEIGHTS_NAME if path.is_dir() else path)
-
-
-def lora_scales(lora: LoraFile, stated: float | None) -> tuple[dict[str, float], str]:
-    """The scale s of each adapted module (W x + s B A x) and where it comes from, for the user.
-
-    In this order: alpha tensors in the file, the configuration in its header, `adapter_config.json` beside it,
-    `stated`. Raises WrongInput when none of them says it.
-    """
-    ranks = {
-        key.removesuffix(".lora_A.weight"): tensor.shape[0]
-        for key, tensor in lora.tensors.items()
-        if key.endswith(".lora_A.weight")
-    }
-    if ranks.keys() <= lora.alphas.keys():
-        return {name: float(lora.alphas[name]) / rank for name, rank in ranks.items()}, "the alpha values in the file"
-    if saved := saved_config(lora):
-        config, source = saved
-        return dict.fromkeys(ranks, lora_scale(config["r"], config["lora_alpha"], config["use_rslora"])), source
-    if stated is not None:
-        return dict.fromkeys(ranks, stated), "--lora_scale"
-    raise WrongInput(
-        f"'{lora.path}' does not say with which scale it was trained: it has no alpha values, no configuration in its "
-        f"header and no {CONFIG_NAME} beside it. Give it with --lora_scale (0.125 for rank 64, alpha 1 and rsLoRA)."
-    )
-
-
-def apply_lora(model: nn.Module, lora: LoraFile, strength: float, stated_scale: float | None = None) -> str:
-    """Put the LoRA into `model` through PEFT, at any rank per layer; returns a sentence for the user.
-
-    Raises WrongInput when a tensor has no place in the model or no partner.
-    """
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
-
-    from ace_lora.lora.layers import ADAPTER, adapter_tensors
-
-    scales, source = lora_scales(lora, stated_scale)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    foreign = sorted(name for name in scales if name not in layers)
-    if foreign:
+def read_song_text(args: argparse.Namespace) -> SongText:
+    """Raises WrongInput when a file cannot be used."""
+    lyrics = ""
+    if args.lyrics:
+        try:
+            lyrics = read_text(Path(args.lyrics))
+        except (OSError, UnicodeDecodeError, UnusableFile) as error:
+            raise WrongInput(
+                f"--lyrics '{args.lyrics}' cannot be read: {getattr(error, 'strerror', None) or error}. "
+                "Expected a text file in UTF-8. Correct the name, or save the file again as UTF-8."
+            ) from error
+    if args.record is None:
+        return SongText(args.prompt, lyrics, args.lyric_language)
+    if args.lyrics:
         raise WrongInput(
-            f"'{lora.path}' adapts {len(foreign)} layers that this base model does not have, for example "
-            f"'{foreign[0]}'. Expected a LoRA of ACE-Step v1, trained on this base model. Choose another file."
+            f"--record '{args.record}' brings the lyrics of its song, and --lyrics '{args.lyrics}' others. "
+            "Expected one of them. Remove --lyrics, or give tags with --prompt."
         )
-    ranks = {name: lora.tensors[f"{name}.lora_A.weight"].shape[0] for name in scales}
-    inject_adapter_in_model(
-        LoraConfig(target_modules=list(ranks), rank_pattern=ranks, r=1, init_lora_weights=False), model, ADAPTER
-    )
-    places = adapter_tensors(model)
-    expected = {}
-    for name, rank in ranks.items():
-        expected[f"{name}.lora_A.weight"] = (rank, layers[name].in_features)
-        expected[f"{name}.lora_B.weight"] = (layers[name].out_features, rank)
-    # Ranks may differ from layer to layer, which training's own check does not expect; compare them here.
-    problems = [
-        f"'{key}' in '{lora.path}' has shape {list(tensor.shape)}, expected {list(expected[key])}. "
-        "The file belongs to another base model; choose another file."
-        for key, tensor in lora.tensors.items()
-        if key in expected and tuple(tensor.shape) != expected[key]
-    ]
-    if not problems and len(lora.ranks) == 1:
-        problems = lora_mismatches(lora, expected)
-    if not problems and lora.tensors.keys() != expected.keys():
-        odd = sorted(lora.tensors.keys() ^ expected.keys())
-        problems = [f"'{lora.path}' lacks a partner of '{odd[0]}'. The file is damaged; choose another file."]
-    if problems:
-        raise WrongInput(problems[0])
-    for key, parameter in places.items():
-        parameter.data = lora.tensors[key].float().to(parameter.device)
-        parameter.requires_grad_(False)
-    for name, scale in scales.items():
-        layer: Any = model.get_submodule(name)
-        layer.scaling[ADAPTER] = scale * strength
-    shown = ", ".join(sorted({f"{scale:.4g}" for scale in scales.values()})[:3])
-    return f"LoRA '{lora.path}': {len(scales)} layers, scale {shown} from {source}, strength {strength:g}"
+    return record_text(Path(args.record))
 
 
-# --- The stages ---
-
-
-def tokenize(lyrics: str, language: str, weights: dict[str, Path]) -> list[int]:
-    """Token ids of the lyrics, [0] without any; prints what the tokenizer has to say about them."""
-    from ace_lora.lyrics.tokenize import LyricTokenizer
-    from ace_lora.lyrics.vocabulary import load_vocabulary
-    from ace_lora.v1.transformer import TransformerConfig
-
-    rows = TransformerConfig.from_json(weights["transformer"] / "config.json").lyric_encoder_vocab_size
-    tokens = LyricTokenizer(load_vocabulary(weights["lyric_vocabulary"], rows)).tokenize(lyrics, language or None)
-    for warning in tokens.warnings:
-        print(f"warning: {warning}")
-    return tokens.ids
-
-
-def encode_prompt(prompt: str, folder: Path, on: dict[str, Any]) -> torch.Tensor:
-    """The text encoder's last hidden states [1, Lt, width]."""
-    import torch
-
-    from ace_lora.v1.text_encoder import load_text_encoder, load_text_tokenizer, tokenize_prompt
-
-    ids = torch.tensor([tokenize_prompt(load_text_tokenizer(folder), prompt)], device=on["device"])
-    encoder = load_text_encoder(folder, **on)
-    with torch.inference_mode():
-        return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-
-
-def sample(
-    args: argparse.Namespace,
-    lora: LoraFile | None,
-    text_states: torch.Tensor,
-    lyric_ids: list[int],
-    folder: Path,
-    on: dict[str, Any],
-) -> torch.Tensor:
-    """Latents float32 [8, 16, T]."""
-    from tqdm import tqdm
-
-    from ace_lora.device import free_device_memory
-    from ace_lora.v1.sampling import SamplingSettings, sample_latents
-    from ace_lora.v1.transformer import load_transformer
-
-    free_device_memory(on["device"])
-    print("loading the transformer …")
-    transformer = load_transformer(folder, **on)
-    transformer.drop_ssl_heads()
-    if lora is not None:
-        print(apply_lora(transformer, without_ssl_heads(lora), args.strength, args.lora_scale))
-    with tqdm(total=args.steps, desc="sampling") as bar:
-        return sample_latents(
-            transformer,
-            text_states,
-            lyric_ids,
-            seconds=args.seconds,
-            seed=args.seed,
-            settings=SamplingSettings(steps=args.steps, guidance=args.guidance),
-            on_step=lambda step: bar.update(step - bar.n),
-        )
-
-
-def without_ssl_heads(lora: LoraFile) -> LoraFile:
-    """The LoRA without its tensors for the SSL heads, which only training uses."""
-    from dataclasses import replace
-
-    kept = {key: tensor for key, tensor in lora.tensors.items() if not key.startswith("projectors.")}
-    return replace(lora, tensors=kept)
-
-
-def decode(latents: torch.Tensor, weights: dict[str, Path], on: dict[str, Any]) -> torch.Tensor:
-    """float32 [2, N] at 48 kHz on the CPU."""
-    from ace_lora.audio.decode import SAMPLE_RATE, resample
-    from ace_lora.device import free_device_memory
-    from ace_lora.v1.dcae import decode_log_mel, load_latent_decoder
-    from ace_lora.v1.mel import MEL_RATE
-    from ace_lora.v1.vocoder import load_vocoder
-
-    free_device_memory(on["device"])
-    print("decoding …")
-    log_mel = decode_log_mel(load_latent_decoder(weights["dcae"], **on), latents)
-    wave = load_vocoder(weights["vocoder"], **on)(log_mel)
-    return resample(wave.cpu(), MEL_RATE, SAMPLE_RATE)
-
-
-def write_wave(wave: torch.Tensor, output: Path) -> None:
-    """Write float32 [2, N] at 48 kHz, whole or not at all."""
-    import soundfile
-
-    from ace_lora.audio.decode import SAMPLE_RATE
-
-    with replace_atomically(output) as temporary:
-        soundfile.write(str(temporary), wave.T.numpy(), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+def output_problems(output: Path, seconds: float) -> list[str]:
+    """Why a file cannot be written there."""
+    kind = output.suffix[1:].lower()
+    if kind not in FORMATS:
+        return [
+            f"--output '{output}' does not end with .wav, .flac or .mp3, the formats that are written. Change the name."
+        ]
+    if output.exists():
+        return [f"--output '{output}' exists and would be overwritten. Choose another name or move it away."]
+    needed = int(max(0.0, min(seconds, 1e6)) * BYTES_PER_SECOND[kind]) if math.isfinite(seconds) else 0
+    free = free_bytes(output.parent)
+    if free < needed:
+        return [
+            f"--output '{output}' needs {needed:,} bytes and the disk has {free:,} left. Expected room for the file. "
+            "Free the disk or choose another one."
+        ]
+    return []
 
 
 if __name__ == "__main__":

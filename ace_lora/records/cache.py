@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ace_lora.records.record import Record, read_record
+from ace_lora.records.format import Record
+from ace_lora.records.record import read_record
 
 
 class RecordCache:

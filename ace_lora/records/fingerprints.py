@@ -1,4 +1,4 @@
-"""What a training record was made from, told so briefly that 100 songs are compared in a moment.
+"""What records and trainings are made from, told so briefly that 100 songs are compared in a moment.
 
 Standard library only.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import platform
 import time
@@ -75,18 +74,20 @@ def weights_identity(path: Path) -> str:
     return sha256.hexdigest()[:16]
 
 
+def software_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
+    import importlib.metadata  # which takes a third of the time of a script's --help
+
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
 def _file_sha256(path: Path) -> str:
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             sha256.update(block)
     return sha256.hexdigest()
-
-
-def software_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python and of those of the packages that are installed: numbers depend on them."""
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions

@@ -14,101 +14,30 @@ import hashlib
 import json
 import os
 import platform
-import queue
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed, run_script
+from ace_lora.files import free_bytes, write_json
+from ace_lora.set_up.pip import LOG, explain_pip_failure, pip_install
+from ace_lora.set_up.torch_build import CUDA_12_DRIVER, CUDA_13_DRIVER, choose_torch, read_nvidia_driver
 
 HOME = Path(__file__).resolve().parents[2]
 # The tests exercise every group that installs on a machine without a card.
 TEST_GROUPS = ("captioning", "japanese", "prodigy", "small_cards", "test")
 # More test processes than this gain little and take a gigabyte of memory each.
 MOST_TEST_PROCESSES = 4
-TORCH_INDEX = "https://download.pytorch.org/whl/"
-# CUDA 13 needs this NVIDIA driver branch; older ones run the CUDA 12.6 build, which itself needs at least the second.
-# https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
-CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
-DISK_GB = {"cpu": 4, "cuda": 9, "added": 1}
-STAMP, LOCK, LOG, DOWNLOADS = "ace_setup.json", "ace_setup.lock", "install.log", "downloads"
-# A sign of life while pip is silent: every second on a terminal, every minute in a log.
-QUIET_SECONDS = {True: 1, False: 60}
+# What more packages take on the disk at the most.
+ADDED_GB = 1
+STAMP, LOCK = "ace_setup.json", "ace_setup.lock"
 # How long a program may take to end after Ctrl+C before it is told again.
 INTERRUPT_SECONDS = 10.0
-
-# What pip prints when it fails, and what that means; the first match is shown.
-PIP_FAILURES = (
-    (
-        ("No space left on device", "Errno 28", "quota exceeded", "not enough space on the disk", "WinError 112"),
-        "The disk is full. Free some space, then run the same command again; what is installed stays.",
-    ),
-    (
-        ("CERTIFICATE_VERIFY_FAILED", "SSLError"),
-        "The secure connection to the package index was refused. Check the date and time of this computer and any "
-        "proxy or virus scanner that inspects traffic, then run the same command again.",
-    ),
-    (
-        (
-            "NewConnectionError",
-            "NameResolutionError",
-            "Temporary failure in name resolution",
-            "getaddrinfo failed",
-            "Network is unreachable",
-            "ConnectTimeoutError",
-            "ReadTimeoutError",
-            "Read timed out",
-            "ConnectionResetError",
-            "ProxyError",
-            "Connection refused",
-            "Connection broken",
-        ),
-        "The package index cannot be reached. Connect to the network, then run the same command again. Where the index "
-        "is slow or blocked, set a mirror first (the README names how), for example in the variable PIP_INDEX_URL.",
-    ),
-    (
-        ("Permission denied", "Errno 13", "Read-only file system", "WinError 5", "Access is denied", "WinError 32"),
-        "A file of the environment is in use or may not be written. Close other windows of this program, move its "
-        "folder to a place that you may write to, then run the same command again.",
-    ),
-    (
-        ("path too long", "Errno 36", "WinError 206", "Filename or extension is too long"),
-        "A path is too long for this system. Move the program folder nearer to the root of the drive, for example to "
-        "C:\\ace-step, then run the same command again.",
-    ),
-    (
-        ("No matching distribution found", "Could not find a version that satisfies"),
-        "The package index has no build of a package for this Python and system. Use Python 3.10 to 3.13 (64-bit); if "
-        "an index or mirror is set by hand (--torch, PIP_INDEX_URL), choose another one.",
-    ),
-    (
-        ("Microsoft Visual C++", "error: command 'gcc' failed", "Failed building wheel", "failed-wheel-build"),
-        "A package has no ready build for this Python and system and could not be built here. Install Python 3.12 "
-        "(64-bit), remove the folder '.venv' and run the same command with that Python.",
-    ),
-    (
-        ("DO NOT MATCH THE HASHES", "has a wrong size", "Bad magic number for file", "File is not a zip file"),
-        "A download arrived damaged. Run the same command again; if that does not help, set another mirror (the README "
-        "names how).",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Torch:
-    """Which build of PyTorch to install: a name for people, the index to take it from (None: pip's own), the disk."""
-
-    name: str
-    index: str | None
-    disk_gb: int
 
 
 # --- The checks that need no environment -----------------------------------------------------------------------------
@@ -143,45 +72,6 @@ def check_window() -> str | None:
         "Without a window, 'python start.py setup' installs everything for the scripts and 'python start.py demo' "
         "shows them."
     )
-
-
-def read_nvidia_driver() -> int | None:
-    """The driver's major version number when an NVIDIA card is present, else None."""
-    program = shutil.which("nvidia-smi")
-    if program is None and os.name == "nt":
-        # Old drivers put it where PATH does not lead.
-        candidate = Path(os.environ.get("PROGRAMFILES", "C:/Program Files")) / "NVIDIA Corporation/NVSMI/nvidia-smi.exe"
-        program = str(candidate) if candidate.exists() else None
-    if program is None:
-        return None
-    try:
-        answer = subprocess.run(
-            [program, "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        return int(answer.stdout.strip().splitlines()[0].split(".")[0])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        # The program is there but no card answers it: as good as none.
-        return None
-
-
-def choose_torch(request: str, driver: int | None, system: str) -> Torch:
-    """Which PyTorch to install for `--torch auto|cpu|cuda|INDEX-URL` on this `system` (platform.system())."""
-    if "://" in request:
-        return Torch(f"from {request}", request, DISK_GB["cuda"])
-    if request == "cpu":
-        # macOS wheels of the package index are CPU and MPS builds already.
-        return Torch("CPU build", None if system == "Darwin" else TORCH_INDEX + "cpu", DISK_GB["cpu"])
-    if request == "cuda" or driver is not None:
-        if driver is not None and driver < CUDA_13_DRIVER:
-            return Torch("CUDA 12.6 build", TORCH_INDEX + "cu126", DISK_GB["cuda"])
-        # On Linux the package index itself has the CUDA 13 build, on Windows only a CPU build.
-        index = TORCH_INDEX + "cu130" if system == "Windows" else None
-        return Torch("CUDA 13 build", index, DISK_GB["cuda"])
-    return Torch("the package index's build", None, DISK_GB["cpu"])
 
 
 # --- The environment -------------------------------------------------------------------------------------------------
@@ -230,9 +120,7 @@ def read_stamp(environment: Path) -> dict[str, str] | None:
 
 def write_stamp(environment: Path, stamp: dict[str, str]) -> None:
     """Record what is installed; replaced in one go, so that an interruption leaves the old record."""
-    temporary = environment / f"{STAMP}.tmp"
-    temporary.write_text(json.dumps(stamp, indent=2), encoding="utf-8")
-    os.replace(temporary, environment / STAMP)
+    write_json(environment / STAMP, stamp)
 
 
 @contextlib.contextmanager
@@ -323,129 +211,6 @@ def drop_half_installed(environment: Path) -> None:
             shutil.rmtree(metadata)
 
 
-def explain_pip_failure(output: str) -> str:
-    """A sentence for people about a failed pip or venv run."""
-    for signs, sentence in PIP_FAILURES:
-        if any(sign.lower() in output.lower() for sign in signs):
-            return sentence
-    last = next((line for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
-    return f"The last words were: {last.strip()}"
-
-
-class Progress:
-    """Turns what pip says into few calm lines: each package of some size once, and a sign of life in between."""
-
-    def __init__(self, downloads: Path):
-        self._downloads = downloads
-        self._started = self._spoke = time.monotonic()
-        self._terminal = sys.stdout.isatty()
-        self._doing = "looking for the packages"
-        self._seen: set[str] = set()
-
-    def line(self, text: str) -> None:
-        """Take one line of pip's output."""
-        text = text.strip()
-        package = re.match(r"(?:Downloading|Using cached|Processing) (.+\.whl)(?: \(([\d.]+) (\w+)\))?", text)
-        if package:
-            # Only what is measured in megabytes is worth a line; a package in a local folder comes without its size.
-            path, number, unit = package.groups()
-            name, version = path.replace("\\", "/").rsplit("/", 1)[-1].replace("%2B", "+").split("-")[:2]
-            self._doing = f"{name} {version}"
-            if name not in self._seen and unit in (None, "MB", "GB"):
-                self._say(f"  {name} {version}" + (f" ({number} {unit})" if unit else ""))
-            self._seen.add(name)
-        elif text.startswith("Installing collected packages:"):
-            count = text.count(",") + 1
-            self._doing = f"unpacking {count} packages" if count > 1 else "unpacking"
-            self._say(f"  {self._doing} …")
-
-    def tick(self) -> None:
-        """Call about every second: shows that something is going on when pip has long said nothing."""
-        if time.monotonic() - self._spoke < QUIET_SECONDS[self._terminal]:
-            return
-        elapsed = int(time.monotonic() - self._started)
-        megabytes = sum(path.stat().st_size for path in _files(self._downloads)) / 1e6
-        arrived = f", {megabytes:.0f} MB so far" if megabytes >= 1 and not self._doing.startswith("unpacking") else ""
-        words = f"  {self._doing}{arrived}, {elapsed // 60}:{elapsed % 60:02d}"
-        if self._terminal:
-            print(f"\r{words:<76}", end="", flush=True)
-        else:
-            print(words, flush=True)
-            self._spoke = time.monotonic()
-
-    def end(self) -> None:
-        """Clear the line that was written over and over."""
-        if self._terminal:
-            print(f"\r{'':76}\r", end="", flush=True)
-
-    def _say(self, words: str) -> None:
-        self.end()
-        print(words, flush=True)
-        self._spoke = time.monotonic()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    # pip removes files while they are being counted.
-    with contextlib.suppress(OSError):
-        yield from (path for path in folder.rglob("*") if path.is_file())
-
-
-def pip_install(python: Path, arguments: list[str], what: str, lock: IO[bytes]) -> None:
-    """Run pip, show its progress, keep what it says in `install.log`. Raises StepFailed with a sentence."""
-    print(f"Installing {what} …", flush=True)
-    environment = python.parent.parent
-    downloads = environment / DOWNLOADS
-    shutil.rmtree(downloads, ignore_errors=True)
-    downloads.mkdir()
-    # Isolated from the user's PYTHONPATH, whose packages would count as installed; beside the environment because the
-    # system's temporary folder may lie on a small disk.
-    command = [str(python), "-I", "-X", "utf8", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    variables = {**os.environ, "PIP_USER": "0", **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(downloads))}
-    output: list[str] = []
-    progress = Progress(downloads)
-    with (environment / LOG).open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [*command, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env=variables,
-            **inherited(lock),
-        )
-        lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
-        try:
-            while True:
-                try:
-                    line = lines.get(timeout=1)
-                except queue.Empty:
-                    progress.tick()
-                    continue
-                if line is None:
-                    break
-                output.append(line)
-                log.write(line)
-                progress.line(line)
-            process.wait()
-        finally:
-            progress.end()
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    shutil.rmtree(downloads, ignore_errors=True)
-    if "Operation cancelled by user" in "".join(output[-3:]):
-        raise KeyboardInterrupt
-    if process.returncode != 0:
-        # With no network, pip ends on "no matching distribution"; the cause stands in its warnings above.
-        why = explain_pip_failure("".join(output))
-        if process.returncode == -9:
-            why = (
-                "The system ended it, most likely for want of memory. Close other programs, then run the command again."
-            )
-        raise StepFailed(f"{what[0].upper()}{what[1:]} could not be installed. {why} ({environment / LOG})")
-
-
 def compile_analysis(python: Path) -> None:
     """Let librosa compile its loops now: it takes half a minute, once, and else the first prompts would wait for it."""
     if not (HOME / "ace_lora" / "audio" / "analysis.py").exists():
@@ -455,12 +220,6 @@ def compile_analysis(python: Path) -> None:
     clicks = "clicks = numpy.zeros((1, 110250), 'float32'); clicks[0, ::11025] = 1"
     program = f"import numpy; from ace_lora.audio.analysis import measure_bpm; {clicks}; measure_bpm(clicks, 22050)"
     subprocess.run([str(python), "-c", program], cwd=HOME, capture_output=True)
-
-
-def _read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
 
 
 def set_up(environment: Path, groups: list[str], torch_request: str) -> Path:
@@ -513,11 +272,11 @@ def _fill(
     torch = choose_torch(torch_request, driver, platform.system())
     whole = has_pip(python)
     needed_gb = (
-        DISK_GB["added"]
+        ADDED_GB
         if whole and "torch" in stamp and stamp["torch"] == wanted.get("torch", stamp["torch"])
         else torch.disk_gb
     )
-    problem = check_disk(shutil.disk_usage(HOME).free, needed_gb)
+    problem = check_disk(free_bytes(HOME), needed_gb)
     if problem:
         raise StepFailed(problem)
     if driver is not None and driver < CUDA_12_DRIVER and torch.name.startswith("CUDA"):
@@ -547,14 +306,14 @@ def _fill(
         again = ["--force-reinstall"] if "torch" in stamp else []
         stamp.pop(base.name, None)
         write_stamp(environment, stamp)
-        pip_install(python, [pin, *source, *again], f"PyTorch ({torch.name})", lock)
+        pip_install(python, [pin, *source, *again], f"PyTorch ({torch.name})", inherited(lock))
         stamp["torch"] = torch_request
         write_stamp(environment, stamp)
     for path in requirement_files(groups):
         if stamp.get(path.name) != wanted[path.name]:
             # Every file lists its whole closure for the groups, the base included, so pip need not look further.
             extra = [] if path == base else ["--no-deps"]
-            pip_install(python, ["-r", str(path), *extra], f"the packages of {path.relative_to(HOME)}", lock)
+            pip_install(python, ["-r", str(path), *extra], f"the packages of {path.relative_to(HOME)}", inherited(lock))
             stamp[path.name] = wanted[path.name]
             write_stamp(environment, stamp)
             if path == base:

@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 from ace_lora.commands import run_script
-from ace_lora.tiny_base.build import make_tiny_base
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,6 +21,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    from ace_lora.tiny_base.make import make_tiny_base  # loads numpy
+
     files = make_tiny_base(args.folder)
     for path in files:
         print(f"{path.relative_to(args.folder).as_posix():60} {path.stat().st_size:>9,} bytes")

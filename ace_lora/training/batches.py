@@ -21,7 +21,7 @@ from ace_lora.lyrics.timed import TimedLine, crop
 from ace_lora.lyrics.tokenize import LyricTokenizer
 from ace_lora.lyrics.vocabulary import load_vocabulary
 from ace_lora.records.cache import RecordCache
-from ace_lora.records.record import SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError
+from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError
 from ace_lora.training.plan import Draw, random_seed
 from ace_lora.training.songs import TrainingSong, has_timed_lyrics
 from ace_lora.training.tags import UMT5_COMMA_ID, augment_tags

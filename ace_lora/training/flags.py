@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.processes import outside_launcher
-from ace_lora.records.record import SECONDS_PER_LATENT_FRAME
+from ace_lora.records.format import SECONDS_PER_LATENT_FRAME
 from ace_lora.training.optimizers import optimizer_problems
 
 BASE_PRECISIONS = ("bf16", "int8", "nf4")  # from the most memory to the least

@@ -16,7 +16,9 @@ from ace_lora.commands import StepFailed
 from ace_lora.device import free_device_bytes, free_device_memory, free_main_memory, set_tf32
 from ace_lora.lora.layers import adapter_tensors, inject_adapter, load_lora
 from ace_lora.model.elementwise import compile_elementwise
-from ace_lora.model.recompute import block_memory, offload_blocks, quantise_base, set_checkpointing
+from ace_lora.model.offload import offload_blocks
+from ace_lora.model.quantise import quantise_layers
+from ace_lora.model.recompute import block_memory, set_checkpointing
 from ace_lora.processes import say
 from ace_lora.records.cache import RecordCache
 from ace_lora.records.record import read_record
@@ -116,10 +118,12 @@ def load_base(args: argparse.Namespace, prepared: Prepared) -> ACEStepTransforme
     except WrongWeights as error:
         raise StepFailed(str(error)) from error
     if args.base_precision != "bf16":
-        quantise_base(model, args.base_precision, None if args.offload else device)
+        quantise_layers(model.large_parts(), args.base_precision, None if args.offload else device)
+        if not args.offload:
+            model.to(device)
     inject_adapter(model, prepared.lora_config, seed=args.seed)
     if args.offload:
-        offload_blocks(model, args.offload, device)
+        offload_blocks(model.transformer_blocks, args.offload, device)
     return model.to(device) if by_way_of_host else model
 
 
@@ -134,7 +138,7 @@ def choose_recomputed_blocks(
         number = {"all": layers, "none": 0}.get(args.checkpointing)
         chosen = Recomputation(min(layers, int(args.checkpointing)) if number is None else number, 0)
         why = "asked for"
-    set_checkpointing(model, chosen.blocks, chosen.products)
+    set_checkpointing(model.transformer_blocks, chosen.blocks, chosen.products)
     say(
         f"computed again in the backward pass: {chosen.blocks} of {layers} blocks, and the largest product of "
         f"{chosen.products} others ({args.checkpointing}, {why})"
@@ -157,7 +161,8 @@ def recomputation_that_fits(
     longest = max(min(song.frames, limit or song.frames) for song in songs) * args.batch_size
     context = (1 + TEXT_TOKENS + max(song.lyric_tokens for song in songs)) * args.batch_size
     item_bytes = torch.empty((), dtype=prepared.device.dtype).element_size()
-    memory = block_memory(model.config, longest, context, item_bytes, prepared.lora_config["r"])
+    widths = model.config.inner_dim, model.config.feed_forward_dim, model.config.num_attention_heads
+    memory = block_memory(*widths, longest, context, item_bytes, prepared.lora_config["r"])
     # Gradients and moments come on top of what is allocated now.
     parameters = sum(parameter.numel() for parameter in trained.values())
     return choose_recomputation(layers, memory, free - 12 * parameters), f"{free / 1e9:.1f} GB free"

@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from ace_lora.base_weights.find import ensure_base_weights, find_base_weights, missing
+from ace_lora.base_weights.download import ensure_base_weights
+from ace_lora.base_weights.find import find_base_weights, missing
 from ace_lora.base_weights.model_config import read_model_config
 from ace_lora.commands import WrongInput
 from ace_lora.device import Device, choose_device, has_native_bf16
 from ace_lora.files import free_bytes
 from ace_lora.lora.config import read_lora_config
-from ace_lora.lora.file import lora_mismatches, read_lora_file
-from ace_lora.lora.layers import adapter_shapes, target_layers
+from ace_lora.lora.file import read_lora_file
+from ace_lora.lora.layers import adapter_shapes, lora_mismatches, target_layers
 from ace_lora.processes import is_first_process
 from ace_lora.records.fingerprints import weights_identity
 from ace_lora.records.record import needed_of_base

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.records.record import SECONDS_PER_LATENT_FRAME, Record, RecordError, list_records, read_record
+from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, Record, RecordError, list_records
+from ace_lora.records.record import read_record
 from ace_lora.songs import split_tags
 
 

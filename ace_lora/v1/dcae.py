@@ -25,11 +25,10 @@ from ace_lora.audio.decode import SAMPLE_RATE, AudioError, resample
 from ace_lora.base_weights.loading import read_safetensors_strict
 from ace_lora.base_weights.model_config import read_model_config
 from ace_lora.device import HostCopy
-from ace_lora.v1.mel import HOP, MEL_RATE, denormalise, log_mel, normalise
+from ace_lora.records.format import LATENT_SAMPLE_RATE, SAMPLES_PER_LATENT_FRAME
+from ace_lora.v1.mel import denormalise, log_mel, normalise
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-# Samples at 44.1 kHz per latent frame: 8 mel frames.
-SAMPLES_PER_LATENT_FRAME = 8 * HOP
 # Shift and scale that give latents a mean near 0 and a deviation near 1. The `scaling_factor` of the configuration is
 # not applied by ACE-Step.
 LATENT_SHIFT, LATENT_SCALE = -1.9091, 0.1786
@@ -84,7 +83,7 @@ def decode_log_mel(decoder: nn.Module, latents: Tensor) -> Tensor:
 
 def _at_latent_rate(wave: Tensor) -> Tensor:
     """[2, L] at 48 kHz to [2, 4096 T] at 44.1 kHz: zeros fill the last latent frame, none are added to a full one."""
-    wave = resample(wave, SAMPLE_RATE, MEL_RATE)
+    wave = resample(wave, SAMPLE_RATE, LATENT_SAMPLE_RATE)
     return nn.functional.pad(wave, (0, -wave.shape[1] % SAMPLES_PER_LATENT_FRAME))
 
 

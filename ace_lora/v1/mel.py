@@ -5,17 +5,11 @@ Shape legend: C channels, N samples at 44.1 kHz, F mel frames of 512 samples, 12
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
-
-import numpy as np
 import torch
 
-MEL_RATE = 44_100
-N_FFT = 2048
+from ace_lora.v1.mel_filters import N_FFT, N_MELS, mel_filter_bank
+
 HOP = 512
-N_MELS = 128
-LOWEST_HZ, HIGHEST_HZ = 40.0, 16_000.0
 # The encoder reads (log mel - lowest) / (highest - lowest), mapped to [-1, 1]; it is not clamped.
 LOWEST_LOG_MEL, HIGHEST_LOG_MEL = -11.0, 3.0
 
@@ -54,27 +48,3 @@ def normalise(log_mel_values: torch.Tensor) -> torch.Tensor:
 def denormalise(values: torch.Tensor) -> torch.Tensor:
     """What the decoder returns to log mel; the inverse of `normalise`."""
     return (values * 0.5 + 0.5) * (HIGHEST_LOG_MEL - LOWEST_LOG_MEL) + LOWEST_LOG_MEL
-
-
-@lru_cache(maxsize=1)
-def mel_filter_bank() -> np.ndarray:
-    """Triangular filters on Slaney's mel scale, each of unit area: float64 [1025, 128]."""
-    bins = np.linspace(0, MEL_RATE / 2, N_FFT // 2 + 1)
-    edges = _mel_to_hz(np.linspace(_hz_to_mel(LOWEST_HZ), _hz_to_mel(HIGHEST_HZ), N_MELS + 2))
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    rising = (bins[:, None] - low) / (centre - low)
-    falling = (high - bins[:, None]) / (high - centre)
-    return np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)
-
-
-# Slaney's scale: linear up to 1000 Hz (15 mel), logarithmic above, 27 mel for a factor of 6.4.
-_HZ_PER_MEL = 200 / 3
-_LOG_STEP = math.log(6.4) / 27
-
-
-def _hz_to_mel(hz: float) -> float:
-    return hz / _HZ_PER_MEL if hz < 1000 else 15 + math.log(hz / 1000) / _LOG_STEP
-
-
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    return np.where(mel < 15, mel * _HZ_PER_MEL, 1000 * np.exp((mel - 15) * _LOG_STEP))

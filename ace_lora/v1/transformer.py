@@ -155,6 +155,11 @@ class ACEStepTransformer(nn.Module):
         """The dtype that is computed in where no autocast is active."""
         return self.final_layer.scale_shift_table.dtype
 
+    def large_parts(self) -> list[nn.Module]:
+        """What holds nearly all weights and nothing but linear layers of a kind that may be stored quantised."""
+        parts = (self.transformer_blocks, self.projectors, self.lyric_encoder)
+        return [part for part in parts if part is not None]
+
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.dtype
 
@@ -408,11 +413,11 @@ class GatedConvolution(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.inverted_conv = nn.Module()
-        self.inverted_conv.conv = PointwiseConvolution(width, 2 * hidden)
+        self.inverted_conv.conv = lean.PointwiseConvolution(width, 2 * hidden)
         self.depth_conv = nn.Module()
         self.depth_conv.conv = nn.Conv1d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
         self.point_conv = nn.Module()
-        self.point_conv.conv = PointwiseConvolution(hidden, width, bias=False)
+        self.point_conv.conv = lean.PointwiseConvolution(hidden, width, bias=False)
 
     def forward(
         self,
@@ -425,15 +430,6 @@ class GatedConvolution(nn.Module):
     ) -> Tensor:
         layers = (self.inverted_conv.conv, self.depth_conv.conv, self.point_conv.conv)
         return lean.feed_forward(layers, x, shift, scale, gate, content_mask, RMS_EPS, keeps_product)
-
-
-class PointwiseConvolution(nn.Module):
-    """A convolution of width 1 stored as one ([out, in, 1]) and computed as a linear layer, which keeps nothing."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1) / math.sqrt(inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
 
 class PatchEmbedding(nn.Module):

@@ -15,7 +15,13 @@ def test_a_good_one_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "is missing"), ('{"num_layers": ', "is damaged"), ("[1]", "holds list, a JSON object was expected")],
+    [
+        (None, "is missing"),
+        ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ('{"a": NaN}', "NaN is no number of JSON"),
+        ('{"num_layers": ', "cannot be read"),
+        ("[1]", "holds list, a JSON object was expected"),
+    ],
 )
 def test_a_bad_one_is_named(tmp_path, content, sentence):
     if content is not None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+import ace_gui
+from tests.gui.desk import Desk
 from tests.gui.window import Window, write_stand_ins, write_wav
 
 
@@ -52,6 +54,33 @@ def make_window(display: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     yield make
     for window in windows:
         window.close()
+
+
+@pytest.fixture
+def make_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Desk]]:
+    """Owners of the window in a process that has neither a display nor Tk."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
+    for name in ("tk", "ttk", "tkfont", "filedialog", "ScrolledText"):
+        monkeypatch.setattr(ace_gui, name, None)
+    desks: list[Desk] = []
+
+    def make(home: Path | None = None, **arguments: Any) -> Desk:
+        program = tmp_path / "my 程序 🎵"
+        if not (program / "trainer_new.py").exists():
+            write_stand_ins(program)
+        desks.append(Desk(program, home, **arguments))
+        return desks[-1]
+
+    yield make
+    for desk in desks:
+        desk.close()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """The folder of the scripts that `make_window` and `make_desk` use."""
+    return tmp_path / "my 程序 🎵"
 
 
 @pytest.fixture

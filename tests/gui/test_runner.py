@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 
 import ace_gui
 from ace_gui import Event, Runner, Settings
+from tests.gui.window import gone
 
 
 class Run:
@@ -53,13 +53,6 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
-
-
-def gone(pid: int) -> bool:
-    state = Path(f"/proc/{pid}/stat")
-    if state.parent.parent.exists():  # a zombie that waits for its parent is gone as well
-        return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    return subprocess.run(["kill", "-0", str(pid)], capture_output=True, check=False).returncode != 0
 
 
 def test_exit_0_with_output_of_both_streams(run: Run):
@@ -231,15 +224,17 @@ def test_nothing_of_the_runner_waits(run: Run):
     run.wait()
 
 
-def test_a_left_over_process_is_told_from_another_one(run: Run):
-    run.start("import time; print('marker_script.py'); time.sleep(60)").until(lambda: bool(run.lines))
-    pid = run.runner.pid
-    assert pid and ace_gui.process_runs(pid, "marker_script.py")
-    assert not ace_gui.process_runs(pid, "another_script.py")
-    run.runner.kill()
-    run.wait()
-    assert not ace_gui.process_runs(pid, "marker_script.py")
-    assert not ace_gui.process_runs(0, "x")
+def test_only_a_script_of_this_repository_gets_an_input_that_the_window_holds(run: Run, tmp_path: Path):
+    body = "import os, sys; print('ACE_LORA_ENDS_WITH_INPUT' in os.environ)"
+    own, fork = tmp_path / "own.py", tmp_path / "fork.py"
+    own.write_text(f"try:\n    from ace_lora.commands import run_script\nexcept ImportError:\n    pass\n{body}")
+    fork.write_text(f"{body}; print(repr(sys.stdin.read()))")
+    for script, lines in ((own, ["True"]), (fork, ["False", "''"])):
+        run.lines.clear()
+        run.events.clear()
+        run.runner.start([sys.executable, script.name], tmp_path, dict(os.environ), None)
+        run.wait()
+        assert (run.code, run.lines) == (0, lines)
 
 
 def test_a_log_file_that_cannot_be_written_does_not_keep_a_step_from_running(run: Run):

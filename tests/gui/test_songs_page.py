@@ -45,7 +45,9 @@ def test_a_folder_that_holds_audio_offers_another_clearing_or_adding(make_window
     assert app.session.project.home == home.with_name("qing_tian_2")
     add_to_qing_tian()
     window.press("clear")
-    window.until(lambda: app.session.state != "importing" and [song.stem for song in app.session.songs] == ["qing_tian"])
+    window.until(
+        lambda: app.session.state != "importing" and [song.stem for song in app.session.songs] == ["qing_tian"]
+    )
     [(_, _, names)] = [entry for entry in ace_gui.bin_entries(home) if entry[1] == "clear"]
     assert {"a.wav", "b.wav", "qing_tian.wav", "a_prompt.txt", "b_prompt.txt"} == set(names)
     app.window.menus.fill_bin()
@@ -168,7 +170,11 @@ def test_a_move_that_fails_says_why(make_window, tmp_path: Path):
     (tmp_path / "file").write_text("")
     app.session.tell(ace_gui.change_home(app.session, "x", str(tmp_path / "file" / "x")))
     window.press("move")
-    assert "A file could not be used" in window.banner() and app.session.project.home == home and len(app.session.songs) == 2
+    assert (
+        "A file could not be used" in window.banner()
+        and app.session.project.home == home
+        and len(app.session.songs) == 2
+    )
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])
@@ -212,3 +218,18 @@ def test_songs_that_cannot_be_removed_are_not_said_to_be(make_window):
     window.app.session.tell(ace_gui.ask_remove(window.app.session, window.app.session.songs))
     window.press("remove")
     assert window.banner().startswith("A file could not be used") and len(window.app.session.songs) == 2
+
+
+def test_name_and_folder_follow_each_other_without_changing_what_is_typed(make_window):
+    page = make_window().show("songs")
+    page.folder.set("Taudio/")  # on the way to a longer path
+    assert (page.folder.get(), page.name.get()) == ("Taudio/", "Taudio")
+    page.folder.set("Taudio/风格")
+    assert page.name.get() == "风格"
+    for wrong in ("", "a?", "x_prep"):  # no name of a folder: the folder stays
+        page.name.set(wrong)
+        assert page.folder.get() == "Taudio/风格"
+    page.name.set("b")
+    assert Path(page.folder.get()) == Path("Taudio", "b") and "disabled" not in str(page.apply_button.cget("state"))
+    page.folder.set("")
+    assert page.name.get() == "" and "disabled" in str(page.apply_button.cget("state"))

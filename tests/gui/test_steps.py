@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -568,6 +569,10 @@ def test_a_chosen_python_may_be_an_environments_folder_and_a_missing_one_is_said
     found = ace_gui.python_candidates(place.space.settings, place.space.program)[0]
     findings = ace_gui.judge_environment(place.space, place.songs, found, None)
     assert "env.python_setting" in [finding.key for finding in findings]
+    place.space.settings.python = settings.python
+    found = ace_gui.python_candidates(place.space.settings, place.space.program)[0]
+    findings = ace_gui.judge_environment(place.space, place.songs, found, None)
+    assert found == ("setting", python) and "env.python_setting" not in [finding.key for finding in findings]
 
 
 def report(**more) -> dict:
@@ -650,6 +655,14 @@ def test_base_weights_are_found_in_both_layouts(tmp_path: Path, monkeypatch: pyt
     )
     settings.checkpoint_dir = ""
     assert all(path is None for path, _ in ace_gui.find_weights(settings, tmp_path).values())
+
+
+def test_what_the_window_uses_of_this_repository_stands_where_it_looks():
+    if not (ROOT / "ace_lora").is_dir():
+        pytest.skip("ace_lora is not here")
+    assert ace_gui.can_download(ROOT) and not ace_gui.can_download(ROOT / "tests")
+    [(module, name)] = re.findall(r"from (ace_lora[\w.]*) import (\w+)", ace_gui.PROBE_CODE)
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_optional_groups_are_read_from_the_setup_script(tmp_path: Path):

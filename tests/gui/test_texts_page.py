@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import ace_gui
-from tests.gui.window import project_with_songs
+from tests.gui.window import project_with_songs, write_wav
 
 
 def test_edits_survive_switching_pages_songs_and_closing(make_window):
@@ -139,3 +141,16 @@ def test_what_was_typed_for_a_song_that_vanished_is_kept(make_window):
     (home / "a.wav").unlink()
     window.until(lambda: len(app.session.songs) == 1)
     assert page.open_song.stem == "b" and (home / "a_prompt.txt").read_text() == "hello"
+
+
+def test_songs_that_appear_while_the_page_is_shown_open_their_texts(make_window, program: Path):
+    window = make_window()
+    home = program / "Taudio" / "new"
+    home.mkdir(parents=True)
+    window.app.session.open(home)
+    page = window.show("prompts")
+    assert page.open_song is None
+    write_wav(home / "a.wav")
+    (home / "a_prompt.txt").write_text("pop", encoding="utf-8")
+    window.app.session.look()
+    assert page.open_song.stem == "a" and page.editors["prompt"].get() == "pop"

@@ -16,6 +16,9 @@ from tests.gui.window import project_with_songs
 
 def test_stop_saves_and_the_next_start_can_go_on(make_window):
     window = make_window()
+    script = window.program / "trainer_new.py"  # time to look at the window while it is stopping
+    code = script.read_text(encoding="utf-8").replace("time.sleep(0.1)", "time.sleep(0.1 if step < 3 else 2)")
+    script.write_text(code, encoding="utf-8")
     app = window.app
     app.session.open(project_with_songs(window.program, "prep"))
     page = window.show("train")
@@ -216,7 +219,10 @@ def test_two_trainings_do_not_fill_one_folder(make_window):
     first.app.session.tell(first.app.runs.start("train"))
     first.until(lambda: first.app.runs.run.progress is not None)
     second.app.session.tell(second.app.runs.start("train"))
-    assert second.app.session.state == "idle" and "Another training is saving its LoRAs into checkpoints" in second.banner()
+    assert (
+        second.app.session.state == "idle"
+        and "Another training is saving its LoRAs into checkpoints" in second.banner()
+    )
     first.app.stop()
     first.until(lambda: first.app.session.state == "idle")
     second.app.session.tell(second.app.runs.start("train"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import time
 import tkinter as tk
 import wave
@@ -92,7 +93,7 @@ for step in range(first + 1, steps + 1):
         (folder / "pytorch_lora_weights.safetensors").write_text("x")
         (folder / "training_state.json").write_text("{}")
         break
-    time.sleep(0.05)
+    time.sleep(0.1)
 if stopped:
     (out / "STOP").unlink()
     print(f"stopped at step {step}")
@@ -131,6 +132,13 @@ def write_wav(path: Path, seconds: float = 1.0, level: int = 1000, rate: int = 8
         file.setframerate(rate)
         file.writeframes(struct.pack("<hh", level, -level) * int(seconds * rate / 2))
     return path
+
+
+def gone(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    if state.parent.parent.exists():  # a zombie that waits for its parent is gone as well
+        return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return subprocess.run(["kill", "-0", str(pid)], capture_output=True, check=False).returncode != 0
 
 
 class Window:

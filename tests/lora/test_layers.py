@@ -142,30 +142,114 @@ def test_strength_zero_is_the_base_bit_for_bit():
     assert not torch.equal(full, Small()(x))
 
 
-def test_load_lora_is_exact_and_accepts_alpha_with_a_note(tmp_path):
-    model = inject_adapter(Small(), SMALL)
+# --- A file as the start of a training ---
+
+
+def trained(config=SMALL, seed=1):
+    """A model with random factors, exact in bfloat16."""
+    model = inject_adapter(Small(), config)
+    generator = torch.Generator().manual_seed(seed)
     for tensor in adapter_tensors(model).values():
-        tensor.data = tensor.data.normal_().bfloat16().float()
+        tensor.data = torch.randn(tensor.shape, generator=generator).bfloat16().float()
+    return model
+
+
+def changes(model):
+    """s · B A by layer."""
+    return {
+        name: next(iter(module.scaling.values())) * (module.lora_B["lora"].weight @ module.lora_A["lora"].weight)
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+
+
+@pytest.mark.parametrize("with_alpha", [False, True])
+def test_the_same_configuration_is_taken_over_exactly(tmp_path, with_alpha):
+    model = trained()
+    save_lora(tmp_path / "a.safetensors", adapter_tensors(model), SMALL, with_alpha=with_alpha)
+    fresh = inject_adapter(Small(), SMALL, seed=9)
+    assert load_lora(fresh, tmp_path / "a.safetensors") == []
+    for key, tensor in adapter_tensors(fresh).items():
+        assert torch.equal(tensor, adapter_tensors(model)[key])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"lora_alpha": 3}, "4 layers scaled by 0.3333, so that the strength stays"),
+        ({"use_rslora": False}, "4 layers scaled by 1.414"),
+        ({"r": 5}, "4 layers grown from rank 2 to 5"),
+        ({"r": 5, "use_rslora": False, "lora_alpha": 7}, "4 layers scaled by 0.5051"),
+    ],
+)
+def test_another_strength_or_a_higher_rank_changes_nothing_at_first(tmp_path, changed, said):
+    model = trained()
     save_lora(tmp_path / "a.safetensors", adapter_tensors(model), SMALL)
-    save_lora(tmp_path / "b.safetensors", adapter_tensors(model), SMALL, with_alpha=True)
-    for name, notes in (("a.safetensors", 0), ("b.safetensors", 1)):
-        fresh = inject_adapter(Small(), SMALL, seed=9)
-        assert len(load_lora(fresh, tmp_path / name)) == notes
-        for key, tensor in adapter_tensors(fresh).items():
-            assert torch.equal(tensor, adapter_tensors(model)[key])
+    fresh = inject_adapter(Small(), {**SMALL, **changed}, seed=9)
+    random = {key: tensor.detach().clone() for key, tensor in adapter_tensors(fresh).items()}
+    notes = load_lora(fresh, tmp_path / "a.safetensors")
+    assert any(said in note for note in notes)
+    for name, change in changes(model).items():
+        torch.testing.assert_close(changes(fresh)[name], change, rtol=1e-5, atol=1e-6)
+        # What is new can learn: its A is random as at any start.
+        a, b = (adapter_tensors(fresh)[f"{name}.lora_{which}.weight"] for which in "AB")
+        assert torch.equal(a[2:], random[f"{name}.lora_A.weight"][2:]) and not b[:, 2:].any()
+
+
+def test_a_lower_rank_is_the_nearest_and_the_kept_share_is_said(tmp_path):
+    config = {**SMALL, "r": 4}
+    model = trained(config)
+    save_lora(tmp_path / "a.safetensors", adapter_tensors(model), config)
+    fresh = inject_adapter(Small(), SMALL)
+    notes = load_lora(fresh, tmp_path / "a.safetensors")
+    shares = []
+    for name, change in changes(model).items():
+        values = torch.linalg.svdvals(change.detach())
+        shares.append(float(values[:2].norm() / values.norm()))
+        assert float((changes(fresh)[name] - change).norm()) == pytest.approx(float(values[2:].norm()), rel=1e-4)
+    (note,) = (note for note in notes if "made smaller" in note)
+    assert f"kept {100 * min(shares):.2f} % of the norm at the least" in note
+    assert f"{100 * sum(shares) / 4:.2f} % on average" in note
+
+
+def test_other_layers_start_from_zero_or_are_left_out_and_that_is_said(tmp_path):
+    model = trained({**SMALL, "target_modules": ["to_q"]})
+    save_lora(tmp_path / "a.safetensors", adapter_tensors(model), SMALL)
+    fresh = inject_adapter(Small(), SMALL)
+    (note,) = load_lora(fresh, tmp_path / "a.safetensors")
+    assert "2 layers are not in the file and start from zero, for example 'blocks.0.to_out.0'" in note
+    assert not changes(fresh)["blocks.0.to_out.0"].any() and changes(fresh)["blocks.0.to_q"].any()
+    save_lora(tmp_path / "b.safetensors", adapter_tensors(trained()), SMALL)
+    fresh = inject_adapter(Small(), {**SMALL, "target_modules": ["to_q"]})
+    (note,) = load_lora(fresh, tmp_path / "b.safetensors")
+    assert "2 layers of the file are not in this training and are left out, for example 'blocks.0.to_out.0'" in note
+
+
+def test_a_file_that_does_not_say_its_strength_is_taken_as_this_training_has_it(tmp_path):
+    model = trained()
+    save_file({key: t.detach().clone() for key, t in adapter_tensors(model).items()}, tmp_path / "a.safetensors")
+    fresh = inject_adapter(Small(), {**SMALL, "r": 4})
+    notes = load_lora(fresh, tmp_path / "a.safetensors")
+    assert any("does not say its alpha; taken as in this training (alpha 1, rsLoRA True)" in note for note in notes)
+    for name, change in changes(model).items():
+        torch.testing.assert_close(changes(fresh)[name], change)
+
+
+def test_dora_is_named_and_gone_on_without(tmp_path):
+    tensors = {key: t.detach().clone() for key, t in adapter_tensors(trained()).items()}
+    tensors["blocks.0.to_q.lora_magnitude_vector"] = torch.ones(5)
+    save_file(tensors, tmp_path / "a.safetensors")
+    notes = load_lora(inject_adapter(Small(), SMALL), tmp_path / "a.safetensors")
+    assert any("DoRA's magnitudes" in note and "'blocks.0.to_q.lora_magnitude_vector'" in note for note in notes)
 
 
 def change(tensors, kind):
     if kind == "missing":
         return dict(list(tensors.items())[1:])
-    if kind == "unexpected":
-        return {**tensors, "blocks.7.to_q.lora_A.weight": torch.zeros(2, 6)}
-    if kind == "rank":
-        return {k: torch.zeros((4, t.shape[1]) if ".lora_A." in k else (t.shape[0], 4)) for k, t in tensors.items()}
     if kind == "shape":
         return {**tensors, "blocks.0.to_q.lora_A.weight": torch.zeros(2, 7)}
-    if kind == "prefix":
-        return {f"transformer.{k}": t for k, t in tensors.items()}
+    if kind == "other model":
+        return {key.replace("blocks", "layers"): tensor for key, tensor in tensors.items()}
     if kind == "nan":
         return {k: t * float("nan") for k, t in tensors.items()}
     return {"some.weight": torch.zeros(1)}
@@ -174,12 +258,10 @@ def change(tensors, kind):
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
-        ("missing", "lacks 1 of the 8"),
-        ("unexpected", "blocks.7.to_q"),
-        ("rank", "rank 4"),
-        ("shape", "[2, 7]"),
-        ("prefix", "'transformer.'"),
-        ("nan", "not finite"),
+        ("missing", "lora_A is missing, the partner of lora_B, in the layer 'blocks.0.to_q'"),
+        ("shape", "[2, 7], expected 6 inputs"),
+        ("other model", "no layer in common with this training (found 'layers.0.to_out.0', wanted 'blocks.0.to_q')"),
+        ("nan", "not finite in 4 layers: 'blocks.0.to_out.0', 'blocks.0.to_q'"),
         ("no lora", "holds no LoRA"),
     ],
 )

@@ -10,17 +10,10 @@ import pytest
 import soundfile
 from mutagen.id3 import ID3, SYLT, TXXX, USLT, Encoding
 
-from ace_lora.lyrics.sources import (
-    FoundLyrics,
-    UnknownEncoding,
-    UnreadableTags,
-    decode_lyrics,
-    embedded_lyrics,
-    legacy_encoding,
-    lyrics_beside,
-)
+from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, legacy_encoding
+from ace_lora.lyrics.sources import FoundLyrics, UnreadableTags, embedded_lyrics, lyrics_beside
 from ace_lora.lyrics.timed import TimedLine
-from ace_lora.songs import Song
+from ace_lora.songs import SongFiles
 
 LRC = "[ti:月亮]\n[ar:某人]\n[by:me]\n[00:12.00]月亮代表我的心\n[00:15.50]你问我爱你有多深\n"
 LRC_LINES = (TimedLine(12.0, "月亮代表我的心"), TimedLine(15.5, "你问我爱你有多深"))
@@ -65,15 +58,15 @@ def _encode_aac(samples: np.ndarray, path: Path, container: str) -> None:
 def song(tmp_path, audio_files):
     """A function that puts a song of an extension into an empty folder."""
 
-    def make(extension: str, name: str = "song") -> Song:
+    def make(extension: str, name: str = "song") -> SongFiles:
         path = tmp_path / f"{name}.{extension}"
         shutil.copy(audio_files[extension], path)
-        return Song(path)
+        return SongFiles(path)
 
     return make
 
 
-def beside(song: Song, name: str, data: bytes) -> FoundLyrics | None:
+def beside(song: SongFiles, name: str, data: bytes) -> FoundLyrics | None:
     (song.audio.parent / name).write_bytes(data)
     return lyrics_beside(song)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from ace_lora.base_weights.parts import LYRIC_VOCABULARY_URLS
 from ace_lora.commands import WrongInput
-from ace_lora.lyrics.vocabulary import PUBLISHED_SIZE, PUBLISHED_URL, MissingLyricSupport, load_vocabulary
+from ace_lora.lyrics.vocabulary import PUBLISHED_SIZE, MissingLyricSupport, load_vocabulary
 
 published = pytest.mark.skipif(
     not os.environ.get("ACE_LYRIC_VOCAB"),
@@ -50,7 +51,7 @@ def test_another_file_in_place_of_the_published_one(tmp_path):
     path = write_vocabulary(tmp_path / "vocab.json")
     text = problem(path, PUBLISHED_SIZE)
     assert f"'{path}' is not the published file: its sha256 is " in text
-    assert text.endswith(f"Download it again: {PUBLISHED_URL}")
+    assert text.endswith(f"Download it again: {LYRIC_VOCABULARY_URLS[0]}")
 
 
 def test_a_vocabulary_without_the_tokens_of_the_training_code(tmp_path):
@@ -66,7 +67,7 @@ def test_a_file_of_another_kind(tmp_path, content):
     path.write_bytes(content)
     text = problem(path, None)
     assert text.startswith(f"The lyric vocabulary '{path}' is damaged or of another kind: ")
-    assert text.endswith(f"Download it again: {PUBLISHED_URL}")
+    assert text.endswith(f"Download it again: {LYRIC_VOCABULARY_URLS[0]}")
 
 
 def test_a_missing_file(tmp_path):

@@ -18,7 +18,7 @@ def as_before() -> Iterator[None]:
     torch._dynamo.config.suppress_errors = False
 
 
-def all_stretches(frames: int) -> dict[str, Tensor]:
+def run_all(frames: int) -> dict[str, Tensor]:
     torch.manual_seed(frames)
     x, y, heads = torch.randn(2, frames, 8), torch.randn(2, frames, 8), torch.randn(2, frames, 2, 4)
     row, mask = torch.randn(2, 1, 8), torch.ones(2, frames, 1)
@@ -43,17 +43,17 @@ def all_stretches(frames: int) -> dict[str, Tensor]:
     }
 
 
-def test_compiled_stretches_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_functions_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and decomposed as for a GPU, but run without generating code, which takes minutes on a busy CPU."""
-    expected = {frames: all_stretches(frames) for frames in (5, 9)}
-    assert set(elementwise._stretches) == expected[5].keys()
+    expected = {frames: run_all(frames) for frames in (5, 9)}
+    assert set(elementwise._functions) == expected[5].keys()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     reason = elementwise.compile_elementwise("cpu")
     if reason is not None:
         pytest.skip(reason)
-    for frames, stretches in expected.items():
-        for name, found in all_stretches(frames).items():
-            assert relative_error(found, stretches[name]) < 1e-6, name
+    for frames, results in expected.items():
+        for name, found in run_all(frames).items():
+            assert relative_error(found, results[name]) < 1e-6, name
 
 
 def test_without_a_compiler_it_goes_on_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_without_a_compiler_it_goes_on_and_says_why(monkeypatch: pytest.MonkeyPa
     assert elementwise.add_gated(torch.ones(1), torch.ones(1), torch.ones(1)).tolist() == [2]
 
 
-def test_a_stretch_that_fails_only_in_training_runs_uncompiled() -> None:
+def test_one_that_fails_only_in_training_runs_uncompiled() -> None:
     calls = []
 
     def fails_the_second_time(graph: torch.fx.GraphModule, inputs: object) -> object:

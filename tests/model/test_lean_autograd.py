@@ -9,7 +9,6 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from ace_lora.model import lean_autograd as lean
-from ace_lora.v1.transformer import PointwiseConvolution
 from tests.golden_recipe import relative_error
 
 CLOSE = 3e-6
@@ -126,9 +125,9 @@ def test_feed_forward(frames: int, keeps_product: bool, piece_bytes: int, monkey
     torch.manual_seed(0)
     width, hidden = 6, 10
     layers = (
-        PointwiseConvolution(width, 2 * hidden),
+        lean.PointwiseConvolution(width, 2 * hidden),
         nn.Conv1d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden),
-        PointwiseConvolution(hidden, width, bias=False),
+        lean.PointwiseConvolution(hidden, width, bias=False),
     )
     for layer in layers:
         layer.requires_grad_(False)

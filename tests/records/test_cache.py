@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ace_lora.records.cache import RecordCache
-from ace_lora.records.record import Record, RecordError, read_record, write_record
+from ace_lora.records.format import Record, RecordError
+from ace_lora.records.record import read_record, write_record
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from ace_lora.lora import layers as adapter
 from ace_lora.records.record import read_record
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.training.batches import Failed, SampleReader, SampleSettings, collate, random_crop
 from ace_lora.training.plan import Draw
 from ace_lora.training.songs import scan_dataset

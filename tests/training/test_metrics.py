@@ -66,3 +66,13 @@ def test_step_line():
     lines.step_done()
     line = lines.line(120, 0.12344, 1e-4)
     assert re.fullmatch(r"step 120/2000 \| loss 0\.1234 \| lr 1\.00e-04 \| [\d.]+ it/s \| left [\d:, days]+", line)
+
+
+@pytest.mark.parametrize(("ends", "rate", "left"), [([14.0], "0.25", "0:00:36"), ([14.0, 20.0], "0.20", "0:00:45")])
+def test_the_rate_counts_steps_not_their_ends(monkeypatch: pytest.MonkeyPatch, ends: list[float], rate: str, left: str):
+    clock = iter([10.0, *ends])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    lines = metrics.StepLines(10)
+    for _ in ends:
+        lines.step_done()
+    assert lines.line(1, 0.5, 1e-4) == f"step 1/10 | loss 0.5000 | lr 1.00e-04 | {rate} it/s | left {left}"

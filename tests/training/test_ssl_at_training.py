@@ -8,7 +8,7 @@ import torch
 from ace_lora.audio.decode import prepare_waveform, read_audio
 from ace_lora.commands import StepFailed
 from ace_lora.device import choose_device
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 from ace_lora.training.batches import SampleReader, SampleSettings
 from ace_lora.training.songs import scan_dataset
 from ace_lora.training.ssl_at_training import compute_features

@@ -176,7 +176,7 @@ def test_nothing_in_a_step_waits_for_the_card(name, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     case = golden(f"train_{name}.json")
     model = make_model(case).to("meta").bfloat16()
-    set_checkpointing(model, 1, 1)
+    set_checkpointing(model.transformer_blocks, 1, 1)
     tensors = adapter.adapter_tensors(model)
     batch = make_batch(name, case)
     batch.ssl = {branch: [rows.to(torch.int8) for rows in tensors] for branch, tensors in batch.ssl.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ace_lora.commands import WrongInput
-from ace_lora.tiny_base.build import make_tiny_base
+from ace_lora.tiny_base.make import make_tiny_base
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
