@@ -19,6 +19,7 @@ everything saved.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from ace_lora.commands import run_script
 from ace_lora.processes import is_first_process, say
 from ace_lora.training.flags import BASE_PRECISIONS, LOGGERS, flag_problems
 from ace_lora.training.optimizers import OPTIMIZERS, SCHEDULES
+from ace_lora.training.output import RunOutput
 from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -124,7 +126,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="steps between checkpoints (default: 100); the last is saved too",
     )
     saving.add_argument(
-        "--save_last", type=int, default=5, help="checkpoints of this run to keep; 0 or less: all (default: 5)"
+        "--save_last",
+        type=int,
+        default=5,
+        help="checkpoints of this run to keep whole; of older ones only the LoRA stays, nothing to go on from; 0 or "
+        "less: all (default: 5)",
+    )
+    saving.add_argument(
+        "--keep_loras", type=int, default=0, help="LoRAs of this run to keep, 126 MB each as shipped; 0: all (default)"
     )
     saving.add_argument("--save_comfyui", action="store_true", help="also save a file that ComfyUI plays at strength 1")
     saving.add_argument(
@@ -140,6 +149,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="with --resume: go on although the number of steps, learning rate, batch size, songs or the like are "
         "others than before; the rate goes on from where it was, or from a new --learning_rate (default: refuse)",
+    )
+
+    saving.add_argument(
+        "--go_on_unread",
+        action="store_true",
+        help="go on when the window or terminal that reads the output is closed (default: save and end)",
     )
 
     report = parser.add_argument_group("reports")
@@ -222,6 +237,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    with RunOutput() as output:
+        run(args, output)
+
+
+def run(args: argparse.Namespace, output: RunOutput) -> None:
+    """The step itself; `output` is what it prints to."""
+    stop = StopRequest(Path(args.output_dir), output, go_on_unread=args.go_on_unread)
+    from ace_lora.training.lock import locked
     from ace_lora.training.metrics import silence_libraries
     from ace_lora.training.prepare import prepare
     from ace_lora.training.run import train
@@ -233,22 +256,28 @@ def main(args: argparse.Namespace) -> None:
         if args.trial:
             return
         vars(args).update(savings)
-    stop = StopRequest(Path(args.output_dir))
-    if is_first_process() and not flag_problems(args) and stop.forget_file(STARTED - 2):
-        say(f"Removed '{stop.path}', which an earlier run had left.")
-    prepared = prepare(args)
-    say_settings(args, prepared)
-    if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
-        say(
-            f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
-            "training is finished. To go on, give a higher --max_steps, and --accept_changes."
-        )
-        return
-    if args.trial_attempt:
-        trial = Trial(args, prepared)
-        train(args, trial.prepared, stop, trial)
-    else:
-        train(args, prepared, stop)
+    with contextlib.ExitStack() as stack:
+        alone = is_first_process() and not args.trial_attempt
+        if alone and stop.path.parent.is_dir():  # before a checkpoint to go on from is looked for in it
+            stack.enter_context(locked(stop.path.parent))
+            alone = False
+            if not flag_problems(args) and (old_file := stop.look_for_old_file(STARTED)):
+                say(old_file)
+        prepared = prepare(args)
+        say_settings(args, prepared)
+        if alone:
+            stack.enter_context(locked(stop.path.parent))
+        if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
+            say(
+                f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
+                "training is finished. To go on, give a higher --max_steps, and --accept_changes."
+            )
+            return
+        if args.trial_attempt:
+            trial = Trial(args, prepared)
+            train(args, trial.prepared, stop, output, trial)
+        else:
+            train(args, prepared, stop, output)
 
 
 def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:

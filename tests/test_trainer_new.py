@@ -303,11 +303,11 @@ def test_disk_that_fills_up_meanwhile_ends_the_run_with_a_sentence(base, tmp_pat
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     assert train(base, tmp_path, max_steps=2) == 0
-    assert train_with_limit(200_000, max_steps=4, resume=True) == 1
+    assert train_with_limit(200_000, max_steps=4, resume=True, accept_changes=True) == 1
     error = capsys.readouterr().err
     assert "step 4 cannot be written" in error and "step=2_lora' (step 2)" in error and "Traceback" not in error
     assert folders(tmp_path) == ["epoch=0-step=2_lora"]  # the good one, and nothing of the other
-    assert train(base, tmp_path, max_steps=4, resume=True) == 0
+    assert train(base, tmp_path, max_steps=4, resume=True, accept_changes=True) == 0
 
 
 def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
@@ -327,7 +327,7 @@ def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", log.name)
     assert f"metrics: {log / 'metrics.csv'}" in out
     kinds = sorted(path.name.split(".")[0] for path in log.iterdir())
-    assert kinds == ["events", "loss", "metrics", "settings"]
+    assert kinds == ["events", "log", "loss", "metrics", "settings"]
     assert json.loads((log / "settings.json").read_text(encoding="utf-8"))["max_steps"] == 5
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "logs"}
 
@@ -371,7 +371,7 @@ def test_logger_none_writes_no_logs_and_csv_no_tensorboard(base, tmp_path):
     assert not (tmp_path / "none" / "logs").exists()
     assert train(base, tmp_path / "csv", logger="csv", max_steps=1) == 0
     names = {path.name for path in tmp_path.glob("csv/logs/*/*/*")}
-    assert names == {"metrics.csv", "settings.json", "loss.png"}
+    assert names == {"log.txt", "metrics.csv", "settings.json", "loss.png"}
 
 
 def test_output_folder_with_loras_is_refused(base, tmp_path, capsys):
@@ -682,12 +682,12 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
 
     # The same command goes on with the base as it was trained, whatever the card has free by now.
     asked.clear()
-    assert train(base, tmp_path, plan="auto", max_steps=3, resume=True) == 0
+    assert train(base, tmp_path, plan="auto", max_steps=3, resume=True, accept_changes=True) == 0
     assert asked == [{"base_precision": "int8"}]
     assert "step 3/3 |" in capsys.readouterr().out
     asked.clear()
     monkeypatch.setattr(trial, "_attempt", lambda *given: {**attempt(*given), "fits": False})
-    assert train(base, tmp_path, plan="auto", max_steps=4, resume=True) == 1
+    assert train(base, tmp_path, plan="auto", max_steps=4, resume=True, accept_changes=True) == 1
     assert {name for savings in asked for name in savings} == {
         "base_precision",
         "text_encoder",
@@ -780,7 +780,7 @@ def test_resumed_run_equals_one_that_was_never_stopped(base, tmp_path, capsys, f
 def test_curve_of_a_resumed_run_begins_where_the_run_began(base, tmp_path):
     assert train(base, tmp_path, max_steps=3) == 0
     (earlier,) = (tmp_path / "logs").glob("*/*")
-    assert train(base, tmp_path, max_steps=5, resume=True) == 0
+    assert train(base, tmp_path, max_steps=5, resume=True, accept_changes=True) == 0
     (later,) = {path for path in (tmp_path / "logs").glob("*/*")} - {earlier}
     steps = [row["step"] for row in csv.DictReader((later / "metrics.csv").open(encoding="utf-8", newline=""))]
     assert steps == ["1", "2", "3", "4", "5"]
@@ -804,7 +804,7 @@ def test_stop_file(base, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "stopped at step 1/50" in out
     assert folders(tmp_path) == ["epoch=0-step=1_lora"]
-    assert train(base, tmp_path, max_steps=50, resume=True, epochs=1) == 0
+    assert train(base, tmp_path, max_steps=50, resume=True, epochs=1, accept_changes=True) == 0
     assert "epoch=0-step=3_lora" in folders(tmp_path)
 
 
@@ -862,8 +862,9 @@ def test_resume_says_what_does_not_fit(base, tmp_path, capsys):
     }
     assert train(base, tmp_path, resume=True, max_steps=9, **flags) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 5
-    for part in ("2 songs were added", "base model", "LoRA configuration", "--learning_rate was 0.01", "--seed was 0"):
+    parts = ("2 songs were added", "base model", "LoRA configuration", "--learning_rate was 0.01", "--seed was 0")
+    assert len(errors) == 6
+    for part in (*parts, "number of steps was 2"):
         assert sum(part in error for error in errors) == 1, part
 
 
@@ -881,7 +882,7 @@ def test_resume_with_nothing_there_finished_or_damaged(base, tmp_path, capsys):
     state.write_bytes(state.read_bytes()[:-1] + b"\x55")
     assert train(base, tmp_path, max_steps=6, resume=damaged) == 2
     assert "is damaged" in capsys.readouterr().err
-    assert train(base, tmp_path, max_steps=6, resume=True) == 0
+    assert train(base, tmp_path, max_steps=6, resume=True, accept_changes=True) == 0
     out = capsys.readouterr().out
     assert "Passed over" in out and "resuming at step 2/6" in out
     (tmp_path / "other" / "checkpoints" / "epoch=0-step=1_lora").mkdir(parents=True)

@@ -24,7 +24,13 @@ from ace_lora.lora.layers import adapter_shapes, lora_mismatches, target_layers
 from ace_lora.processes import is_first_process
 from ace_lora.records.fingerprints import weights_identity
 from ace_lora.records.record import needed_of_base
-from ace_lora.training.checkpoints import checkpoint_bytes, find_checkpoints, find_loras
+from ace_lora.training.checkpoints import (
+    checkpoint_bytes,
+    checkpoints_size,
+    find_loras,
+    lora_bytes,
+    run_bytes,
+)
 from ace_lora.training.flags import (
     PRECISIONS,
     flag_problems,
@@ -215,16 +221,19 @@ def disk_problems(args: argparse.Namespace, shapes: dict[str, tuple[int, int]], 
     parameters = sum(math.prod(shape) for shape in shapes.values())
     each = checkpoint_bytes(parameters, args.optimizer, ema=args.ema_decay > 0, comfyui=args.save_comfyui)
     saves = -(-max(args.max_steps, args.save_every_n_train_steps) // max(1, args.save_every_n_train_steps))
+    lora = lora_bytes(parameters, comfyui=args.save_comfyui)
     # One more than is kept, because the new one is written before the oldest goes.
-    needed = each * (min(saves, args.save_last) + 1 if args.save_last > 0 else saves)
+    more = each if 0 < args.save_last < saves or 0 < args.keep_loras < saves else 0
+    needed = more + run_bytes(saves, each, lora, states=args.save_last, loras=args.keep_loras)
     if resumed:  # what it has saved so far is on the disk already
-        needed = max(each, needed - each * len(find_checkpoints(output_dir)))
+        needed = max(each, needed - checkpoints_size(output_dir))
     free = free_bytes(output_dir)
     if needed <= free:
         return []
     return [
         f"The checkpoints need {needed / 1e9:.1f} GB in '{output_dir}' ({each / 1e9:.2f} GB each), but "
-        f"{free / 1e9:.1f} GB are free. Free the disk, choose another --output_dir, or lower --save_last."
+        f"{free / 1e9:.1f} GB are free. Free the disk, choose another --output_dir, or lower --save_last and "
+        "--keep_loras."
     ]
 
 

@@ -23,6 +23,7 @@ from ace_lora.training.feed import Feed, batch_stream
 from ace_lora.training.load import Loaded, load
 from ace_lora.training.metrics import MetricsLog, Reports
 from ace_lora.training.optimizers import RateSchedule, d_warning, prodigy_d, skips_on_card
+from ace_lora.training.output import LOG_NAME, RunOutput
 from ace_lora.training.plan import Plan
 from ace_lora.training.prepare import Prepared
 from ace_lora.training.save import save
@@ -151,8 +152,17 @@ def warn_of_small_d(args: argparse.Namespace, report: StepReport, max_steps: int
 # --- Around the loop ---
 
 
-def train(args: argparse.Namespace, prepared: Prepared, stop: StopRequest, trial: Trial | None = None) -> None:
-    """One training from loading to its last checkpoint; a `trial` saves and logs nothing but its measurements."""
+def train(
+    args: argparse.Namespace,
+    prepared: Prepared,
+    stop: StopRequest,
+    output: RunOutput,
+    trial: Trial | None = None,
+) -> None:
+    """One training from loading to its last checkpoint; a `trial` saves and logs nothing but its measurements.
+
+    What is printed is kept in the log folder by `output`.
+    """
     device = prepared.device.torch_device
     resumed = prepared.resumed
     saved = (resumed.folder, resumed.step) if resumed else (None, 0)
@@ -171,7 +181,8 @@ def train(args: argparse.Namespace, prepared: Prepared, stop: StopRequest, trial
         earlier=state.earlier_metrics,
         first_step=state.step,
     )
-    if metrics.csv_path:
+    if metrics.folder:
+        output.keep(metrics.folder / LOG_NAME)
         say(f"metrics: {metrics.csv_path}")
 
     def save_here() -> None:
@@ -223,8 +234,9 @@ def train(args: argparse.Namespace, prepared: Prepared, stop: StopRequest, trial
     if not stopped:
         say(f"done: {state.step} steps, {state.last_saved}")
         return
-    say(f"stopped at step {state.step}/{prepared.max_steps}: {state.last_saved}. Add --resume to go on.")
-    if stop.signalled:
+    why = " because nobody reads its output any more (--go_on_unread goes on)" if stop.unread() else ""
+    say(f"stopped at step {state.step}/{prepared.max_steps}{why}: {state.last_saved}. Add --resume to go on.")
+    if stop.signalled or stop.unread():
         raise SystemExit(EXIT_INTERRUPTED)
 
 
