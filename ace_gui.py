@@ -1581,8 +1581,9 @@ class Workspace:
 
     def _config_of(self, lora: Path | None) -> str:
         """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
-        if lora and (lora / "adapter_config.json").is_file():
-            return shown_path(lora / "adapter_config.json", self.program)
+        for name in ("lora_config.json", "adapter_config.json"):  # the second: earlier versions
+            if lora and (lora / name).is_file():
+                return shown_path(lora / name, self.program)
         return Path(self.value_of("train", "lora_config_path", "config/lora_config_transformer_only.json")).as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:

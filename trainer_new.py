@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING
 
 from ace_lora.commands import run_script
 from ace_lora.processes import is_first_process, say
-from ace_lora.training.flags import BASE_PRECISIONS, LOGGERS, flag_problems
-from ace_lora.training.optimizers import OPTIMIZERS, SCHEDULES
+from ace_lora.training.flags import flag_problems
 from ace_lora.training.output import RunOutput
 from ace_lora.training.stop import StopRequest
 
@@ -36,6 +35,11 @@ if TYPE_CHECKING:
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
+# Literals, because the window reads this file without running it.
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
+BASE_PRECISIONS = ("bf16", "int8", "nf4")
+LOGGERS = ("tensorboard", "wandb", "csv", "none")
+SCHEDULES = ("linear", "cosine", "constant")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,7 +81,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="./config/lora_config_transformer_only.json",
         help="rank, alpha and layers of the LoRA (default: ./config/lora_config_transformer_only.json)",
     )
-    model.add_argument("--last_lora_path", default=None, help="LoRA file whose weights the training starts from")
+    model.add_argument(
+        "--last_lora_path",
+        default=None,
+        help="LoRA file or folder that the training starts from; its rank, alpha and layers may be others than the "
+        "configuration's",
+    )
     model.add_argument(
         "--shift", type=float, default=3.0, help="shift of the noise schedule (default: 3, as published)"
     )

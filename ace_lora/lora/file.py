@@ -316,9 +316,10 @@ def saved_config(lora: LoraFile) -> tuple[dict[str, Any], str] | None:
     for name in (CONFIG_NAME, TRAINING_CONFIG_NAME):
         beside = lora.path.with_name(name)
         if beside.exists():
-            config = read_lora_config(beside, need_targets=False)
+            notes: list[str] = []
+            config = read_lora_config(beside, need_targets=False, notes=notes)
             if not rank_misfits(lora, config):
-                return config, f"'{name}' beside it"
+                return config, " ".join((f"'{name}' beside it", *(f"({note})" for note in notes)))
     return None
 
 
@@ -358,7 +359,9 @@ def lora_scales(lora: LoraFile, stated: Path | None = None) -> tuple[dict[str, f
             "--lora_config_path."
         )
     else:
-        return _stated_scales(lora, read_lora_config(stated, need_targets=False), stated), f"'{stated}'"
+        notes: list[str] = []
+        config = read_lora_config(stated, need_targets=False, notes=notes)
+        return _stated_scales(lora, config, stated), " ".join((f"'{stated}'", *(f"({note})" for note in notes)))
     if stated is not None:
         _compare(lora, saved, scales, read_lora_config(stated, need_targets=False), stated)
     return scales, source

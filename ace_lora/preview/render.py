@@ -8,6 +8,7 @@ Shapes: T latent frames of 4096 samples at 44.1 kHz, N samples.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,10 @@ from ace_lora.audio.decode import SAMPLE_RATE, AudioError, resample
 from ace_lora.comfyui import sampling as comfyui
 from ace_lora.comfyui.lyrics import token_ids, write_lyrics
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.device import Device, free_device_memory
+from ace_lora.device import Device, free_device_memory, is_out_of_memory
 from ace_lora.lyrics.tokenize import LyricTokenizer
 from ace_lora.lyrics.vocabulary import MissingLyricSupport, load_vocabulary
-from ace_lora.preview.adapters import adapted
+from ace_lora.preview.adapters import adapted, check_loras
 from ace_lora.preview.plan import SongText
 from ace_lora.records.format import LATENT_SAMPLE_RATE
 from ace_lora.v1 import sampling as ace_step
@@ -86,6 +87,8 @@ def render(
     Raises WrongInput for texts and LoRAs that cannot be used, StepFailed for a network that does not return numbers.
     """
     renderings = list(renderings)
+    loras = {id(job.lora): (job.lora, job.lora_scale) for job in renderings if job.lora is not None}
+    check_loras(networks.weights["transformer"], loras.values())
     on: dict[str, Any] = {"device": networks.device.torch_device, "dtype": _dtype(settings, networks.device)}
     encoded = encode_texts(texts, settings, networks)
     free_device_memory(on["device"])
@@ -141,6 +144,20 @@ def _lora_key(rendering: Rendering) -> tuple[int, float, float | None]:
 def _dtype(settings: Settings, device: Device) -> torch.dtype:
     """Of the transformer: ComfyUI runs it in bf16 or float32, never in float16."""
     return torch.float32 if is_comfyui(settings) and device.dtype is torch.float16 else device.dtype
+
+
+@contextlib.contextmanager
+def memory_failures_told() -> Iterator[None]:
+    """Turn running out of memory into what a user can act on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StepFailed(
+            "The memory is full. Expected room for the transformer and one song. Close other programs, render shorter "
+            "songs, or use --device cpu; what was written stays."
+        ) from error
 
 
 # --- Texts ---
@@ -207,12 +224,15 @@ def sample(
     rendering: Rendering,
     settings: Settings,
     on_step: Callable[[], None] = lambda: None,
+    *,
+    lyric_branch: ACEStepTransformer | None = None,
 ) -> torch.Tensor:
     """Latents float32 [8, 16, T] on the CPU."""
     given: dict[str, Any] = {
         "seconds": rendering.seconds,
         "seed": rendering.seed,
         "settings": settings,
+        "lyric_branch": lyric_branch,
         "on_step": lambda step: on_step(),
     }
     if is_comfyui(settings):

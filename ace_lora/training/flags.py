@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-from pathlib import Path
 
-from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.processes import outside_launcher
 from ace_lora.records.format import SECONDS_PER_LATENT_FRAME
 from ace_lora.training.optimizers import optimizer_problems
 
-BASE_PRECISIONS = ("bf16", "int8", "nf4")  # from the most memory to the least
-LOGGERS = ("tensorboard", "wandb", "csv", "none")
 # As Lightning names them; the short forms are Lightning's too.
 PRECISIONS = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
@@ -125,9 +121,3 @@ def wanted_precision(args: argparse.Namespace) -> str:
 def max_frames(args: argparse.Namespace) -> int | None:
     """Latent frames of --max_seconds; None for whole songs."""
     return max(1, round(args.max_seconds / SECONDS_PER_LATENT_FRAME)) if args.max_seconds > 0 else None
-
-
-def last_lora_file(args: argparse.Namespace) -> Path:
-    """The file meant by --last_lora_path, which may be the folder of a checkpoint."""
-    path = Path(args.last_lora_path)
-    return path / WEIGHTS_NAME if path.is_dir() else path

@@ -15,7 +15,7 @@ from ace_lora.commands import WrongInput
 if TYPE_CHECKING:
     import torch
 
-# name: (package that it needs beside torch, what pip calls it)
+# name, of those that trainer_new.py offers: (package that it needs beside torch, what pip calls it)
 OPTIMIZERS = {
     "adamw": None,
     "adamw8bit": ("bitsandbytes", "bitsandbytes"),
@@ -150,15 +150,12 @@ def prodigy_d(optimizer: torch.optim.Optimizer) -> float | None:
     return None if d is None else float(d)
 
 
-SCHEDULES = ("linear", "cosine", "constant")
-
-
 @dataclass(frozen=True)
 class RateSchedule:
     """The learning rate of each step: a linear warm-up to `peak`, then down over the steps that are left.
 
-    The first step of a warm-up has rate 0, as in the published trainer: it only fills the moments. `kind` is one of
-    SCHEDULES; linear is what the published trainer does. A schedule-free optimizer keeps its rate after the warm-up.
+    The first step of a warm-up has rate 0, as in the published trainer: it only fills the moments. `kind` is
+    "linear", as in the published trainer, "cosine" or "constant". A schedule-free optimizer keeps its rate after the warm-up.
     A run that was resumed with other settings goes from `begins_at`, its rate at step `begins` (without a warm-up).
     """
 

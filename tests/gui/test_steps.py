@@ -295,10 +295,10 @@ def test_loras_sort_by_step_not_by_name(tmp_path: Path):
 def test_the_last_step_follows_the_lora_that_was_chosen(place: Place):
     place.make("train")
     later = place.write(place.program / "checkpoints" / "epoch=1-step=200_lora" / ace_gui.LORA_FILE)
-    place.write(later.with_name("adapter_config.json"), "{}")
+    place.write(later.with_name("lora_config.json"), "{}")
     arguments = place.space.arguments("strength")
     assert arguments[1] == "checkpoints/epoch=1-step=200_lora/pytorch_lora_weights.safetensors"
-    assert arguments[3:6:2] == ["xxx-step200.safetensors", "checkpoints/epoch=1-step=200_lora/adapter_config.json"]
+    assert arguments[3:6:2] == ["xxx-step200.safetensors", "checkpoints/epoch=1-step=200_lora/lora_config.json"]
     place.project.values["strength"] = {"input_name": f"checkpoints/epoch=0-step=100_lora/{ace_gui.LORA_FILE}"}
     arguments = place.space.arguments("strength")
     assert arguments[3:6:2] == ["xxx-step100.safetensors", "config/lora_config_transformer_only.json"]

@@ -29,8 +29,8 @@ CONFIG = {"r": 2, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q"
 LAYERS = [f"transformer_blocks.{block}.attn.{layer}" for block in range(2) for layer in ("to_out.0", "to_q")]
 
 
-def make(rank=2, **changed):
-    """Tensors by key, as our trainer names them; `changed`: replaced by (or, when None, lacking) the given ones."""
+def make(rank=2):
+    """Tensors by key, as our trainer names them."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for layer in LAYERS:
@@ -282,7 +282,9 @@ def test_where_the_scale_is_written(tmp_path):
     with pytest.raises(UnknownStrength, match="so the strength of the training is not known"):
         lora_scales(read_lora_file(path))
     stated.write_text(json.dumps({"r": 2, "lora_alpha": 6}), encoding="utf-8")
-    assert lora_scales(read_lora_file(path), stated) == (dict.fromkeys(scales, 3.0), f"'{stated}'")
+    scales, source = lora_scales(read_lora_file(path), stated)
+    assert set(scales.values()) == {3.0} and source.startswith(f"'{stated}' (")
+    assert "has no use_rslora: false, as in PEFT" in source
     for name in (TRAINING_CONFIG_NAME, CONFIG_NAME):
         (tmp_path / name).write_text(json.dumps({**CONFIG, "use_rslora": False}), encoding="utf-8")
         assert lora_scales(read_lora_file(path)) == (dict.fromkeys(scales, 0.5), f"'{name}' beside it")
