@@ -155,7 +155,8 @@ class RateSchedule:
     """The learning rate of each step: a linear warm-up to `peak`, then down over the steps that are left.
 
     The first step of a warm-up has rate 0, as in the published trainer: it only fills the moments. `kind` is
-    "linear", as in the published trainer, "cosine" or "constant". A schedule-free optimizer keeps its rate after the warm-up.
+    "linear", as in the published trainer, "cosine" or "constant". A schedule-free optimizer keeps its rate after its
+    warm-up.
     A run that was resumed with other settings goes from `begins_at`, its rate at step `begins` (without a warm-up).
     """
 

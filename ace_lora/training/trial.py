@@ -271,7 +271,7 @@ def _costs(args: argparse.Namespace, prepared: Prepared, attempt: dict[str, Any]
     each = checkpoint_bytes(parameters, optimizer, ema=args.ema_decay > 0, comfyui=args.save_comfyui)
     saves = math.ceil(prepared.max_steps / args.save_every_n_train_steps)
     lora = lora_bytes(parameters, comfyui=args.save_comfyui)
-    costs = {
+    costs: dict[str, Any] = {
         "checkpoint_gb": each / 1e9,
         "disk_gb": run_bytes(saves, each, lora, states=args.save_last, loras=args.keep_loras) / 1e9,
         "free_disk_gb": free_bytes(Path(args.output_dir)) / 1e9,
