@@ -42,16 +42,15 @@ class RunOutput:
 
     def __enter__(self) -> RunOutput:
         self._before = sys.stdout, sys.stderr
-        streams = [_Stream(self, stream) for stream in self._before]
-        sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+        self._streams = [_Stream(self, stream) for stream in self._before]
+        sys.stdout, sys.stderr = self._streams  # type: ignore[assignment]
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        streams = (sys.stdout, sys.stderr)
-        for stream in streams:
+        for stream in self._streams:
             stream.flush()
         if isinstance(error, (WrongInput, StepFailed)):
             self._write_log("".join(f"error: {line}\n" for line in str(error).splitlines()))
@@ -60,6 +59,9 @@ class RunOutput:
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=0.1)
             self._thread.join(LAST_WORDS_S)
+        if not self._thread.is_alive():
+            for stream in self._streams:
+                stream.close_number()
         sys.stdout, sys.stderr = self._before
         if self.reader_gone:
             # What the script itself has to say, and Python's last flush, must not fail on it.
@@ -164,6 +166,11 @@ class _Stream(io.TextIOBase):
             except OSError as error:
                 self._failed(error)
                 return
+
+    def close_number(self) -> None:
+        """When nothing is handed on any more."""
+        if self.number is not None:
+            os.close(self.number)
 
     def _failed(self, error: OSError | ValueError) -> None:
         if isinstance(error, ValueError) or error.errno in _GONE:
