@@ -21,25 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput, refuse_old_flags, run_script
 from ace_lora.files import replace_atomically
+from ace_lora.lora.clients import CLIENTS, write_for
 from ace_lora.lora.config import layer_rank_alpha, peft_config_dict, read_lora_config
 from ace_lora.lora.file import (
-    CLIENTS,
     HEADER_CONFIG,
     OWN_NAMES,
-    TRAINED_RANK,
     WEIGHTS_NAME,
     LoraFile,
     describe,
     dora_problems,
     is_file_name,
-    lora_scales,
     output_problems,
     read_lora_file,
     save_lora_config,
-    saved_config,
-    write_for,
     write_tensors,
 )
+from ace_lora.lora.scales import TRAINED_RANK, lora_scales, saved_config
 
 if TYPE_CHECKING:
     import torch

@@ -32,6 +32,7 @@ from ace_lora.training.output import RunOutput
 from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
+    from ace_lora.preview.during_training import Sampler
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
@@ -133,6 +134,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=100,
         help="steps between checkpoints (default: 100); the last is saved too",
+    )
+    saving.add_argument(
+        "--sample_every",
+        type=int,
+        default=0,
+        help="steps between samples, a multiple of --save_every_n_train_steps: songs sung by the LoRA as it is then, "
+        "in the log folder and in TensorBoard; 0: none (default)",
+    )
+    saving.add_argument(
+        "--sample_plan",
+        default="",
+        metavar="FILE",
+        help="songs to sample, as python -m ace_lora.preview.compare has them (default: two songs of the training)",
     )
     saving.add_argument(
         "--save_last",
@@ -276,6 +290,7 @@ def run(args: argparse.Namespace, output: RunOutput) -> None:
         say_settings(args, prepared)
         if alone:
             stack.enter_context(locked(stop.path.parent))
+        sampler = prepare_samples(args, prepared) if args.sample_every and not args.trial_attempt else None
         if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
             say(
                 f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
@@ -286,7 +301,19 @@ def run(args: argparse.Namespace, output: RunOutput) -> None:
             trial = Trial(args, prepared)
             train(args, trial.prepared, stop, output, trial)
         else:
-            train(args, prepared, stop, output)
+            train(args, prepared, stop, output, sampler=sampler)
+
+
+def prepare_samples(args: argparse.Namespace, prepared: Prepared) -> Sampler:
+    """What makes the samples, with all that it needs on this computer. Raises WrongInput."""
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.preview.during_training import make_sampler, sample_plan
+    from ace_lora.preview.render import PARTS
+
+    plan = sample_plan(args.sample_plan, [song.path for song in prepared.training_songs])
+    weights = ensure_base_weights(Path(args.checkpoint_dir) if args.checkpoint_dir else None, PARTS)
+    plain = args.base_precision == "bf16" and not args.offload
+    return make_sampler(plan, weights, prepared.device, plain_weights=plain)
 
 
 def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:

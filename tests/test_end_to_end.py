@@ -107,8 +107,9 @@ def workflow(tmp_path_factory) -> Workflow:
     flow = Workflow(tmp_path_factory.mktemp("work flow"))
     make_songs(flow.songs)
     flow.run("ace_lora.tiny_base", flow.base)
-    flow.run("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis")
-    flow.run("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis", "--lyrics")
+    texts = ("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis")
+    flow.run(*texts)
+    flow.run(*texts, "--lyrics", "--assume_instrumental")
     filenames = flow.folder / "songs_filenames"
     flow.run("convert2hf_dataset_new.py", "--data_dir", flow.songs, "--output_name", filenames)
     preprocess = ["--input_name", filenames, "--output_dir", flow.prep, "--checkpoint_dir", flow.base]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,3 +218,12 @@ def test_flags_of_other_programs_lead_to_ours(capsys):
     with pytest.raises(SystemExit) as caught:
         resize_lora.parse_args(["--model", "a", "--save_to", "b", "--dynamic_method", "sv_fro"])
     assert caught.value.code == 2 and "Use --input_name instead" in capsys.readouterr().err
+
+
+def test_parse_args_needs_no_torch():
+    code = (
+        "import sys, resize_lora as s; s.parse_args(['--input_name', 'a', '--output_name', 'b', '--new_rank', '1']); "
+    )
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    folder = Path(resize_lora.__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)

@@ -86,12 +86,9 @@ def main(args: argparse.Namespace) -> None:
 
 def _checked(args: argparse.Namespace, path: Path) -> Delivery:
     from ace_lora.comfyui.delivery import check_delivery, published_layers
-    from ace_lora.lora.file import WEIGHTS_NAME, read_lora_file
+    from ace_lora.lora.file import read_lora_file
 
-    trained = None
-    if args.trained:
-        given = Path(args.trained)
-        trained = read_lora_file(given / WEIGHTS_NAME if given.is_dir() else given)
+    trained = read_lora_file(Path(args.trained)) if args.trained else None
     folder = Path(args.transformer) if args.transformer else None
     result = check_delivery(path, published_layers(folder), trained)
     print_delivery(result)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.lora.config import lora_scale
-from ace_lora.lora.file import LoraFile, saved_config
+from ace_lora.lora.config import layer_rank_alpha, lora_scale
+from ace_lora.lora.file import LoraFile, lora_scales, saved_config
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,9 @@ _SUFFIXES = {
 # Trained by upstream's own configuration or for the SSL losses; ComfyUI takes them, and they change nothing.
 _WITHOUT_EFFECT = ("projectors.", "speaker_embedder")
 _KINDS = (("cross-attention", ".cross_attn."), ("attention", ".attn."), ("lyric encoder", "lyric_encoder."))
+
+
+Pair = dict[str, "torch.Tensor"]  # A, B and alpha of a layer, as far as they are there
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Delivery:
     not_finite: list[str] = field(default_factory=list)  # layers
     misfits: list[str] = field(default_factory=list)  # sentences on shapes and missing partners
     dead: list[str] = field(default_factory=list)  # layers
+
+    @property
+    def names(self) -> set[str]:
+        return {*(layer.name for layer in self.layers), *self.not_finite}
 
     @property
     def median(self) -> float:
@@ -153,14 +160,14 @@ def check_delivery(path: Path, layers: Mapping[str, tuple[int, ...]], trained: L
     """What ComfyUI makes of a file, given the layers of `published_layers`.
 
     The strength of the training is told from `trained`, the checkpoint that the file was made of, else from what the
-    file says of itself. Raises WrongInput when the file cannot be read.
+    file says of itself. Raises WrongInput when the file cannot be read, or `trained` does not say its scale.
     """
     tensors, metadata = _read(path)
     result = Delivery(str(path))
     forms = {
         written: name for name in layers for written in (name, f"diffusion_model.{name}", f"lora_unet_{_flat(name)}")
     }
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    found: dict[str, Pair] = {}
     for key, tensor in tensors.items():
         suffix = next((suffix for suffix in _SUFFIXES if key.endswith(suffix)), "")
         name = forms.get(key.removesuffix(suffix)) if suffix else None
@@ -168,12 +175,13 @@ def check_delivery(path: Path, layers: Mapping[str, tuple[int, ...]], trained: L
             result.unmapped.append(key)
         else:
             found.setdefault(name, {})[_SUFFIXES[suffix]] = tensor
-    stated = _stated_scale(path, metadata)
-    reference = _trained_pairs(trained) if trained is not None else {}
+    for name in [name for name, parts in found.items() if "A" not in parts or "B" not in parts]:
+        result.misfits.append(f"layer '{name}' has only one half of its pair, which ComfyUI passes over")
+        del found[name]
+    stated = {} if trained is not None else _stated_scales(path, found, metadata)
+    reference = trained.factors if trained is not None else {}
+    trained_scales = lora_scales(trained)[0] if trained is not None else {}
     for name, parts in found.items():
-        if "A" not in parts or "B" not in parts:
-            result.misfits.append(f"layer '{name}' has only one half of its pair, which ComfyUI passes over")
-            continue
         a, b = parts["A"].double(), parts["B"].double()
         shape = layers[name]
         fits = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] and (b.shape[0], a.shape[1]) == tuple(shape[:2])
@@ -190,17 +198,17 @@ def check_delivery(path: Path, layers: Mapping[str, tuple[int, ...]], trained: L
         norm = abs(scale) * float(_inner(a, b, a, b)) ** 0.5
         strength = None
         if name in reference:
-            trained_a, trained_b, trained_scale = reference[name]
-            own = trained_scale * float(_inner(trained_a, trained_b, trained_a, trained_b))
-            strength = scale * float(_inner(a, b, trained_a, trained_b)) / own if own else None
-        elif trained is None and stated:
-            strength = scale / stated
+            own_a, own_b = (factor.double() for factor in reference[name])
+            own = trained_scales[name] * float(_inner(own_a, own_b, own_a, own_b))
+            strength = scale * float(_inner(a, b, own_a, own_b)) / own if own else None
+        elif stated.get(name):
+            strength = scale / stated[name]
         result.layers.append(Layer(name, _kind(name), a.shape[0], scale, norm, strength))
     heard = [layer for layer in result.layers if not layer.name.startswith(_WITHOUT_EFFECT)]
     if heard:
         median = statistics.median(layer.norm for layer in heard)
         result.dead = [layer.name for layer in heard if layer.norm <= DEAD * median]
-    missing = sorted(name for name in reference.keys() - found.keys() if not name.startswith(_WITHOUT_EFFECT))
+    missing = sorted(name for name in reference.keys() - result.names if not name.startswith(_WITHOUT_EFFECT))
     if missing:
         result.misfits.append(f"{len(missing)} layers of the training are not in it ('{missing[0]}')")
     return result
@@ -232,35 +240,17 @@ def _kind(name: str) -> str:
     return next((kind for kind, part in _KINDS if part in name or name.startswith(part)), "other")
 
 
-def _stated_scale(path: Path, metadata: dict[str, str]) -> float | None:
-    """The scale s of the training as the file, or the configuration beside it, says it."""
+def _stated_scales(path: Path, pairs: Mapping[str, Pair], metadata: dict[str, str]) -> dict[str, float]:
+    """The scale s of the training by layer, as the file's header or the configuration beside it says it; {} if none."""
+    tensors = {f"{name}.lora_{side}.weight": pair[side] for name, pair in pairs.items() for side in "AB"}
     try:
-        saved = saved_config(LoraFile(path, {}, {}, metadata=metadata))
+        saved = saved_config(LoraFile(path, tensors, {}, metadata=metadata))
     except WrongInput:
-        return None
-    return lora_scale(saved[0]["r"], saved[0]["lora_alpha"], saved[0]["use_rslora"]) if saved else None
-
-
-def _trained_pairs(trained: LoraFile) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
-    """A, B and s of each layer of a training's file. Raises WrongInput when it does not say its scale."""
-    saved = saved_config(trained)
-    pairs = {}
-    for key, tensor in trained.tensors.items():
-        name = key.removesuffix(".lora_A.weight")
-        partner = trained.tensors.get(f"{name}.lora_B.weight")
-        if name == key or partner is None:
-            continue
-        if name in trained.alphas:
-            scale = float(trained.alphas[name]) / len(tensor)
-        elif saved is not None:
-            scale = lora_scale(saved[0]["r"], saved[0]["lora_alpha"], saved[0]["use_rslora"])
-        else:
-            raise WrongInput(
-                f"'{trained.path}' does not say with which scale it was trained. Expected the checkpoint of a "
-                "training. Choose another file, or leave --trained out."
-            )
-        pairs[name] = (tensor.double(), partner.double(), scale)
-    return pairs
+        return {}
+    if saved is None:
+        return {}
+    config = saved[0]
+    return {name: lora_scale(*layer_rank_alpha(config, name), config["use_rslora"]) for name in pairs}
 
 
 def _inner(a: torch.Tensor, b: torch.Tensor, other_a: torch.Tensor, other_b: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ from ace_lora.preview.save import BYTES_PER_SECOND, write_audio
 from ace_lora.preview.settings import (
     FORMATS,
     add_flags,
+    add_machine_flags,
     given_settings,
     make_settings,
     number_problems,
@@ -79,17 +80,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--checkpoint_dir",
-        default=None,
-        help="folder of the base weights (default: the download cache ~/.cache/ace-step/checkpoints)",
-    )
-    machine.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
-    machine.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default: auto)")
-
-
 def main(args: argparse.Namespace) -> None:
     text, lora = check(args)
 
@@ -107,7 +97,9 @@ def main(args: argparse.Namespace) -> None:
     if args.way == "comfyui":
         print("note: a ComfyUI from before October 2025 makes another song of the same seed (it left dropout on)")
     with memory_failures_told(), tqdm(total=settings.steps, desc="sampling") as bar:
-        for _, wave, rate in render([text], [song], settings, Networks(weights, device), lambda: bar.update()):
+        for _, wave, rate in render(
+            [text], [song], settings, Networks(weights, device, together=False), lambda: bar.update()
+        ):
             write_audio(wave, rate, Path(args.output), bits=16 if args.way == "comfyui" else 24)
             print(f"wrote '{args.output}': {wave.shape[1] / rate:.1f} s")
 

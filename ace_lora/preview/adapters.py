@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.lora.file import LoraFile, UnknownStrength, describe, dora_problems, lora_scales, read_lora_file
+from ace_lora.lora.file import LoraFile, describe, dora_problems, read_lora_file
+from ace_lora.lora.scales import UnknownStrength, lora_scales
 
 if TYPE_CHECKING:
     import torch

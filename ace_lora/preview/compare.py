@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import UnusableFile, free_bytes, read_json, stamp, write_json
-from ace_lora.preview.__main__ import add_machine_flags
 from ace_lora.preview.plan import Column, Plan, PlannedSong, file_name, read_plan
 from ace_lora.preview.save import BYTES_PER_SECOND, write_audio
-from ace_lora.preview.settings import make_settings
+from ace_lora.preview.settings import add_machine_flags, make_settings
 
 if TYPE_CHECKING:
     from ace_lora.preview.render import Networks
@@ -226,6 +225,7 @@ def _compare_with_training(
     import torch
 
     from ace_lora.base_weights.find import find_base_weights, missing
+    from ace_lora.device import free_device_memory
     from ace_lora.preview.nearness import nearness, sample_features, training_features
     from ace_lora.records.format import RecordError
 
@@ -250,6 +250,7 @@ def _compare_with_training(
             f"nearness to the training songs: not measured, the records in '{plan.training}' hold no features of MERT."
         )
         return
+    free_device_memory(on["device"])
     mert = find_base_weights(checkpoint_dir, ["mert"])["mert"]
     features = sample_features([folder / sample["file"] for sample in left], mert, {**on, "dtype": torch.float32})
     for sample in left:

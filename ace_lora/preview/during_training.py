@@ -48,8 +48,8 @@ def make_sampler(plan: Plan, weights: dict[str, Path], device: Device, *, plain_
     """A function that renders the songs of `plan` and writes them to FOLDER/step_STEP__SONG.wav.
 
     `plain_weights`: False where the transformer's weights are quantised or stay in main memory; guidance then goes
-    without weakened queries, which exchanges weights. The function raises OSError when a sample cannot be written. What
-    else goes wrong with a sample is said, and the training goes on.
+    without weakened queries, which exchanges weights. What goes wrong with a sample (numbers that are not finite,
+    memory, a full disk) is said, and the training goes on.
     """
     settings = make_settings(plan.way, plan.settings)
     if not plain_weights and not isinstance(settings, ComfyUISettings):
@@ -89,7 +89,11 @@ def make_sampler(plan: Plan, weights: dict[str, Path], device: Device, *, plain_
         for song, (wave, rate) in zip(plan.songs, waves, strict=True):
             name = file_name(song.name)
             path = folder / f"step_{step:06}__{name}.{plan.format}"
-            write_audio(wave, rate, path)
+            try:
+                write_audio(wave, rate, path)
+            except (OSError, StepFailed) as error:
+                print(f"warning: no sample '{path}': {error} The training goes on.")
+                continue
             log(name, wave, rate)
             print(f"sample: {path}")
 

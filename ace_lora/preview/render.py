@@ -64,7 +64,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Networks:
-    """Where the parts run: `together` says whether transformer and decoder fit on the device at once."""
+    """Where the parts run. `together`: transformer and decoder are on the device at once, else they take turns."""
 
     weights: dict[str, Path]
     device: Device
@@ -97,31 +97,36 @@ def render(
     assert transformer is not None
     transformer.drop_ssl_heads()
     decoders: nn.ModuleList | None = None
+    to_decode = {**on, "dtype": networks.device.dtype}
     for first, last in _runs_of_one_lora(renderings):
         assert transformer is not None
         job = renderings[first]
-        context = adapted(transformer, job.lora, job.strength, job.lora_scale, merge=is_comfyui(settings))
-        with context as sentence:
+        waiting: list[tuple[int, torch.Tensor]] = []
+        with adapted(transformer, job.lora, job.strength, job.lora_scale, merge=is_comfyui(settings)) as sentence:
             if job.lora is not None:
                 print(sentence)
-            # Samples of one LoRA are kept as latents, a few hundred kilobytes each, and decoded together.
-            latents = [
-                sample(transformer, encoded[renderings[index].text], renderings[index], settings, on_step)
-                for index in range(first, last)
-            ]
-        if last == len(renderings):
-            transformer = None  # not needed any more, so the decoder has all the memory
-        elif not networks.together:
+            for index in range(first, last):
+                latents = sample(transformer, encoded[renderings[index].text], renderings[index], settings, on_step)
+                if networks.together:
+                    decoders = decoders or load_decoders(networks.weights, to_decode)
+                    yield index, *decode(latents, decoders, settings)
+                else:
+                    # A few hundred kilobytes each: decoded together, when the transformer has made room.
+                    waiting.append((index, latents))
+        if networks.together:
+            continue
+        is_last = last == len(renderings)
+        if is_last:
+            transformer = None
+        else:
             transformer.to("cpu")
         free_device_memory(on["device"])
         print("decoding …")
-        if decoders is None:
-            decoders = load_decoders(networks.weights, {**on, "dtype": networks.device.dtype})
+        decoders = decoders or load_decoders(networks.weights, to_decode)
         decoders.to(on["device"])
-        for index, song in zip(range(first, last), latents, strict=True):
-            wave, rate = decode(song, decoders, settings)
-            yield index, wave, rate
-        if transformer is not None and not networks.together:
+        for index, latents in waiting:
+            yield index, *decode(latents, decoders, settings)
+        if transformer is not None:
             decoders.to("cpu")
             free_device_memory(on["device"])
             transformer.to(on["device"])

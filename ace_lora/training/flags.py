@@ -29,6 +29,19 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"--{name} is {value}, expected a finite number. Correct it.")
+    every = args.save_every_n_train_steps
+    need(
+        args.sample_every >= 0 and (every < 1 or args.sample_every % every == 0),
+        "sample_every",
+        f"0 or a multiple of --save_every_n_train_steps {every}",
+        "Samples are made after a save.",
+    )
+    need(
+        not args.sample_every or args.logger != "none",
+        "sample_every",
+        "0 where --logger is none",
+        "Samples go to the log folder; use --logger csv.",
+    )
     for flag in ("batch_size", "accumulate_grad_batches", "save_every_n_train_steps", "devices", "num_nodes"):
         need(getattr(args, flag) >= 1, flag, "1 or more", "Use 1 if in doubt, 100 for saving.")
     need(

@@ -304,6 +304,8 @@ def foreign_records(
             for name, width in widths.items()
             if needed.get(name, width) != width
         ]
+        if needed["latent_channels"] != config.in_channels:
+            reasons.append(f"latents of {needed['latent_channels']} channels, the base expects {config.in_channels}")
         if reasons:
             wrong.append(f"'{song.path.name}' ({'; '.join(reasons)})")
     if not wrong:

@@ -158,10 +158,12 @@ def train(
     stop: StopRequest,
     output: RunOutput,
     trial: Trial | None = None,
+    sampler: Callable[..., None] | None = None,
 ) -> None:
     """One training from loading to its last checkpoint; a `trial` saves and logs nothing but its measurements.
 
-    What is printed is kept in the log folder by `output`.
+    What is printed is kept in the log folder by `output`. `sampler` (of ace_lora.preview.during_training) is called
+    after every save at a multiple of --sample_every.
     """
     device = prepared.device.torch_device
     resumed = prepared.resumed
@@ -188,6 +190,9 @@ def train(
     def save_here() -> None:
         if first:
             save(args, prepared, state, metrics.csv_path)
+            if sampler and metrics.folder and state.step % args.sample_every == 0 and not stop.requested():
+                with state.weights_to_keep():
+                    sampler(loaded.model, state.step, metrics.folder / "samples", metrics.audio_of(state.step))
 
     fabric = make_fabric(args, device)
     step = TrainedStep(

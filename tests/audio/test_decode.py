@@ -36,15 +36,17 @@ def tone(channels: int = 2, length: int = LENGTH, rate: int = RATE) -> np.ndarra
     return (0.4 * np.sin(2 * np.pi * pitches * n / rate) * np.linspace(1, 0.2, length)).astype(np.float32)
 
 
-def encode(path, samples: np.ndarray, codec: str, rate: int = RATE, layout: str = "") -> None:
+def encode(path, samples: np.ndarray, codec: str, rate: int = RATE, layout: str = "", kind: str | None = None) -> None:
     # The index of an MP4 stands first: one that was cut off could not be read.
     options = {"movflags": "faststart"} if path.suffix == ".m4a" else {}
-    with av.open(str(path), "w", options=options) as container:
+    with av.open(str(path), "w", format=kind, options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.layout = layout or ("stereo" if len(samples) == 2 else "mono")
+        stream.bit_rate = 128_000
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=stream.layout.name)
         frame.sample_rate, frame.pts = rate, 0
-        container.mux(stream.encode(frame))
+        for converted in av.AudioResampler(format=stream.format or "fltp", layout=stream.layout).resample(frame):
+            container.mux(stream.encode(converted))
         container.mux(stream.encode(None))
 
 
@@ -197,6 +199,17 @@ def test_every_format_is_read_with_its_true_length(tmp_path, extension, channels
     assert audio_seconds(song) == pytest.approx(wave.original_seconds, abs=0.06)
     prepared, info = prepare_waveform(wave)
     assert prepared.shape[0] == 2 and not info.cropped and info.padded and prepared.shape[1] == 144_000
+
+
+@pytest.mark.parametrize(
+    ("extension", "codec"), [(".wma", "wmav2"), (".m4b", "aac"), (".mka", "flac"), (".tta", "tta")]
+)
+def test_less_common_formats_are_read(tmp_path, extension, codec):
+    song = tmp_path / f"a{extension}"
+    encode(song, tone(), codec, kind="mp4" if extension == ".m4b" else None)
+    wave = read_audio(song)
+    assert wave.warning == "" and abs(wave.samples.shape[1] - LENGTH) < 4096
+    assert audio_seconds(song) == pytest.approx(wave.original_seconds, abs=0.06)
 
 
 def test_m4a_named_mp3_is_read_as_what_it_is(tmp_path):

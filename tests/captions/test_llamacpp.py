@@ -19,7 +19,7 @@ from ace_lora.captions.llamacpp import LlamaServer
 from ace_lora.commands import StepFailed
 
 ROOT = Path(__file__).parents[2]
-TAGS = ("drums", "fast", "female vocal", "guitar", "happy", "indie rock", "rock")
+TAGS = ("drums", "fast tempo", "female vocal", "guitar", "happy", "indie rock", "rock")
 LINES = ("Hello morning", "we are free", "Goodbye evening", "we are free")
 
 

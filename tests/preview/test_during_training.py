@@ -100,6 +100,14 @@ def test_without_room_the_training_goes_on(home, model, tmp_path, monkeypatch, c
     assert not (tmp_path / "samples").exists()
 
 
+def test_a_disk_that_is_full_does_not_end_the_training(home, model, tmp_path, capsys):
+    (tmp_path / "samples").write_text("a file where the folder should be", encoding="utf-8")
+    logged = []
+    sampler = make_sampler(plan_of(home), compare_weights(home), choose_device("cpu"))
+    sampler(model, 1, tmp_path / "samples", lambda *sample: logged.append(sample))
+    assert "warning: no sample '" in capsys.readouterr().out and not logged
+
+
 def test_quantised_weights_are_not_exchanged(home, model, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
