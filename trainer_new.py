@@ -21,11 +21,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.commands import run_script
+from ace_lora.commands import ENDS_WITH_INPUT, run_script
 from ace_lora.processes import is_first_process, say
 from ace_lora.training.flags import flag_problems
 from ace_lora.training.output import RunOutput
@@ -345,4 +346,7 @@ def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_script(main, parse_args()))
+    arguments = parse_args()
+    if arguments.go_on_unread:  # also when the window is gone that started it
+        os.environ.pop(ENDS_WITH_INPUT, None)
+    raise SystemExit(run_script(main, arguments))
