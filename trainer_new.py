@@ -28,12 +28,10 @@ from typing import TYPE_CHECKING
 
 from ace_lora.commands import ENDS_WITH_INPUT, run_script
 from ace_lora.processes import is_first_process, say
-from ace_lora.training.flags import flag_problems
-from ace_lora.training.output import RunOutput
-from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
     from ace_lora.preview.during_training import Sampler
+    from ace_lora.training.output import RunOutput
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
@@ -261,20 +259,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    from ace_lora.training.output import RunOutput
+
     with RunOutput() as output:
         run(args, output)
 
 
 def run(args: argparse.Namespace, output: RunOutput) -> None:
     """The step itself; `output` is what it prints to."""
-    stop = StopRequest(Path(args.output_dir), output, go_on_unread=args.go_on_unread)
+    from ace_lora.training.flags import flag_problems
     from ace_lora.training.lock import locked
     from ace_lora.training.metrics import silence_libraries
     from ace_lora.training.prepare import prepare
     from ace_lora.training.run import train
+    from ace_lora.training.stop import StopRequest
     from ace_lora.training.trial import Trial, run_trial, savings_of_first_process
 
     silence_libraries()
+    stop = StopRequest(Path(args.output_dir), output, go_on_unread=args.go_on_unread)
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
         savings = run_trial(args) if is_first_process() else savings_of_first_process()
         if args.trial:
