@@ -14,7 +14,6 @@ from ace_lora.files import set_aside
 from tests.gui.desk import outcome
 from tests.gui.window import project_with_songs, write_wav
 
-
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
 
 
