@@ -995,6 +995,7 @@ def import_songs(
     """
     report = ImportReport()
     home.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(home / STAGING_FOLDER, ignore_errors=True)  # of an import that was interrupted
     here = [path for path in home.iterdir() if is_audio(path)]
     stems = [path.stem for path in here]
     sizes: dict[int, list[Path]] = {}
@@ -1059,8 +1060,7 @@ def _copy_song(source: Path, home: Path, stems: Iterable[str]) -> Path:
     # The audio last: a song that is there is there with everything.
     pairs = [(old, new) for old, new in _text_pairs(source, target) if not new.exists()] + [(source, target)]
     staging = home / STAGING_FOLDER
-    shutil.rmtree(staging, ignore_errors=True)  # of an import that was interrupted
-    staging.mkdir()
+    staging.mkdir(exist_ok=True)
     try:
         for old, new in pairs:
             copy_checked(old, staging / new.name)
@@ -1093,7 +1093,7 @@ def move_whole(source: Path, target: Path) -> None:
     """Move a file or folder so that never half of it has its real name, also to another disk.
 
     There it is copied under a temporary name, compared, renamed, and only then removed. What an interrupted move left
-    is used by the next one. Raises FileExistsError when something else stands at `target`, else OSError.
+    is used by the next one, or removed. Raises FileExistsError when something else stands at `target`, else OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(target):
@@ -1114,7 +1114,14 @@ def move_whole(source: Path, target: Path) -> None:
         temporary.rename(target)
     elif not _holds_all(target, source):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    _remove(source)
+    for left in source.parent.glob(f"{MOVED}*"):
+        _remove(left)
+    moved = source.with_name(f"{MOVED}{source.name}")
+    source.rename(moved)  # it is gone as a whole
+    _remove(moved)
+
+
+MOVED = ".tmp-moved-"  # begins the name of what has been moved to another disk and is being removed
 
 
 def _remove(path: Path) -> None:
