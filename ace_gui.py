@@ -49,6 +49,7 @@ import errno
 import filecmp
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -56,7 +57,6 @@ import queue
 import re
 import shutil
 import signal
-import socket
 import stat
 import struct
 import subprocess
@@ -94,7 +94,10 @@ except ImportError:
 VERSION = "1.0"
 PROGRAM_NAME = "ACE-Step LoRA"
 
-AUDIO_EXTENSIONS = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
+AUDIO_EXTENSIONS = (
+    ".aac", ".aif", ".aiff", ".ape", ".flac", ".m4a", ".m4b", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".tta",
+    ".wav", ".wma", ".wv",
+)  # fmt: skip
 INSTRUMENTAL = "[instrumental]"
 MAX_NAME = 40  # a project's name comes up twice in paths such as Taudio/<name>_prep/<song>; Windows allows 260 in all
 MAX_SONG_SECONDS = 360  # the scripts crop what is longer
@@ -304,10 +307,10 @@ def stamp(moment: float | None = None) -> str:
     return datetime.fromtimestamp(time.time() if moment is None else moment).strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def unique_path(path: Path) -> Path:
+def unique_path(path: Path, taken: Callable[[Path], bool] = os.path.lexists) -> Path:
     """`path`, or `path_2`, `path_3`, … (before the extension) when that exists."""
     candidate, number = path, 2
-    while os.path.lexists(candidate):
+    while taken(candidate):
         candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
         number += 1
     return candidate
@@ -374,6 +377,8 @@ class FolderLock:
 
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}
+# Runs of Chinese, and of other letters and digits.
+_RUNS = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+|[^\W_\u3400-\u9fff\U00020000-\U0003ffff]+")
 _NAME_WORDS = re.compile(r"^(CYRILLIC|GREEK|HANGUL|HIRAGANA|KATAKANA)\b.* ([A-Z]+)$")
 
 
@@ -385,7 +390,7 @@ def readable_name(title: str, longest: int = MAX_NAME) -> str:
     """
     words: list[str] = []
     unreadable = False
-    for run in _runs_of_one_script(unicodedata.normalize("NFKC", title)):
+    for run in _RUNS.findall(unicodedata.normalize("NFKC", title)):
         if "\u3400" <= run[0] <= "\u9fff" or run[0] >= "\U00020000":
             syllables = _pinyin(run)
             unreadable |= not syllables
@@ -402,12 +407,6 @@ def readable_name(title: str, longest: int = MAX_NAME) -> str:
         name = cut[: cut.rfind("_")] if cut.rfind("_") > longest * 0.6 and name[longest] != "_" else cut
     name = name.strip("_-") or "song"
     return f"{name}_song"[:longest] if name.lower() in _RESERVED else name
-
-
-def _runs_of_one_script(title: str) -> Iterator[str]:
-    """Split into runs of Chinese, of letters and digits, and of the rest (dropped)."""
-    for match in re.finditer(r"[\u3400-\u9fff\U00020000-\U0003ffff]+|[^\W_\u3400-\u9fff\U00020000-\U0003ffff]+", title):
-        yield match.group()
 
 
 def _pinyin(run: str) -> list[str]:
@@ -472,6 +471,15 @@ def settings_path(program: Path) -> Path:
     return (program if try_writable(program) else user_config_folder()) / SETTINGS_FILE
 
 
+def take_known(target: Any, stored: dict[str, Any], former: tuple[str, ...] = ()) -> None:
+    """Set what a file stored under a key of `target`, in its type; what a newer version wrote goes into `unknown`."""
+    for key, value in stored.items():
+        if key in target._KEYS and type(value) is type(getattr(target, key)):
+            setattr(target, key, usable(value) if isinstance(value, str) else value)
+        elif key not in (*target._KEYS, *former):
+            target.unknown[key] = value
+
+
 def text_tables(stored: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Two levels of names and texts, as settings and presets are stored; anything else in there is left out."""
     return {
@@ -484,7 +492,7 @@ def text_tables(stored: dict[str, Any]) -> dict[str, dict[str, str]]:
 def _is_probe(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 4 or not isinstance(value[3], str):
         return False
-    kind = split_problem(value[3])[0]
+    kind = value[3].partition("|")[0]
     return all(map(is_number, value[:2])) and (value[2] is None or is_number(value[2])) and (
         not kind or f"problem.{kind}" in TEXTS
     )  # fmt: skip
@@ -541,11 +549,7 @@ class Settings:
     def load(cls, path: Path) -> Settings:
         stored, damaged, unread = read_or_set_aside(path)
         settings = cls(path, damaged=damaged, unread=unread)
-        for key, value in stored.items():
-            if key in cls._KEYS and type(value) is type(getattr(settings, key)):
-                setattr(settings, key, usable(value) if isinstance(value, str) else value)
-            elif key not in cls._KEYS:
-                settings.unknown[key] = value
+        take_known(settings, stored)
         # A file that was edited by hand may hold anything; what cannot be used gets its default.
         if settings.language not in LANGUAGES:
             settings.language = "zh"
@@ -582,14 +586,13 @@ class Settings:
         # The fork logs to Weights & Biases, which asks for a key at a terminal that a window does not have.
         environment.setdefault("WANDB_MODE", "offline")
         # PyInstaller's own library paths must not reach another Python.
-        for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
-            if FROZEN and f"{name}_ORIG" in environment:
+        libraries = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+        for name in (
+            (*libraries, "PYTHONHOME", "PYTHONPATH", "TCL_LIBRARY", "TK_LIBRARY", "_MEIPASS2") if FROZEN else ()
+        ):
+            environment.pop(name, None)
+            if name in libraries and f"{name}_ORIG" in environment:
                 environment[name] = environment[f"{name}_ORIG"]
-            elif FROZEN:
-                environment.pop(name, None)
-        for name in ("PYTHONHOME", "PYTHONPATH", "TCL_LIBRARY", "TK_LIBRARY", "_MEIPASS2"):
-            if FROZEN:
-                environment.pop(name, None)
         return environment
 
 
@@ -609,19 +612,14 @@ class Project:
     damaged: Path | None = None  # as in Settings
     unread: str = ""
 
-    _KEYS = ("values", "titles", "receipts", "probes")
+    _KEYS = ("values", "titles", "receipts", "probes", "moving")
 
     @classmethod
     def load(cls, home: Path) -> Project:
         stored, damaged, unread = read_or_set_aside(home / PROJECT_FILE)
         project = cls(home, damaged=damaged, unread=unread)
-        for key, value in stored.items():
-            if key in cls._KEYS and isinstance(value, dict):
-                setattr(project, key, value)
-            elif key == "moving":
-                project.moving = usable(str(value)) if value != str(home) else ""
-            elif key not in (*cls._KEYS, "version", "backend_run"):  # the last one was an earlier version's
-                project.unknown[key] = value
+        take_known(project, stored, ("version", "backend_run"))  # the last one was an earlier version's
+        project.moving = "" if project.moving == str(home) else project.moving
         project.values = text_tables(project.values)
         project.titles = {name: str(title) for name, title in project.titles.items()}
         project.receipts = _receipts(project.receipts)
@@ -634,7 +632,7 @@ class Project:
             return
         if self.unread:
             raise OSError(self.unread)
-        stored = {key: getattr(self, key) for key in (*self._KEYS, *(["moving"] if self.moving else []))}
+        stored = {key: getattr(self, key) for key in self._KEYS if key != "moving" or self.moving}
         stored["values"] = {step: dict(values) for step, values in self.values.items()}
         for step, flag, text in self.doubted:
             stored["values"].setdefault(step, {})[flag] = text
@@ -689,17 +687,14 @@ def leads_out(flag: str, text: str) -> bool:
 
 def name_problem(name: str) -> str | None:
     """The key of the sentence that says why `name` cannot be a folder's name; None when it can."""
-    if not name.strip():
-        return "name.empty"
-    if len(name) > 80:
-        return "name.long"
-    if re.search(r'[<>:"/\\|?*\x00-\x1f]', name) or name != name.strip() or name.endswith(".") or name.startswith("."):
-        return "name.characters"
-    if name.split(".")[0].lower() in _RESERVED:
-        return "name.reserved"
-    if name.endswith(("_filenames", "_prep")):
-        return "name.suffix"
-    return None
+    problems = {
+        "name.empty": not name.strip(),
+        "name.long": len(name) > 80,
+        "name.characters": re.search(r'[<>:"/\\|?*\x00-\x1f]|^[.\s]|[.\s]$', name),
+        "name.reserved": name.split(".")[0].lower() in _RESERVED,
+        "name.suffix": name.endswith(("_filenames", "_prep")),
+    }
+    return next((key for key, holds in problems.items() if holds), None)
 
 
 def move_project(project: Project, new_home: Path) -> Project:
@@ -849,18 +844,14 @@ def scan_library(project: Project) -> list[Song]:
         probe = project.probes.get(name)
         song.probed = bool(probe) and tuple(probe[:2]) == files[name]
         if probe and song.probed:
-            song.seconds, song.problem, song.detail = probe[2], *split_problem(probe[3])
+            song.seconds = probe[2]
+            song.problem, _, song.detail = probe[3].partition("|")
         found = [stat for extension in RECORD_EXTENSIONS if (stat := records.get(song.stem + extension))]
         if found:
             song.record_stat = found[0]
             song.record = "ok" if max(stat[1] for stat in song.stats.values()) <= found[0][1] else "old"
         songs.append(song)
     return songs
-
-
-def split_problem(problem: str) -> tuple[str, str]:
-    kind, _, detail = (problem or "").partition("|")
-    return kind, detail
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -941,12 +932,9 @@ def probe_songs(
             with contextlib.suppress(ValueError, KeyError, OSError):
                 answer = json.loads(line)
                 path, seconds = Path(answer["path"]), answer["seconds"]
-                if seconds is not None or answer["problem"]:
-                    tell(path, [*identity(path), seconds, with_length(seconds, answer["problem"])])
-
-
-def with_length(seconds: float | None, problem: str) -> str:
-    return "long" if not problem and seconds is not None and seconds > MAX_SONG_SECONDS else problem
+                problem = answer["problem"] or ("long" if (seconds or 0) > MAX_SONG_SECONDS else "")
+                if seconds is not None or problem:
+                    tell(path, [*identity(path), seconds, problem])
 
 
 def quiet_process() -> dict[str, Any]:
@@ -1089,6 +1077,16 @@ def copy_checked(source: str | Path, target: str | Path) -> None:
         raise OSError(errno.EIO, "副本与原文件不同 / the copy differs", str(source))
 
 
+def _copy_file(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        copy_checked(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong is to be told, not what the cleaning up met
+            temporary.unlink(missing_ok=True)
+
+
 def move_whole(source: Path, target: Path) -> None:
     """Move a file or folder so that never half of it has its real name, also to another disk.
 
@@ -1151,9 +1149,7 @@ def _use_texts_of_duplicate(source: Path, target: Path) -> str:
             text = read_text(old).strip()
             there = read_text(new).strip() if new.exists() else ""
             if text and not there:
-                temporary = new.with_name(f".tmp-{new.name}")
-                copy_checked(old, temporary)
-                os.replace(temporary, new)
+                _copy_file(old, new)
                 used = True
             kept |= bool(there) and text not in ("", there)
     except OSError as error:
@@ -1169,17 +1165,12 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     folder = unique_path(home / BIN_FOLDER / stamp())
     folder.mkdir(parents=True)
     entries: dict[str, str] = {}
-    names: list[str] = []
     for path in existing:
-        original = Path(os.path.relpath(path, home)).as_posix()
-        name, number = path.name, 2
-        while name in entries:
-            name, number = f"{path.stem}_{number}{path.suffix}", number + 1
-        names.append(name)
-        entries[name] = original
+        name = unique_path(path, lambda path: path.name in entries).name
+        entries[name] = Path(os.path.relpath(path, home)).as_posix()
     # The manifest first: a crash meanwhile leaves a name too many, not a file without a name.
     write_json(folder / BIN_MANIFEST, {"reason": reason, "files": entries})
-    for path, name in zip(existing, names, strict=True):
+    for path, name in zip(existing, entries, strict=True):
         if copy and is_file(path):
             shutil.copy2(path, folder / name)
         else:
@@ -1469,7 +1460,8 @@ class Field:
             if not math.isfinite(number):
                 return f"wrong.{self.kind}", {"value": text}
             if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
-                return self._range_problem(text)
+                limits = {name: f"{limit:g}" for name in ("low", "high") if (limit := getattr(self, name)) is not None}
+                return "wrong.low" if self.high is None else "wrong.range", {"value": text, **limits}
         elif self.kind == "choice" and text not in self.choices:
             return "wrong.choice", {"value": text, "choices": ", ".join(self.choices)}
         elif self.kind == "combo" and not text and self.basic:
@@ -1477,11 +1469,6 @@ class Field:
         elif self.kind == "file" and text and not is_file(program / text):
             return "wrong.file", {"value": text}
         return None
-
-    def _range_problem(self, text: str) -> tuple[str, dict[str, str]]:
-        if self.high is None:
-            return "wrong.low", {"value": text, "low": f"{self.low:g}"}
-        return "wrong.range", {"value": text, "low": f"{self.low:g}", "high": f"{self.high:g}"}
 
 
 @dataclass(frozen=True)
@@ -1491,8 +1478,9 @@ class Step:
     script: str
     values: str  # where its settings are kept: steps 2 and 3 share theirs
     fields: tuple[Field, ...] = ()
-    filled: tuple[str, ...] = ()  # flags that the window fills in itself
-    # rail, title, about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
+    paths: tuple[tuple[str, str], ...] = ()  # flags that are filled in with a path of the project, and with which
+    filled: tuple[str, ...] = ()  # other flags that the window fills in itself
+    # rail, title (when it is another), about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
     texts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -1628,16 +1616,15 @@ TRAIN_FIELDS = (
 STEPS = (
     Step("songs", 1, "", "songs", texts={
         "rail": ("准备音频", "Songs"),
-        "title": ("准备音频", "Songs"),
         "about": ("添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。", "Add the songs to learn from. They are copied under readable file names; your originals stay untouched."),
     }),
-    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+    Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, (("data_dir", "home"),), ("lyrics", "only"), texts={
         "rail": ("提示词", "Prompts"),
         "title": ("生成提示词", "Prompts"),
         "about": ("为每首歌写出风格标签（流派、乐器、情绪、人声），生成后可以逐首修改。", "Describe every song by tags (genre, instruments, mood, voice). Look through them and correct them afterwards."),
         "start": ("生成提示词", "Generate prompts"),
     }),
-    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, ("data_dir", "lyrics", "only"), texts={
+    Step("lyrics", 3, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, (("data_dir", "home"),), ("lyrics", "only"), texts={
         "rail": ("歌词", "Lyrics"),
         "title": ("生成歌词", "Lyrics"),
         "about": ("取得每首歌的歌词；没有人声的音乐标记为 [instrumental]。生成后请对照修改。", "Get the words of every song; music without voice becomes [instrumental]. Check them afterwards."),
@@ -1646,7 +1633,7 @@ STEPS = (
     Step("dataset", 4, "convert2hf_dataset_new.py", "dataset", (
         Field("default_tag", "text", "", label=("默认标签", "Default tags"),
               help=("没有提示词的歌用它，多个标签用逗号分隔；可留空。", "For songs without a prompt; tags separated by commas. May stay empty.")),
-    ), ("data_dir", "output_name"), texts={
+    ), (("data_dir", "home"), ("output_name", "dataset")), texts={
         "rail": ("数据集", "Dataset"),
         "title": ("创建数据集", "Dataset"),
         "about": ("把歌曲、提示词和歌词登记成一份清单，只需几秒钟。", "List the songs with their prompts and lyrics in a dataset. Takes seconds."),
@@ -1661,17 +1648,15 @@ STEPS = (
         DEVICE,
         Field("shard", "text", "1/1", label=("分片", "Shard"),
               help=("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything.")),
-    ), ("input_name", "output_dir"), texts={
+    ), (("input_name", "dataset"), ("output_dir", "records")), texts={
         "rail": ("音频预处理", "Preprocessing"),
-        "title": ("音频预处理", "Preprocessing"),
         "about": ("把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。", "Turn every song into what the model learns from. Stop at any time; the next start goes on from there."),
         "start": ("开始预处理", "Preprocess"),
         "result": ("结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
                    "The result is the folder …_prep beside the song folder, one file per song, about 0.2 MB per second of audio. The first run downloads the base model."),
     }),
-    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, ("dataset_path", "resume", "trial"), texts={
+    Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, (("dataset_path", "records"),), ("resume", "trial"), texts={
         "rail": ("训练", "Training"),
-        "title": ("训练", "Training"),
         "about": ("训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。", "Train the LoRA. The defaults are right for a first try; stopping saves what was learned."),
         "start": ("开始训练", "Start training"),
     }),
@@ -1681,7 +1666,7 @@ STEPS = (
         Field("output_name", "text", "{name}-{step}.safetensors", basic=True, label=("成品文件名", "Finished file"),
               help=("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path.")),
         replace(LORA_CONFIG, default="{config}", basic=True),
-    ), ("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
+    ), filled=("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
         "rail": ("LoRA 强度", "LoRA strength"),
         "title": ("LoRA 权重优化", "LoRA strength"),
         "about": ("把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。", "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained."),
@@ -1711,15 +1696,7 @@ def read_flags(script: Path) -> dict[str, Flag] | None:
 
     None when the file is missing or cannot be parsed; then every known flag is taken to exist.
     """
-    try:
-        tree = ast.parse(script.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, SyntaxError):
-        return None
-    constants: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            with contextlib.suppress(ValueError):
-                constants[node.targets[0].id] = ast.literal_eval(node.value)
+    tree, constants = _parse(script)
     flags = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
@@ -1729,6 +1706,20 @@ def read_flags(script: Path) -> dict[str, Flag] | None:
             if long and not hidden:
                 flags[long[0]] = _read_flag(long[0], {k.arg: k.value for k in node.keywords if k.arg}, constants)
     return flags or None
+
+
+def _parse(script: Path) -> tuple[ast.Module, dict[str, Any]]:
+    """The source of a script, and the constants that it sets; nothing of a file that is missing or no Python."""
+    try:
+        tree = ast.parse(script.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, SyntaxError):
+        tree = ast.Module([], [])
+    constants: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            with contextlib.suppress(ValueError):
+                constants[node.targets[0].id] = ast.literal_eval(node.value)
+    return tree, constants
 
 
 def _read_flag(name: str, keywords: dict[str, ast.expr], constants: dict[str, Any]) -> Flag:
@@ -1750,10 +1741,10 @@ def _read_flag(name: str, keywords: dict[str, ast.expr], constants: dict[str, An
         kind = "bool"
     elif choices:
         kind = "choice"
+    elif typed in ("int", "float"):
+        kind = typed
     else:
-        kind = {"int": "int", "float": "float"}.get(typed, "text")
-        if kind == "text" and isinstance(default, (int, float)) and not isinstance(default, bool):
-            kind = "float"
+        kind = "float" if isinstance(default, (int, float)) and not isinstance(default, bool) else "text"
     text = None
     if kind == "bool":
         text = "true" if default is True else "false"
@@ -1781,10 +1772,11 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
             changes["default"] = row.default if row.default in known.choices else known.default or known.choices[0]
         elif not row.basic and known.default and "{" not in row.default and row.kind != "bool":
             # What the script does when the flag is not given is what the form has to say.
-            same = known.default == row.default or _as_number(known.default) == _as_number(row.default) is not None
+            same = known.default == row.default or _as_number(known.default) == _as_number(row.default)
             changes["default"] = row.default if same else known.default
         shown.append(replace(row, **changes, script_default=known.default))
-    table = {row.flag for row in step.fields} | set(step.filled) | {"checkpoint_dir", "help", "version"}
+    filled = {*step.filled, *dict(step.paths), "checkpoint_dir", "help", "version"}
+    table = {row.flag for row in step.fields} | filled
     for flag in flags.values():
         if flag.name not in table:
             default = flag.default or ("false" if flag.kind == "bool" else "")
@@ -1794,11 +1786,12 @@ def form_fields(step: Step, flags: dict[str, Flag] | None) -> list[Field]:
     return shown
 
 
-def _as_number(text: str) -> float | None:
+def _as_number(text: str) -> float:
+    """NaN for what is no number: it equals nothing, and is neither larger nor smaller than anything."""
     try:
         return float(text)
     except ValueError:
-        return None
+        return math.nan
 
 
 def shown_path(path: Path, program: Path) -> str:
@@ -1821,11 +1814,7 @@ def list_loras(folder: Path) -> list[Path]:
         return []
     found = [path for path in found if is_file(path / LORA_FILE)]
 
-    def order(path: Path) -> tuple[int, float]:
-        match = LORA_FOLDER.search(path.name)
-        return (int(match.group(2)) if match else 0, (path / LORA_FILE).stat().st_mtime)
-
-    return sorted(found, key=order)
+    return sorted(found, key=lambda path: (lora_step(path) or 0, (path / LORA_FILE).stat().st_mtime))
 
 
 def lora_step(path: Path) -> int | None:
@@ -1895,8 +1884,9 @@ class Workspace:
 
     def _config_of(self, lora: Path | None) -> str:
         """What the trainer saved beside the LoRA, which is right even after a change of settings; else the setting."""
-        if lora and (lora / "adapter_config.json").is_file():
-            return shown_path(lora / "adapter_config.json", self.program)
+        for name in ("lora_config.json", "adapter_config.json"):  # the second: earlier versions
+            if lora and (lora / name).is_file():
+                return shown_path(lora / name, self.program)
         return Path(self.value_of("train", "lora_config_path", "config/lora_config_transformer_only.json")).as_posix()
 
     def problems(self, step: str) -> dict[str, tuple[str, dict[str, str]]]:
@@ -1942,26 +1932,16 @@ class Workspace:
         return filled
 
     def _filled_flags(self, step: str) -> list[str]:
-        project = self.project
-        if step in ("prompts", "lyrics"):
-            return ["--data_dir", self._path(project.home), *(["--lyrics"] if step == "lyrics" else [])]
-        if step == "dataset":
-            return ["--data_dir", self._path(project.home), "--output_name", self._path(project.dataset)]
-        if step == "prep":
-            return ["--input_name", self._path(project.dataset), "--output_dir", self._path(project.records)]
-        if step == "train":
-            return ["--dataset_path", self._path(project.records)]
-        return []
-
-    def _path(self, path: Path | None) -> str:
-        assert path is not None
-        return shown_path(path, self.program)
+        words = []
+        for flag, place in STEP[step].paths:
+            words += [f"--{flag}", shown_path(getattr(self.project, place), self.program)]
+        return [*words, "--lyrics"] if step == "lyrics" else words
 
     @staticmethod
     def _same(text: str, row: Field) -> bool:
         """Whether the script would take `text` anyway."""
         default = row.default if row.script_default is None else row.script_default
-        return text == default or (_as_number(text) is not None and _as_number(text) == _as_number(default))
+        return text == default or _as_number(text) == _as_number(default)
 
     def checkpoints(self) -> Path:
         return self.program / self.value_of("train", "output_dir", "checkpoints")
@@ -2017,10 +1997,11 @@ class StepState:
 def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
     """The state of every step from what stands on disk, in order: one that is not done locks the later ones."""
     states: dict[str, StepState] = {}
-    missing: StepState | None = None
-    missing_number = 0
+    locked: StepState | None = None
     checks = {
-        "songs": lambda: _songs_state(space, songs),
+        "songs": lambda: (
+            StepState("done", "songs.done", {"count": len(songs)}) if songs else StepState("ready", "songs.none")
+        ),
         "prompts": lambda: _texts_state(songs, "prompt"),
         "lyrics": lambda: _texts_state(songs, "lyrics"),
         "dataset": lambda: _dataset_state(space, songs),
@@ -2029,12 +2010,9 @@ def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
         "strength": lambda: _strength_state(space, states),
     }
     for step in STEPS:
-        if missing is not None:
-            states[step.key] = StepState("locked", "locked", {"number": missing_number, "why": missing})
-            continue
-        states[step.key] = state = checks[step.key]()
+        states[step.key] = state = locked or checks[step.key]()
         if state.status == "ready":
-            missing, missing_number = state, step.number
+            locked = StepState("locked", "locked", {"number": step.number, "why": state})
     return states
 
 
@@ -2042,20 +2020,13 @@ def _names(stems: list[str]) -> str:
     return ", ".join(plain(stem, MAX_NAME) for stem in stems[:3]) + (" …" if len(stems) > 3 else "")
 
 
-def _songs_state(space: Workspace, songs: list[Song]) -> StepState:
-    if not songs:
-        return StepState("ready", "songs.none")
-    return StepState("done", "songs.done", {"count": len(songs)})
-
-
 def _texts_state(songs: list[Song], kind: str) -> StepState:
-    without = [song.stem for song in songs if getattr(song, kind) in ("missing", "empty", "unusable")]
-    if without:
-        unusable = [song.stem for song in songs if song.stem in without and song.problem not in ("", "long")]
-        if unusable:
-            return StepState("ready", "texts.unusable", {"count": len(unusable), "songs": _names(unusable)})
-        return StepState("ready", f"{kind}.missing", {"count": len(without), "songs": _names(without)})
-    return StepState("done", f"{kind}.done", {"count": len(songs)})
+    without = [song for song in songs if getattr(song, kind) in ("missing", "empty", "unusable")]
+    unusable = [song for song in without if song.problem not in ("", "long")]
+    if not without:
+        return StepState("done", f"{kind}.done", {"count": len(songs)})
+    fields = {"count": len(unusable or without), "songs": _names([song.stem for song in unusable or without])}
+    return StepState("ready", "texts.unusable" if unusable else f"{kind}.missing", fields)
 
 
 def _dataset_files(folder: Path) -> list[Path]:
@@ -2179,20 +2150,16 @@ def take_receipt(space: Workspace, step: str, songs: list[Song]) -> dict[str, An
 
 def training_hints(values: dict[str, str]) -> list[str]:
     """Text keys of warnings about the optimizer (they do not block)."""
-    hints = []
-    rate, steps = _as_number(values.get("learning_rate", "")), _as_number(values.get("max_steps", ""))
-    beta2 = _as_number(values.get("beta2", "0.99"))
-    optimizer = values.get("optimizer", "adamw").lower()
-    if optimizer.startswith("prodigy") and rate is not None and rate < 0.1:
-        hints.append("hint.prodigy_rate")
-    if not optimizer.startswith("prodigy") and rate is not None and rate > 0.01:
-        hints.append("hint.high_rate")
-    if steps and beta2 is not None and 1 - beta2 < 1 / steps:
-        hints.append("hint.beta2")
-    save = _as_number(values.get("save_every_n_train_steps", ""))
-    if save and steps and save > steps:
-        hints.append("hint.save")
-    return hints
+    flags = ("learning_rate", "max_steps", "beta2", "save_every_n_train_steps")
+    rate, steps, beta2, save = (_as_number(values.get(flag, "0.99" if flag == "beta2" else "")) for flag in flags)
+    prodigy = values.get("optimizer", "adamw").lower().startswith("prodigy")
+    hints = {
+        "hint.prodigy_rate": prodigy and rate < 0.1,
+        "hint.high_rate": not prodigy and rate > 0.01,
+        "hint.beta2": steps and 1 - beta2 < 1 / steps,
+        "hint.save": steps and save > steps,
+    }
+    return [key for key, holds in hints.items() if holds]
 
 
 # Which savings a card of so many GB needs for a song of four minutes; only flags that the trainer knows are set.
@@ -2212,10 +2179,8 @@ def python_candidates(settings: Settings, program: Path) -> list[tuple[str, Path
     inner = ("Scripts/python.exe", "python.exe") if WINDOWS else ("bin/python3", "bin/python")
     found: list[tuple[str, Path]] = []
     if settings.python:
-        chosen = program / Path(settings.python).expanduser()
-        found += [
-            ("setting", path) for path in (chosen, *(chosen / name for name in inner))
-        ]  # also an environment's folder
+        chosen = program / Path(settings.python).expanduser()  # also an environment's folder
+        found += [("setting", path) for path in (chosen, *(chosen / name for name in inner))]
     for folder in (".venv", "venv", "python"):
         found += [(folder, program / folder / name) for name in inner]
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
@@ -2338,18 +2303,14 @@ def disk_estimate(space: Workspace, songs: list[Song]) -> float:
     """Bytes that preprocessing and training of this library will still take, at most."""
     seconds = sum(song.seconds if song.seconds else 240.0 for song in songs if song.record != "ok")
     kept = _as_number(space.value_of("train", "save_last", "5"))
-    return seconds * PREP_BYTES_PER_SECOND + (kept if kept and kept > 0 else 20) * CHECKPOINT_BYTES
+    return seconds * PREP_BYTES_PER_SECOND + (kept if kept > 0 else 20) * CHECKPOINT_BYTES
 
 
 def read_groups(start: Path) -> dict[str, str]:
     """The optional groups of packages that `start.py install GROUP` knows, read from its source."""
-    try:
-        for node in ast.parse(start.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "GROUPS":
-                return {str(name): str(what) for name, what in ast.literal_eval(node.value).items()}
-    except (OSError, ValueError, SyntaxError):
-        pass  # another program's start.py: there is nothing to offer
-    return {}
+    groups = _parse(start)[1].get("GROUPS")
+    # Another program's start.py has nothing to offer.
+    return {str(name): str(what) for name, what in groups.items()} if isinstance(groups, dict) else {}
 
 
 def free_bytes(folder: Path) -> float:
@@ -2376,106 +2337,89 @@ class Finding:
 
 def judge_environment(
     space: Workspace, songs: list[Song], python: tuple[str, Path] | None, report: dict[str, Any] | None
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Everything that the scripts need, and what is wrong with it. `report` is None while it is being asked."""
-    findings = []
     if python is None:
-        findings.append(Finding("bad", "env.no_python", {}, "python"))
+        yield Finding("bad", "env.no_python", {}, "python")
     else:
-        findings.append(Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python"))
+        yield Finding("ok", "env.python", {"path": python[1], "where": python[0]}, "python")
         if space.settings.python and python[0] != "setting":
-            findings.append(Finding("warn", "env.python_setting", {"path": space.settings.python}, "python"))
-        findings += _judge_report(space, report)
-    missing = [script for script in SCRIPTS if not (space.program / script).is_file()]
+            yield Finding("warn", "env.python_setting", {"path": space.settings.python}, "python")
+        yield from _judge_report(report)
+    missing = ", ".join(script for script in SCRIPTS if not (space.program / script).is_file())
     if missing:
-        findings.append(
-            Finding("bad", "env.script", {"script": ", ".join(missing), "folder": space.program}, "program")
-        )
+        yield Finding("bad", "env.script", {"script": missing, "folder": space.program}, "program")
     else:
-        findings.append(Finding("ok", "env.scripts", {"folder": space.program}))
-    findings += _judge_disk(space, songs)
-    findings += _judge_weights(space)
-    if pinyin_missing():
-        findings.append(Finding("warn", "env.pypinyin", {}, "pypinyin"))
-    return findings
+        yield Finding("ok", "env.scripts", {"folder": space.program})
+    try:
+        free, need = free_bytes(space.project.home or space.program), disk_estimate(space, songs)
+        fields = {"free": human_bytes(free), "need": human_bytes(need)}
+        yield Finding("bad", "env.disk_short", fields) if free < need else Finding("ok", "env.disk", fields)
+    except OSError as error:
+        yield Finding("warn", "env.disk_unknown", {"error": error})
+    yield _judge_weights(space)
+    if not _pinyin("中"):
+        yield Finding("warn", "env.pypinyin", {}, "pypinyin")
 
 
-def pinyin_missing() -> bool:
-    return not _pinyin("中")
-
-
-def _judge_report(space: Workspace, report: dict[str, Any] | None) -> list[Finding]:
+def _judge_report(report: dict[str, Any] | None) -> Iterator[Finding]:
     if report is None:
-        return [Finding("info", "env.asking")]
+        yield Finding("info", "env.asking")
+        return
     if "error" in report:
-        return [Finding("bad", "env.python_broken", {"error": report["error"]}, "python")]
-    findings = []
-    version = tuple(int(part) for part in report["python"].split(".")[:2])
+        yield Finding("bad", "env.python_broken", {"error": report["error"]}, "python")
+        return
     if report.get("bits") == 32:
-        findings.append(Finding("bad", "env.bits", {}, "python"))
-    if version < (3, 10):
-        findings.append(Finding("bad", "env.python_old", {"version": report["python"]}, "python"))
+        yield Finding("bad", "env.bits", {}, "python")
+    if tuple(int(part) for part in report["python"].split(".")[:2]) < (3, 10):
+        yield Finding("bad", "env.python_old", {"version": report["python"]}, "python")
     else:
-        findings.append(Finding("ok", "env.python_version", {"version": report["python"]}))
+        yield Finding("ok", "env.python_version", {"version": report["python"]})
     if "torch" not in report:
         error = report.get("torch_error", "")
         key = "env.no_torch" if "No module named" in error or not error else "env.torch_broken"
-        findings.append(Finding("bad", key, {"error": error}, "install"))
+        yield Finding("bad", key, {"error": error}, "install")
     else:
-        findings += _judge_cards(report)
-    missing = [name for name in REQUIRED_PACKAGES[1:] if not report["packages"].get(name)]
+        yield from _judge_cards(report)
+    packages = {name: report["packages"].get(name) for name in REQUIRED_PACKAGES[1:]}
+    missing = ", ".join(name for name, version in packages.items() if not version)
     if missing:
-        findings.append(Finding("bad", "env.packages", {"names": ", ".join(missing)}, "install"))
+        yield Finding("bad", "env.packages", {"names": missing}, "install")
     else:
-        known = ", ".join(f"{name} {report['packages'][name]}" for name in REQUIRED_PACKAGES[1:])
-        findings.append(Finding("ok", "env.packages_ok", {"names": known}))
+        known = ", ".join(f"{name} {version}" for name, version in packages.items())
+        yield Finding("ok", "env.packages_ok", {"names": known})
     if not report["packages"].get("tensorboard"):
-        findings.append(Finding("warn", "env.tensorboard", {}, "tensorboard"))
-    return findings
+        yield Finding("warn", "env.tensorboard", {}, "tensorboard")
 
 
-def _judge_cards(report: dict[str, Any]) -> list[Finding]:
-    findings = [Finding("ok", "env.torch", {"version": report["torch"], "cuda": report["cuda_build"] or "-"})]
+def _judge_cards(report: dict[str, Any]) -> Iterator[Finding]:
+    yield Finding("ok", "env.torch", {"version": report["torch"], "cuda": report["cuda_build"] or "-"})
     for card in report.get("cards", []):
         fields = {"name": card["name"], "gb": f"{card['gb']:.1f}", "free": f"{card['free_gb']:.1f}"}
-        findings.append(Finding("ok" if card["gb"] >= 7.5 else "warn", "env.card", fields))
-        findings.append(Finding("ok", "env.bf16") if card["bf16"] else Finding("warn", "env.no_bf16"))
+        yield Finding("ok" if card["gb"] >= 7.5 else "warn", "env.card", fields)
+        yield Finding("ok", "env.bf16") if card["bf16"] else Finding("warn", "env.no_bf16")
     if not report.get("cards"):
         if report.get("mps"):
-            findings.append(Finding("warn", "env.mps"))
+            yield Finding("warn", "env.mps")
         elif not report["cuda_build"] and shutil.which("nvidia-smi"):
-            findings.append(Finding("bad", "env.cpu_torch", {}, "install"))
+            yield Finding("bad", "env.cpu_torch", {}, "install")
         else:
-            findings.append(Finding("warn", "env.no_card"))
-    return findings
+            yield Finding("warn", "env.no_card")
 
 
-def _judge_disk(space: Workspace, songs: list[Song]) -> list[Finding]:
-    try:
-        free = free_bytes(space.project.home or space.program)
-    except OSError as error:
-        return [Finding("warn", "env.disk_unknown", {"error": error})]
-    need = disk_estimate(space, songs)
-    fields = {"free": human_bytes(free), "need": human_bytes(need)}
-    if free < need:
-        return [Finding("bad", "env.disk_short", fields)]
-    return [Finding("ok", "env.disk", fields)]
-
-
-def _judge_weights(space: Workspace) -> list[Finding]:
+def _judge_weights(space: Workspace) -> Finding:
     weights = find_weights(space.settings, space.program)
     missing = [part for part, (path, _) in weights.items() if path is None]
-    source = space.settings.endpoint or os.environ.get("HF_ENDPOINT") or MIRRORS[0]
     if not missing:
         total = sum(size for _, size in weights.values())
         folder = next(iter(weights.values()))[0]
-        return [Finding("ok", "env.weights", {"size": human_bytes(total), "folder": folder.parent if folder else ""})]
+        return Finding("ok", "env.weights", {"size": human_bytes(total), "folder": folder.parent if folder else ""})
     size = sum(BASE_WEIGHTS[part][2] for part in missing)
+    source = space.settings.endpoint or os.environ.get("HF_ENDPOINT") or MIRRORS[0]
     fields = {"parts": ", ".join(missing), "size": f"{size:.1f} GB", "source": source}
     if space.settings.offline:
-        return [Finding("bad", "env.weights_offline", fields, "source")]
-    mend = "weights" if can_download(space.program) else "source"
-    return [Finding("warn", "env.weights_missing", fields, mend)]
+        return Finding("bad", "env.weights_offline", fields, "source")
+    return Finding("warn", "env.weights_missing", fields, "weights" if can_download(space.program) else "source")
 
 
 def can_download(program: Path) -> bool:
@@ -2484,9 +2428,8 @@ def can_download(program: Path) -> bool:
 
 def report_text(findings: list[Finding], language: str) -> str:
     marks = {"ok": "[ok]  ", "warn": "[!]   ", "bad": "[X]   ", "info": "[..]  "}
-    lines = [f"{PROGRAM_NAME} {VERSION} · {sys.platform}"]
-    lines += [marks[finding.level] + finding.say(language) for finding in findings]
-    return "\n".join(lines)
+    lines = [marks[finding.level] + finding.say(language) for finding in findings]
+    return "\n".join([f"{PROGRAM_NAME} {VERSION} · {sys.platform}", *lines])
 
 
 # --- 7. Log text ------------------------------------------------------------------------------------------------------
@@ -2591,59 +2534,43 @@ class Progress:
 _STEP_LINE = re.compile(r"\bstep (\d+)/(\d+)\b")
 _SONG_LINE = re.compile(r"\bsong (\d+)/(\d+) \| (.*?) \| (.*)")
 _BAR = re.compile(
-    r"(?P<label>[^|\r\n]*?):?\s*\d+%\|[^|]*\|\s*(?P<done>[\d.]+)(?P<du>[kMGT]?)i?B?/(?P<total>[\d.]+)(?P<tu>[kMGT]?)i?B?"
-    r"\s*\[(?P<spent>[\d:]+)<(?P<left>[\d:?]+)(?:,\s*(?P<rate>[\d.]+|\?)\s*(?P<unit>[^\s,\]]+))?"
+    r"(?P<label>[^|\r\n]*?):?\s*\d+%\|[^|]*\|\s*(?P<done>[\d.]+)(?P<done_unit>[kMGT]?)i?B?"
+    r"/(?P<total>[\d.]+)(?P<total_unit>[kMGT]?)i?B?\s*\[[\d:]+<[\d:?]+"
 )
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-_LOSS = re.compile(r"\bloss(?:\s*=\s*|\s+)" + _NUMBER)
-_LR = re.compile(r"\b(?:lr|learning_rate)(?:\s*=\s*|\s+)" + _NUMBER)
+_PLAIN_FIGURES = {
+    "loss": re.compile(r"\bloss(?:\s*=\s*|\s+)" + _NUMBER),
+    "learning_rate": re.compile(r"\b(?:lr|learning_rate)(?:\s*=\s*|\s+)" + _NUMBER),
+}
 _RATE = re.compile(_NUMBER + r"\s*(it/s|s/it)")
-_LEFT = re.compile(r"\bleft ([\d:]+)")
+_LEFT = re.compile(r"(?:\bleft |\[[\d:]+<)([\d:]+)")
 
 
-def _clock(text: str) -> float | None:
-    if not re.fullmatch(r"[\d:]+", text):
-        return None
-    seconds = 0
-    for part in text.split(":"):
-        seconds = seconds * 60 + int(part or 0)
-    return float(seconds)
-
-
-def _group(pattern: re.Pattern[str], line: str) -> float | None:
-    match = pattern.search(line)
-    return float(match.group(1)) if match else None
-
-
-def _rate_in(line: str) -> float | None:
-    match = _RATE.search(line)
-    if not match:
-        return None
-    value = float(match.group(1))
-    return value if match.group(2) == "it/s" else 1 / value if value else None
+def _figures(line: str) -> dict[str, float]:
+    """What stands in a line: loss and learning_rate, rate in items per second, left in seconds."""
+    found = {name: float(m[1]) for name, pattern in _PLAIN_FIGURES.items() if (m := pattern.search(line))}
+    if (match := _RATE.search(line)) and (value := float(match[1])):
+        found["rate"] = value if match[2] == "it/s" else 1 / value
+    if match := _LEFT.search(line):
+        found["left"] = 0.0
+        for part in match[1].split(":"):
+            found["left"] = found["left"] * 60 + int(part or 0)
+    return found
 
 
 def parse_progress(line: str) -> Progress | None:
     """The progress that a line reports: the trainer's `step` lines, `song` lines, or a tqdm bar."""
     if match := _STEP_LINE.search(line):
-        left = _LEFT.search(line)
-        return Progress(
-            int(match.group(1)), int(match.group(2)), "step", rate=_rate_in(line),
-            left=_clock(left.group(1)) if left else None, loss=_group(_LOSS, line), learning_rate=_group(_LR, line),
-        )  # fmt: skip
+        return Progress(int(match[1]), int(match[2]), "step", **_figures(line))
     if match := _SONG_LINE.search(line):
         done, total, name, outcome = match.groups()
         return Progress(int(done), int(total), "song", label=name, failed=outcome.startswith("failed"))
     if "%|" in line and (match := _BAR.search(line)):
         factor = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-        done = int(float(match["done"]) * factor[match["du"]])
-        total = int(float(match["total"]) * factor[match["tu"]])
+        done, total = (int(float(match[part]) * factor[match[f"{part}_unit"]]) for part in ("done", "total"))
         if total > 0:
-            rate = _rate_in(line) if not match["du"] else None
-            return Progress(
-                done, total, "bar", label=match["label"].strip(), rate=rate, left=_clock(match["left"]),
-                loss=_group(_LOSS, line), learning_rate=_group(_LR, line),
-            )  # fmt: skip
+            progress = Progress(done, total, "bar", label=match["label"].strip(), **_figures(line))
+            return replace(progress, rate=None) if match["done_unit"] else progress  # bytes, not steps
     return None
 
 
@@ -2688,6 +2615,10 @@ KNOWN_ERRORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("err.shape", ("size mismatch for", "misshapen", "must match the size of tensor")),
     ("err.syntax", ("syntaxerror:",)),
 )  # fmt: skip
+EXIT_CODES = {
+    -9: "err.killed", 137: "err.killed", -11: "err.crash", 139: "err.crash", 3221225477: "err.crash",
+    -1073741819: "err.crash", 130: "err.interrupted", 2: "err.input",
+}  # fmt: skip
 # Those that the environment page can help with.
 ENVIRONMENT_ERRORS = ("err.package", "err.cpu_torch", "err.no_card", "err.offline")
 # Looking for 80 short texts costs more than for one pattern that nearly never matches, so that is asked first.
@@ -2714,17 +2645,7 @@ def explain_exit(code: int | None, errors: list[tuple[str, dict[str, str]]]) -> 
     """What to tell about a failed run: known errors, else what the exit status alone says."""
     order = [key for key, _ in KNOWN_ERRORS]
     known = sorted(errors, key=lambda item: order.index(item[0]))[:2]
-    if known:
-        return known
-    if code in (-9, 137):
-        return [("err.killed", {})]
-    if code in (-11, 139, 3221225477, -1073741819):
-        return [("err.crash", {})]
-    if code == 130:
-        return [("err.interrupted", {})]
-    if code == 2:
-        return [("err.input", {})]
-    return [("err.unknown", {})]
+    return known or [(EXIT_CODES.get(code, "err.unknown"), {})]
 
 
 _LOOKS_WRONG = re.compile(r"(?i:\b(?:error|exception|traceback|failed|fatal)\b)|[a-z](?:Error|Exception)\b|错误|失败")
@@ -2781,28 +2702,23 @@ class Curve:
 
     def _add_row(self, row: dict[str, str]) -> bool:
         names = ("step", "loss", "loss_smooth", "learning_rate", "val_loss")
-        step, loss, smooth, rate, validation = (
-            number if is_number(number := _as_number(row.get(name, ""))) else None for name in names
-        )
-        if step is None:
+        step, loss, smooth, rate, validation = (_as_number(row.get(name, "")) for name in names)
+        if not is_number(step):
             return False
-        if loss is not None:
+        if is_number(loss):
             self.add(int(step), loss, smooth, rate)
-        if validation is not None:
+        if is_number(validation):
             self.validation.append((int(step), validation))
         return True
 
-    def add(self, step: int, loss: float, smooth: float | None, rate: float | None) -> None:
-        if self.steps and step <= self.steps[-1]:  # a resumed run repeats steps: the later value counts
-            while self.steps and self.steps[-1] >= step:
-                for values in (self.steps, self.loss, self.smooth, self.rate):
-                    values.pop()
-        if smooth is None:
+    def add(self, step: int, loss: float, smooth: float = math.nan, rate: float = math.nan) -> None:
+        while self.steps and self.steps[-1] >= step:  # a resumed run repeats steps: the later value counts
+            for values in (self.steps, self.loss, self.smooth, self.rate):
+                values.pop()
+        if smooth != smooth:
             smooth = loss if not self.smooth else self.smooth[-1] * 0.95 + loss * 0.05
-        self.steps.append(step)
-        self.loss.append(loss)
-        self.smooth.append(smooth)
-        self.rate.append(rate if rate is not None else float("nan"))
+        for values, value in ((self.steps, step), (self.loss, loss), (self.smooth, smooth), (self.rate, rate)):
+            values.append(value)
 
 
 def read_trial(folder: Path, since: float) -> dict[str, Any] | None:
@@ -2823,12 +2739,10 @@ def trial_sentence(language: str, result: dict[str, Any]) -> str:
     """A trial's result for the user: time, memory and disk of the whole run, and the savings that it needs."""
     if not result.get("fits"):
         return say(language, "trial.unfit")
-    hours = float(result.get("hours") or 0)
-    fields = {
-        "seconds": f"{float(result.get('seconds_per_step') or 0):.2f}", "steps": result.get("max_steps", "?"),
-        "hours": human_seconds(hours * 3600), "peak": f"{float(result.get('peak_memory_gb') or 0):.1f} GB",
-        "memory": f"{float(result.get('memory_gb') or 0):.1f} GB", "disk": f"{float(result.get('disk_gb') or 0):.1f} GB",
-    }  # fmt: skip
+    names = ("seconds_per_step", "hours", "peak_memory_gb", "memory_gb", "disk_gb")
+    seconds, hours, *sizes = (float(result.get(name) or 0) for name in names)
+    fields = {"seconds": f"{seconds:.2f}", "steps": result.get("max_steps", "?"), "hours": human_seconds(hours * 3600)}
+    fields.update(zip(("peak", "memory", "disk"), (f"{size:.1f} GB" for size in sizes), strict=True))
     lines = [say(language, "trial.fits", fields)]
     if result.get("savings"):
         lines.append(say(language, "trial.savings", {"flags": saving_flags(result)}))
@@ -2841,13 +2755,10 @@ def saving_flags(result: dict[str, Any]) -> str:
 
 def find_metrics(folder: Path) -> Path | None:
     """The newest metrics.csv under the trainer's log folder."""
-    try:
-        files = [
-            path for pattern in ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv") for path in folder.glob(pattern)
-        ]
+    with contextlib.suppress(OSError):
+        files = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}metrics.csv")]
         return max(files, key=lambda path: path.stat().st_mtime, default=None)
-    except OSError:
-        return None
+    return None
 
 
 def thin_out(xs: list[int], ys: list[float], columns: int) -> list[tuple[float, float]]:
@@ -2869,7 +2780,7 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     if not high > low:
         return [low]
     raw = (high - low) / wanted
-    power = 10.0 ** (len(str(int(raw))) - 1 if raw >= 1 else -len(re.match(r"0*", f"{raw:.12f}"[2:]).group()) - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
     size = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first = int(low / size) * size
     ticks = [first + index * size for index in range(wanted + 4)]
@@ -2902,7 +2813,6 @@ class Runner:
         self.started_at = 0.0
         self.pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._job: Any = None
         self._stop_file: Path | None = None
         self._lock = threading.Lock()
 
@@ -2922,28 +2832,21 @@ class Runner:
         if ends_with_input(argv, cwd):
             stdin, environment = subprocess.PIPE, {**environment, "ACE_LORA_ENDS_WITH_INPUT": "1"}
         launch = partial(start_process, argv, cwd, environment, stdin, heirs)
-        begin = partial(self._begin_log, log_path, self.text, subprocess.list2cmdline(argv))
-        arguments = (self.run, self.text, launch, begin)
+        arguments = (self.run, self.text, launch, log_path, subprocess.list2cmdline(argv))
         threading.Thread(target=self._work, args=arguments, daemon=True, name=f"run-{self.run}").start()
         return self.run
 
-    @staticmethod
-    def _begin_log(path: Path | None, text: LogText, command: str) -> io.BufferedWriter | None:
+    def _work(
+        self, run: int, text: LogText, launch: Callable[[], subprocess.Popen[bytes]], path: Path | None, command: str
+    ) -> None:
+        log = None
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 log = path.open("wb")
                 log.write(f"{stamp()}  {command}\n".encode())
-                return log
         except OSError as error:  # a read-only folder: the run goes on, and the pane shows it
             text.feed(f"[log file: {error}]\n".encode())
-        return None
-
-    def _work(
-        self, run: int, text: LogText, launch: Callable[[], subprocess.Popen[bytes]],
-        begin_log: Callable[[], io.BufferedWriter | None],
-    ) -> None:  # fmt: skip
-        log = begin_log()
         try:
             process = launch()
         except OSError as error:
@@ -2953,9 +2856,7 @@ class Runner:
             self.events.put(Event(run, "ended", None, str(error)))
             return
         with self._lock:
-            self._process, self._job = process, _own_job(process)
-            self.pid = process.pid
-            stopping = self.stopping
+            self._process, self.pid, stopping = process, process.pid, self.stopping
         self.events.put(Event(run, "started"))
         if stopping:  # asked while the process was being made
             self._signal(stopping)
@@ -2964,7 +2865,7 @@ class Runner:
         code = process.wait()
         reader.join(SETTLE_S)
         # Whatever the child left running (DataLoader workers, a grandchild that holds the pipe) ends with it.
-        kill_tree(process, self._job)
+        kill_tree(process)
         reader.join(SETTLE_S)
         if process.stdin is not None:
             process.stdin.close()
@@ -3011,7 +2912,7 @@ class Runner:
         if process is None or process.poll() is not None:
             return
         if how == "kill":
-            threading.Thread(target=kill_tree, args=(process, self._job), daemon=True).start()
+            threading.Thread(target=kill_tree, args=(process,), daemon=True).start()
         elif self._stop_file is not None:
             try:
                 self._stop_file.parent.mkdir(parents=True, exist_ok=True)
@@ -3023,15 +2924,11 @@ class Runner:
 
     def poll(self) -> Iterator[Event]:
         """Events of the present run; ends of earlier ones are dropped."""
-        while True:
-            try:
-                event = self.events.get_nowait()
-            except queue.Empty:
-                return
+        while not self.events.empty():
+            event = self.events.get_nowait()
             if event.run == self.run:
                 if event.kind == "ended":
-                    self.active = False
-                    self._process = self._job = None
+                    self.active, self._process = False, None
                 yield event
 
 
@@ -3057,8 +2954,10 @@ def start_process(
     group: dict[str, Any] = {"start_new_session": True, "pass_fds": heirs}
     if WINDOWS:
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(argv, cwd=cwd, env=environment, stdin=stdin, stdout=pipe, stderr=subprocess.STDOUT, **group)
+    pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(argv, cwd=cwd, env=environment, **pipes, **group)
+    process.job = _own_job(process)
+    return process
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:
@@ -3077,13 +2976,13 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
     kernel.AttachConsole(0xFFFFFFFF)  # back to the terminal that the window was started from, if there is one
 
 
-def kill_tree(process: subprocess.Popen[bytes], job: Any) -> None:
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """End a child and all its descendants; killing the child alone would leave workers that hold the GPU."""
     if not WINDOWS:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         return
-    if job is not None and ctypes.windll.kernel32.TerminateJobObject(job, 1):
+    if process.job and ctypes.windll.kernel32.TerminateJobObject(process.job, 1):
         return
     if process.poll() is None:
         command = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
@@ -3124,7 +3023,6 @@ class TensorBoard:
         self.url = ""
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._job: Any = None
         self._wanted = 0  # counts openings and closings: a start that was overtaken ends what it started
 
     @property
@@ -3139,61 +3037,42 @@ class TensorBoard:
             return
         self.close()
         self.folder, self.url = folder, ""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         with contextlib.suppress(OSError):  # a read-only place: TensorBoard itself says that it finds nothing
             folder.mkdir(parents=True, exist_ok=True)
-        argv = [
-            str(python), "-c", TENSORBOARD_CODE, "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(port),
-        ]  # fmt: skip
-        arguments = (argv, port, program, environment, self._wanted)
-        threading.Thread(target=self._wait, args=arguments, daemon=True).start()
+        # Port 0: one that the system has free; TensorBoard says which.
+        argv = [str(python), "-c", TENSORBOARD_CODE, "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
+        arguments = (argv, program, environment, self._wanted)
+        threading.Thread(target=self._follow, args=arguments, daemon=True).start()
 
-    def _wait(self, argv: list[str], port: int, program: Path, environment: dict[str, str], wanted: int) -> None:
+    def _follow(self, argv: list[str], program: Path, environment: dict[str, str], wanted: int) -> None:
+        """Start it, tell its address when it says that it listens there, and read on: a full pipe would stop it."""
         try:
             process = start_process(argv, program, environment, stdin=subprocess.PIPE)
         except OSError as error:
             self.answers.put(("failed", str(error)))
             return
-        job = _own_job(process)
         if wanted != self._wanted:
-            kill_tree(process, job)
+            kill_tree(process)
             return
-        self._process, self._job = process, job
-        output: deque[bytes] = deque(maxlen=200)
-        threading.Thread(target=self._keep, args=(process, output), daemon=True).start()
-        url = f"http://127.0.0.1:{port}/"
-        deadline = time.monotonic() + 120
-        import urllib.request  # 40 ms that the start of the window does not have to wait for
-
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), opener.open(url, timeout=5) as page:
-                if page.status == 200:
-                    self.url = url
-                    self.answers.put(("ready", url))
-                    return
-            time.sleep(0.2)
-        kill_tree(process, job)
-        if wanted != self._wanted:
-            return
-        time.sleep(0.2)  # its last words are still on their way
-        text = b"".join(output).decode("utf-8", errors="replace").strip()
-        missing = "No module named" in text
-        self.answers.put(("missing" if missing else "failed", text.splitlines()[-1] if text else ""))
-
-    @staticmethod
-    def _keep(process: subprocess.Popen[bytes], output: deque[bytes]) -> None:
-        assert process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in process.stdout:
-                output.append(line)
+        self._process = process
+        output: deque[str] = deque(maxlen=200)
+        for line in process.stdout:
+            output.append(line.decode("utf-8", errors="replace").strip())
+            match = re.search(r"http://127\.0\.0\.1:\d+/", output[-1])
+            if match and not self.url and wanted == self._wanted:
+                self.url = match.group()
+                self.answers.put(("ready", self.url))
+        kill_tree(process)
+        process.wait()
+        if wanted == self._wanted and not self.url:
+            missing = any("No module named" in line for line in output)
+            last = next((line for line in reversed(output) if line), "")
+            self.answers.put(("missing" if missing else "failed", last))
 
     def close(self) -> None:
         self._wanted += 1
         if self._process is not None:
-            kill_tree(self._process, self._job)
+            kill_tree(self._process)
         self._process, self.url = None, ""
 
 
@@ -3212,22 +3091,36 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Question:
-    """What only the user can decide. `answer` is called with the key of the choice and the texts of the entries."""
+    """What only the user can decide. Its texts are `<name>.title` and `<name>.<choice>`, or those for every question."""
 
-    title: str  # text key
+    name: str
     message: str
-    choices: tuple[tuple[str, str], ...]  # key, text key of the label; Enter takes the first, Escape "cancel"
-    answer: Callable[..., Reply]
+    answers: dict[
+        str, Callable[..., Reply]
+    ]  # choice -> what follows, given the texts of the entries; "cancel" is added
+    title: str = ""  # text key, where it is another one
     icon: str = "info"
     danger: str = ""  # the choice that is shown in red
     entries: tuple[tuple[str, str], ...] = ()  # text key of the label, text
     wrong: Callable[[list[str]], str] = lambda texts: ""  # what is wrong with the entries
     browse: str = ""  # text key of the title of a folder chooser that fills the last entry
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or f"{self.name}.title")
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """(choice, text key of its label); Enter takes the first, Escape "cancel"."""
+        if not self.answers:
+            return [("cancel", "ok")]
+        keys = dict.fromkeys([*self.answers, "cancel"])
+        return [(key, next(text for text in (f"{self.name}.{key}", key, self.title) if text in TEXTS)) for key in keys]
+
+    def answer(self, choice: str, *texts: str) -> Reply:
+        return self.answers[choice](*texts) if choice in self.answers else None
+
 
 Reply = Outcome | Question | None
-CANCEL = ("cancel", "cancel")
-OK = (("ok", "ok"), CANCEL)
 
 
 class Session:
@@ -3300,6 +3193,28 @@ class Session:
     def failed(self, error: OSError) -> Outcome:
         return self.outcome("bad", "failed.file", error=error)
 
+    def python(self) -> Path | None:
+        """What runs the scripts."""
+        return find_python(self.settings, self.program)
+
+    def in_background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do `work` in a thread of its own; what it returns is given to `done` in this one."""
+
+        def run() -> None:
+            result = work()
+            self.inbox.put(lambda: done(result))
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def change(self, work: Callable[..., Reply], *arguments: Any) -> Reply:
+        """Do something to the project's files, then look at them; a failure of the system is the outcome."""
+        try:
+            reply = work(*arguments)
+        except OSError as error:
+            reply = self.failed(error)
+        self.look(force=True)
+        return reply
+
     def ended(self) -> None:
         """What went on has ended."""
         self.state = "leaving" if self.state == "closing" else "idle"
@@ -3307,7 +3222,7 @@ class Session:
     def reason(self, state: StepState) -> str:
         """The sentence that says why a step is in this state."""
         fields = dict(state.fields)
-        if isinstance(fields.get("why"), StepState):
+        if "why" in fields:
             fields["why"] = self.reason(fields["why"])
         sentence = self.t(state.reason, **fields) if state.reason else ""
         return self.t("state.stale", reason=sentence) if state.status == "stale" else sentence
@@ -3425,7 +3340,8 @@ class Session:
         self.project.set_value(STEP[step].values, row.flag, text, self.space.default(row))
         if self.project.home is None:
             self.settings.draft = self.project.values
-        self.save_soon()
+        # One write for a burst of key strokes; closing and starting flush it.
+        self.save_due = time.monotonic() + 0.2
         self.repaint()
 
     def set_values(self, values: dict[str, str]) -> None:
@@ -3441,10 +3357,6 @@ class Session:
         entry = f"{flag}={text}"
         self.settings.trusted = [*(other for other in self.settings.trusted if other != entry), entry][-200:]
         self.settings_due = True
-
-    def save_soon(self) -> None:
-        # One write for a burst of key strokes; closing and starting flush it.
-        self.save_due = time.monotonic() + 0.2
 
     def save(self) -> None:
         """Write the project's file now, or the settings' while there is no project; a failure is told."""
@@ -3480,10 +3392,7 @@ class Session:
         """Every setting back to its default; no file of the user's is touched."""
         self.project.values.clear()
         fresh = Settings(self.settings.path)
-        for key in (
-            "python", "program", "checkpoint_dir", "endpoint", "cache", "offline", "comfyui", "draft", "scale",
-            "geometry", "log_height",
-        ):  # fmt: skip
+        for key in set(Settings._KEYS) - {"language", "last_project", "recent", "presets"}:
             setattr(self.settings, key, getattr(fresh, key))
         self.save()
         self._use_program(self.own_program)
@@ -3493,18 +3402,20 @@ def ask_doubted(session: Session) -> Question:
     """Asks whether places and servers that came with a project's file are to be used; until then they are not."""
     project = session.project
 
-    def answer(key: str) -> Reply:
-        for step, flag, text in project.doubted if key == "use" else ():
+    def use() -> Reply:
+        for step, flag, text in project.doubted:
             project.values.setdefault(step, {})[flag] = text
             session.trust(flag, text)
+        return leave()
+
+    def leave() -> Reply:
         project.doubted = []
         session.save()
-        session.look(force=True)
-        return None
+        return session.look(force=True)
 
     lines = [f"{_label_of(session, flag)}: {plain(text)}" for _, flag, text in project.doubted]
     message = session.t("doubt.message", values="\n".join(lines))
-    return Question("doubt.title", message, (("cancel", "doubt.default"), ("use", "doubt.use")), answer, icon="stale")
+    return Question("doubt", message, {"default": leave, "use": use}, icon="stale")
 
 
 def _label_of(session: Session, flag: str) -> str:
@@ -3527,15 +3438,9 @@ def change_home(session: Session, name: str, folder: str) -> Reply:
     if home is None or not session.songs:
         return use_home(session, target)
 
-    def answer(key: str) -> Reply:
-        if key == "cancel":
-            return session.keep_home()
-        return _move_home(session, target) if key == "move" else use_home(session, target)
-
-    return Question(
-        "move.title", session.t("move.message", old=session.shown(home), new=session.shown(target)),
-        (("move", "move.move"), ("open", "move.open"), CANCEL), answer,
-    )  # fmt: skip
+    message = session.t("move.message", old=session.shown(home), new=session.shown(target))
+    answers = {"move": lambda: _move_home(session, target), "open": lambda: use_home(session, target)}
+    return Question("move", message, {**answers, "cancel": session.keep_home})
 
 
 def use_home(session: Session, target: Path) -> Reply:
@@ -3576,87 +3481,70 @@ def _move_home(session: Session, target: Path) -> Reply:
 def ask_occupied(session: Session, home: Path, use: Callable[[Path], Reply]) -> Question:
     """The folder already holds audio: another folder, clear this one, or add to it."""
 
-    def answer(key: str) -> Reply:
-        if key == "cancel":
-            return session.keep_home()
-        if key == "other":
-            name = unique_name(home.name, [path.name for path in home.parent.iterdir()])
-            return ask_home(session, name, home.parent, use)
-        failure = session.clear(home) if key == "clear" else None
-        if failure is None:
-            session.joined.add(home)
-        return failure or use(home)
+    def choose_another() -> Reply:
+        name = unique_name(home.name, [path.name for path in home.parent.iterdir()])
+        return ask_home(session, name, home.parent, use)
 
-    count = sum(is_audio(path) for path in home.iterdir())
-    return Question(
-        "occupied.title", session.t("occupied.message", folder=session.shown(home), count=count),
-        (("other", "occupied.other"), ("clear", "occupied.clear"), ("add", "occupied.add"), CANCEL),
-        answer, icon="stale",
-    )  # fmt: skip
+    def join() -> Reply:
+        session.joined.add(home)
+        return use(home)
+
+    message = session.t(
+        "occupied.message", folder=session.shown(home), count=sum(is_audio(path) for path in home.iterdir())
+    )
+    answers = {"other": choose_another, "clear": lambda: session.clear(home) or join(), "add": join}
+    return Question("occupied", message, {**answers, "cancel": session.keep_home}, icon="stale")
 
 
 def ask_home(session: Session, name: str, parent: Path, use: Callable[[Path], Reply]) -> Question:
     """Propose a name and a place, both to be changed by hand."""
 
-    def answer(key: str, *texts: str) -> Reply:
-        if key == "cancel":
-            return None
-        home = absolute(session.program / texts[1].strip() / texts[0].strip())
+    def answer(name: str, folder: str) -> Reply:
+        home = absolute(session.program / folder.strip() / name.strip())
         return ask_occupied(session, home, use) if holds_audio(home) else use(home)
 
     def wrong(texts: list[str]) -> str:
         key = name_problem(texts[0].strip()) or ("" if texts[1].strip() else "wrong.empty")
         return session.t(key) if key else ""
 
-    return Question(
-        "home.title", session.t("home.message"), OK, answer, wrong=wrong, browse="choose.home",
-        entries=(("project.name", name), ("home.parent", session.shown(parent))),
-    )  # fmt: skip
+    entries = (("project.name", name), ("home.parent", session.shown(parent)))
+    message = session.t("home.message")
+    return Question("home", message, {"ok": answer}, entries=entries, wrong=wrong, browse="choose.home")
 
 
 # Songs and their texts
 
 
 def ask_rename(session: Session, song: Song) -> Reply:
-    def answer(key: str, *texts: str) -> Reply:
-        outcome = None
-        if key == "ok":
-            try:
-                session.current_song = rename_song(session.project, song, texts[0].strip())
-            except OSError as error:
-                outcome = session.failed(error)
-            session.look(force=True)
-        return outcome
+    def rename(title: str) -> Reply:
+        session.current_song = rename_song(session.project, song, title.strip())
+        return None
 
-    return None if session.busy else ask_for_texts(session, "songs.rename", "rename.message", answer, song.title)
+    answers = {"ok": lambda title: session.change(rename, title)}
+    entries = (("column.title", song.title),)
+    return None if session.busy else ask_for_texts(session, "rename", "songs.rename", answers, entries)
 
 
 def ask_for_texts(
-    session: Session, title: str, message: str, answer: Callable[..., Reply], text: str = "",
-    entries: tuple[str, ...] = ("column.title",), **fields: Any,
-) -> Question:  # fmt: skip
+    session: Session, name: str, title: str, answers: dict[str, Callable[..., Reply]], entries: Any, **fields: Any
+) -> Question:
     """A question with entries, of which the first must not be empty."""
-    return Question(
-        title, session.t(message, **fields), OK, answer, entries=tuple((label, text) for label in entries),
-        wrong=lambda texts: "" if texts[0].strip() else session.t("wrong.empty"),
-    )  # fmt: skip
+
+    def wrong(texts: list[str]) -> str:
+        return "" if texts[0].strip() else session.t("wrong.empty")
+
+    message = session.t(f"{name}.message", **fields)
+    return Question(name, message, answers, title, entries=tuple(entries), wrong=wrong)
 
 
 def ask_remove(session: Session, songs: list[Song]) -> Question:
-    def answer(key: str) -> Reply:
-        if key != "remove":
-            return None
-        outcome = session.outcome("good", "removed", count=len(songs))
-        try:
-            remove_songs(session.project, songs)
-        except OSError as error:
-            outcome = session.failed(error)
-        session.look(force=True)
-        return outcome
+    def remove() -> Reply:
+        remove_songs(session.project, songs)
+        return session.outcome("good", "removed", count=len(songs))
 
     names = "\n".join(song.title for song in songs[:8]) + ("\n…" if len(songs) > 8 else "")
     message = session.t("remove.message", count=len(songs)) + "\n\n" + names
-    return Question("songs.remove", message, (("remove", "songs.remove"), CANCEL), answer)
+    return Question("remove", message, {"remove": lambda: session.change(remove)}, "songs.remove")
 
 
 def removed_label(session: Session, entry: Removed) -> str:
@@ -3672,14 +3560,15 @@ def restore(session: Session, entry: Removed) -> Reply:
     """Put back what was removed at one time."""
     if session.busy or session.project.home is None or not session.store_texts():
         return None
-    try:
-        restored, replaced = restore_removed(entry)
-    except Unusable as error:
-        return session.outcome("bad", "restore.refused", path=error)
-    except OSError as error:
-        return session.failed(error)
-    session.look(force=True)
-    return session.outcome("good", "restored", count=len(restored), replaced=len(replaced))
+
+    def put_back() -> Reply:
+        try:
+            restored, replaced = restore_removed(entry)
+        except Unusable as error:
+            return session.outcome("bad", "restore.refused", path=error)
+        return session.outcome("good", "restored", count=len(restored), replaced=len(replaced))
+
+    return session.change(put_back)
 
 
 def _text_of(path: Path) -> str:
@@ -3715,42 +3604,36 @@ def ask_change(session: Session, kind: str) -> Reply:
         return None
     if kind == "instrumental_all":
         return _ask_instrumental(session)
-    entries, change = TEXT_CHANGES[kind]
-
-    def answer(key: str, *texts: str) -> Reply:
-        return _change_all(session, lambda song: change(song, *texts), kind) if key == "ok" else None
-
-    count = len(session.songs)
-    return ask_for_texts(session, f"texts.{kind}", f"{kind}.message", answer, entries=entries, count=count)
+    labels, change = TEXT_CHANGES[kind]
+    answers = {"ok": lambda *texts: _change_all(session, lambda song: change(song, *texts), kind)}
+    entries = ((label, "") for label in labels)
+    return ask_for_texts(session, kind, f"texts.{kind}", answers, entries, count=len(session.songs))
 
 
 def _ask_instrumental(session: Session) -> Question:
-    def answer(key: str) -> Reply:
+    def mark(*states: str) -> Reply:
         def change(song: Song) -> dict[Path, str]:
-            return {song.lyrics_path: INSTRUMENTAL} if key == "all" or song.lyrics in ("missing", "empty") else {}
+            return {song.lyrics_path: INSTRUMENTAL} if song.lyrics in states else {}
 
-        return None if key == "cancel" else _change_all(session, change, "instrumental")
+        return _change_all(session, change, "instrumental")
 
-    return Question(
-        "texts.instrumental_all", session.t("instrumental.message", count=len(session.songs)),
-        (("missing", "instrumental.missing"), ("all", "instrumental.all"), CANCEL), answer,
-    )  # fmt: skip
+    message, none = session.t("instrumental.message", count=len(session.songs)), ("missing", "empty")
+    answers = {"missing": lambda: mark(*none), "all": lambda: mark(*none, "ok", "instrumental")}
+    return Question("instrumental", message, answers, "texts.instrumental_all")
 
 
 def _change_all(session: Session, change: Callable[[Song], dict[Path, str]], reason: str) -> Reply:
     """Change texts of all songs; copies of the old ones go into the bin."""
-    if not session.store_texts():
-        return None
-    changes: dict[Path, str] = {}
-    for song in scan_library(session.project):
-        with contextlib.suppress(OSError):  # its list says that this text cannot be used
-            changes.update(change(song))
-    try:
+
+    def work() -> Reply:
+        changes: dict[Path, str] = {}
+        for song in scan_library(session.project):
+            with contextlib.suppress(OSError):  # its list says that this text cannot be used
+                changes.update(change(song))
         count = change_texts(session.project, changes, reason)
-    except OSError as error:
-        return session.failed(error)
-    session.look(force=True)
-    return session.outcome("good" if count else "info", "changed.texts", count=count)
+        return session.outcome("good" if count else "info", "changed.texts", count=count)
+
+    return session.change(work) if session.store_texts() else None
 
 
 class OpenSong:
@@ -3843,19 +3726,17 @@ def apply_preset(session: Session, name: str) -> Outcome:
 
 
 def ask_save_preset(session: Session) -> Question:
-    def answer(key: str, *texts: str) -> Reply:
-        if key == "ok":
-            session.settings.presets[texts[0].strip()] = dict(session.project.values.get("train", {}))
-            session.save_settings()
-            session.repaint()
-        return None
+    def store(name: str) -> None:
+        session.settings.presets[name.strip()] = dict(session.project.values.get("train", {}))
+        session.save_settings()
+        session.repaint()
 
     def wrong(texts: list[str]) -> str:
         name = texts[0].strip()
         return session.t("wrong.empty") if not name else session.t("preset.taken") if name in PRESETS else ""
 
-    entries = (("preset.name", ""),)
-    return Question("preset.save", session.t("preset.message"), OK, answer, entries=entries, wrong=wrong)
+    entries, message = (("preset.name", ""),), session.t("preset.message")
+    return Question("preset", message, {"ok": store}, "preset.save", entries=entries, wrong=wrong)
 
 
 # --- 10. Importing ----------------------------------------------------------------------------------------------------
@@ -3912,14 +3793,13 @@ class Importer:
         def progress(*figures: Any) -> None:
             session.inbox.put(lambda: self._follow(*figures))
 
-        def work() -> None:
+        def work() -> ImportReport:
             try:
-                report = import_songs(files, home, progress, added, self._cancelled.is_set)
+                return import_songs(files, home, progress, added, self._cancelled.is_set)
             except OSError as error:
-                report = ImportReport(refused=[(str(home), f"import.failed|{error.strerror or error}")])
-            session.inbox.put(lambda: self._ended(report))
+                return ImportReport(refused=[(str(home), f"import.failed|{error.strerror or error}")])
 
-        threading.Thread(target=work, daemon=True, name="import").start()
+        session.in_background(work, self._ended)
         session.repaint()
         return None
 
@@ -3944,11 +3824,14 @@ class Importer:
             key, _, detail = reason.partition("|")
             lines.append(session.t("problems.item", name=name, what=session.t(key, detail=detail)))
         session.log([f"— {lines[0]}", *lines[1:]])
-        hidden = len(lines) - 1 - MAX_BANNER_LINES
-        if hidden > 0:
-            lines = [*lines[: 1 + MAX_BANNER_LINES], session.t("import.more", count=hidden)]
         session.look(force=True)
-        session.tell(Outcome("warn" if report.refused else "good", "\n".join(lines)))
+        session.tell(Outcome("warn" if report.refused else "good", self._shortened(lines, "import.more")))
+
+    def _shortened(self, lines: list[str], more: str) -> str:
+        """A heading and its list, which must not hide the log."""
+        hidden = len(lines) - 1 - MAX_BANNER_LINES
+        rest = [self.session.t(more, count=hidden)] if hidden > 0 else []
+        return "\n".join([*lines[: 1 + MAX_BANNER_LINES], *rest])
 
     def tick(self) -> None:
         """Find lengths and faults of songs that were not looked at yet, in the background."""
@@ -3962,17 +3845,13 @@ class Importer:
             return
         self._probing |= wanted
         unknown = sorted(path for path, _ in wanted)
-        project, python = session.project, find_python(session.settings, session.program)
-        environment = session.settings.child_environment()
+        project, environment = session.project, session.settings.child_environment()
 
         def tell(path: Path, probe: list[Any]) -> None:
             session.inbox.put(lambda: project.probes.__setitem__(path.name, probe))
 
-        def work() -> None:
-            probe_songs(unknown, python, session.program, environment, tell)
-            session.inbox.put(lambda: self._probed(project, unknown))
-
-        threading.Thread(target=work, daemon=True, name="probe").start()
+        look = partial(probe_songs, unknown, session.python(), session.program, environment, tell)
+        session.in_background(look, lambda _none: self._probed(project, unknown))
 
     def _probed(self, project: Project, asked: list[Path]) -> None:
         session = self.session
@@ -3987,13 +3866,12 @@ class Importer:
             return
         session.log([f"— {song.audio.name}: {song.detail}" for song in found if song.detail])
         lines = [session.t("problems.found", count=len(found))]
-        for song in found[:MAX_BANNER_LINES]:
+        for song in found:
             lines.append(session.t("problems.item", name=song.title, what=session.t(f"problem.{song.problem}")))
-        if len(found) > MAX_BANNER_LINES:
-            lines.append(session.t("problems.more", count=len(found) - MAX_BANNER_LINES))
+        sentence = self._shortened(lines, "problems.more")
         if session.banner and session.banner.level == "warn":  # what was not added a moment ago stays to be read
-            lines.insert(0, session.banner.sentence)
-        session.tell(Outcome("warn", "\n".join(lines)))
+            sentence = f"{session.banner.sentence}\n{sentence}"
+        session.tell(Outcome("warn", sentence))
 
 
 # --- 11. Step runs ----------------------------------------------------------------------------------------------------
@@ -4084,36 +3962,29 @@ def trial_outcome(session: Session, begun: float) -> Reply:
 def ask_stale(session: Session, stale: Step, first: Callable[[], Reply], anyway: Callable[[], Reply]) -> Question:
     """A step that was to be started reads what an earlier one made, and that is out of date."""
     title, reason = session.t(f"title.{stale.key}"), session.reason(session.states[stale.key])
-    answers = {"first": first, "anyway": anyway, "cancel": lambda: None}
-    return Question(
-        "askstale.title", session.t("askstale.message", number=stale.number, title=title, reason=reason),
-        (("first", "askstale.first"), ("anyway", "askstale.anyway"), CANCEL), lambda key: answers[key](), icon="stale",
-    )  # fmt: skip
+    message = session.t("askstale.message", number=stale.number, title=title, reason=reason)
+    return Question("askstale", message, {"first": first, "anyway": anyway}, icon="stale")
 
 
 def ask_checkpoints(session: Session, go_on: Callable[[str], Reply], give_up: Callable[[], None]) -> Question:
     """What becomes of the LoRAs that are there before a training: moved away, or gone on from."""
     space = session.space
     loras, foreign, folder = space.loras(), space.foreign_owner(), session.shown(space.checkpoints())
-    resume = (("resume", "checkpoints.resume"),) if space.can_resume() and not foreign else ()
+    choices = ("move", "resume") if space.can_resume() and not foreign else ("move",)
     message = session.t(
         "checkpoints.message", folder=folder, count=len(loras), lora=loras[-1].name, moved=f"{folder}_{stamp()}"
     )
     if foreign:
         message += "\n\n" + session.t("train.foreign", owner=foreign)
-    return Question(
-        "checkpoints.title", message, (("move", "checkpoints.move"), *resume, CANCEL),
-        lambda key: go_on(key) if key != "cancel" else give_up(), icon="stale",
-    )  # fmt: skip
+    answers = {choice: partial(go_on, choice) for choice in choices}
+    return Question("checkpoints", message, {**answers, "cancel": give_up}, icon="stale")
 
 
 def ask_disk(session: Session, go_on: Callable[[], Reply], give_up: Callable[[], None]) -> Question:
     """The disk may be too small for what a step writes."""
     free, need = free_bytes(session.project.records), disk_estimate(session.space, session.songs)
-    return Question(
-        "disk.title", session.t("env.disk_short", free=human_bytes(free), need=human_bytes(need)),
-        (CANCEL, ("anyway", "disk.anyway")), lambda key: go_on() if key == "anyway" else give_up(), icon="stale",
-    )  # fmt: skip
+    message = session.t("env.disk_short", free=human_bytes(free), need=human_bytes(need))
+    return Question("disk", message, {"cancel": give_up, "anyway": go_on}, icon="stale")
 
 
 def _disk_is_short(session: Session) -> bool:
@@ -4148,7 +4019,7 @@ class TrainingCurve:
         if found is None or found.loss is None or curve is None or curve.path is not None:
             return
         if found.done not in curve.steps[-1:]:
-            curve.add(found.done, found.loss, None, found.learning_rate)
+            curve.add(found.done, found.loss, rate=found.learning_rate or math.nan)
 
     def follow(self, begun: float) -> bool:
         """Whether the curve of the training that began then may have grown; looks once a second."""
@@ -4198,7 +4069,7 @@ def find_obstacle(session: Session, key: str) -> Outcome | None:
         session.lead_to(key, wrong)
         return session.outcome("bad", "wrong.start", count=len(wrong))
     script = session.space.script(key)
-    if find_python(session.settings, session.program) is None:
+    if session.python() is None:
         return Outcome("bad", session.t("env.no_python"), "title.environment")
     if not script.is_file():
         sentence = session.t("env.script", script=script.name, folder=session.program)
@@ -4323,7 +4194,7 @@ class StepRuns:
 
     def _start(self, run: Run, arguments: list[str], python: Path | None = None) -> None:
         session = self.session
-        python = python or find_python(session.settings, session.program)
+        python = python or session.python()
         session.save()
         session.hush()
         self.results.pop(run.step, None)
@@ -4491,34 +4362,24 @@ class Environment:
         self.report: dict[str, Any] | None = None  # what the scripts' Python said about itself
         self.asking = False
 
-    def _python(self) -> Path | None:
-        return find_python(self.session.settings, self.session.program)
-
     def query(self, only_if_unknown: bool = False) -> None:
         """Ask the scripts' Python what it has, in the background: importing torch there takes seconds."""
         if only_if_unknown and (self.report is not None or self.asking):
             return
-        session, python = self.session, self._python()
-        self.report, self.asking = None, python is not None
-        session.repaint()
-        if python is None:
-            return
+        session, python = self.session, self.session.python()
+        self._store(None, asking=python is not None)
+        if python is not None:
+            question = partial(query_python, python, session.settings.child_environment(), session.program)
+            session.in_background(question, self._store)
 
-        def work() -> None:
-            report = query_python(python, session.settings.child_environment(), session.program)
-
-            def store() -> None:
-                self.report, self.asking = report, False
-                session.repaint()
-
-            session.inbox.put(store)
-
-        threading.Thread(target=work, daemon=True, name="environment").start()
+    def _store(self, report: dict[str, Any] | None, asking: bool = False) -> None:
+        self.report, self.asking = report, asking
+        self.session.repaint()
 
     def findings(self) -> list[Finding]:
         session = self.session
-        candidates = python_candidates(session.settings, session.program)
-        return judge_environment(session.space, session.songs, candidates[0] if candidates else None, self.report)
+        python = next(iter(python_candidates(session.settings, session.program)), None)
+        return list(judge_environment(session.space, session.songs, python, self.report))
 
     def installations(self) -> list[tuple[str, list[str]]]:
         """(label, arguments after the Python) of everything that can be installed or downloaded with one click."""
@@ -4537,7 +4398,7 @@ class Environment:
 
     def install(self, arguments: list[str], python: Path | None = None) -> Reply:
         """Run Python with these arguments (None: the scripts' Python), then ask it again."""
-        if python is None and self._python() is None:
+        if python is None and self.session.python() is None:
             return self.session.outcome("warn", "install.by_hand")
         self.runs.command(arguments, self.session.t("install.title"), self._installed, python)
         return None
@@ -4552,17 +4413,17 @@ class Environment:
             # pypinyin runs in the window's own process, TensorBoard in the scripts' Python.
             own = Path(sys.executable) if what == "pypinyin" and not FROZEN else None
             return self.install(["-m", "pip", "install", what], own)
-        start = self.session.program / "start.py"
+        found = self.installations()
         if what == "weights":
-            return self.install(self.installations()[-1][1])
-        if not start.is_file():
+            return self.install(found[-1][1])
+        if not (self.session.program / "start.py").is_file():
             return self.session.outcome("warn", "install.by_hand")
-        return self.install([str(start), "setup"])
+        return self.install(found[0][1])
 
 
 def open_tensorboard(session: Session, board: TensorBoard) -> Outcome:
     """Start TensorBoard on the trainings' figures; what came of it is told by `tensorboard_outcome`."""
-    python = find_python(session.settings, session.program)
+    python = session.python()
     if python is None:
         return Outcome("bad", session.t("env.no_python"), "title.environment")
     board.open(python, session.space.log_folder(), session.program, session.settings.child_environment())
@@ -4582,22 +4443,16 @@ def tensorboard_outcome(session: Session, kind: str, detail: str) -> Outcome:
 def copy_to_comfyui(session: Session, folder: Path) -> None:
     """Copy the finished LoRA into ComfyUI's folder for LoRAs, in the background."""
     output = session.space.lora_output()
-    assert output is not None
     target = unique_path(folder / output.name)
 
-    def work() -> None:
-        temporary = target.with_name(f".tmp-{target.name}")
+    def work() -> Outcome:
         try:
-            shutil.copy2(output, temporary)
-            os.replace(temporary, target)
-            outcome = session.outcome("good", "comfy.copied", file=target)
+            _copy_file(output, target)
         except OSError as error:
-            outcome = session.failed(error)
-            with contextlib.suppress(OSError):  # what went wrong is to be told, not what the cleaning up met
-                temporary.unlink(missing_ok=True)
-        session.inbox.put(lambda: session.tell(outcome))
+            return session.failed(error)
+        return session.outcome("good", "comfy.copied", file=target)
 
-    threading.Thread(target=work, daemon=True, name="comfyui").start()
+    session.in_background(work, session.tell)
 
 
 # --- 13. Look ---------------------------------------------------------------------------------------------------------
@@ -4613,6 +4468,85 @@ CHINESE_FONTS = ("Microsoft YaHei UI", "PingFang SC", "Noto Sans CJK SC", "Sourc
 # Chinese fonts draw “ ” and … as wide as a character; English text has a font of its own where the system brings one.
 FONT_CHOICES = {"zh": CHINESE_FONTS, "en": ("Segoe UI", "Helvetica Neue", *CHINESE_FONTS)}
 MONO_CHOICES = ("Cascadia Mono", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "DejaVu Sans Mono")
+
+
+# fmt: off
+def _button(
+    back: str, front: str, border: str, hover: str, ring: str, off: tuple[str, str] = ("rail", "disabled"), **more: Any
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """The row of STYLES for a button; `ring`: colour of the focus; `off`: its colours when it cannot be pressed."""
+    edge = {"disabled": off[0], "active": hover}
+    return (
+        {"background": back, "foreground": front, "bordercolor": border, "lightcolor": back, "darkcolor": back, "width": 0,
+         "focuscolor": ring, "padding": (10, 5), "relief": "raised", "anchor": "center", **more},
+        {"background": {"disabled": off[0], "pressed": hover, "active": hover}, "lightcolor": edge, "darkcolor": edge,
+         "foreground": {"disabled": off[1]}, "bordercolor": {"disabled": "line", "focus": "accent_dark"}},
+    )
+
+
+# style -> its options, and those of a state: names of colours and fonts, lengths for 100 %
+STYLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, str]]]] = {
+    ".": ({"background": "surface", "foreground": "text", "bordercolor": "line", "lightcolor": "surface",
+           "darkcolor": "surface", "troughcolor": "rail", "focuscolor": "accent", "selectbackground": "accent",
+           "selectforeground": "#ffffff", "insertcolor": "text", "font": "TkDefaultFont", "arrowsize": 12},
+          {"foreground": {"disabled": "disabled"}}),
+    **{f"{name}.{kind}": ({"background": back}, {}) for kind in ("TFrame", "TLabel") for name, back in (
+        ("Rail", "rail"), ("Good", "good_soft"), ("Warn", "warn_soft"), ("Bad", "bad_soft"), ("Info", "accent_soft"))},
+    "Title.TLabel": ({"font": "title"}, {}),
+    "RailTitle.TLabel": ({"font": "head", "background": "rail"}, {}),
+    "Muted.TLabel": ({"foreground": "muted"}, {}),
+    "Small.TLabel": ({"foreground": "muted", "font": "small"}, {}),
+    "SmallBad.TLabel": ({"foreground": "bad", "font": "small"}, {}),
+    "SmallWarn.TLabel": ({"foreground": "warn", "font": "small"}, {}),
+    "TButton": _button("surface", "text", "line", "accent_soft", "accent"),
+    "Primary.TButton": _button("accent", "#ffffff", "accent", "accent_dark", "#ffffff", ("#c4cedd", "#ffffff"),
+                               padding=(18, 7), font="bold"),
+    "Danger.TButton": _button("surface", "bad", "bad", "bad_soft", "bad"),
+    "Small.TButton": ({"padding": (7, 2), "font": "small"}, {}),
+    "TMenubutton": _button("surface", "text", "line", "accent_soft", "accent", arrowpadding=4, arrowsize=5),
+    "Rail.TButton": _button("rail", "text", "line", "accent_soft", "accent", anchor="w"),
+    "RailOn.TButton": _button("accent_soft", "accent_dark", "accent", "accent_soft", "accent", anchor="w", padding=(10, 2)),
+    # The steps are a list, not a column of buttons: no frame unless one is chosen or has the focus.
+    "Step.Rail.TButton": ({"bordercolor": "rail", "padding": (10, 2)}, {"bordercolor": {"focus": "accent_dark"}}),
+    "Tool.Rail.TButton": ({"padding": (10, 3)}, {}),
+    "ToolOn.RailOn.TButton": ({"padding": (10, 3)}, {}),
+    **dict.fromkeys(("TEntry", "TCombobox"), (
+        {"fieldbackground": "surface", "padding": (6, 4), "lightcolor": "surface"},
+        {"bordercolor": {"focus": "accent"}, "lightcolor": {"focus": "accent"},
+         "fieldbackground": {"disabled": "rail", "readonly": "surface"}, "foreground": {"disabled": "disabled", "readonly": "text"},
+         "selectbackground": {"readonly": "surface"}, "selectforeground": {"readonly": "text"}})),
+    **dict.fromkeys(("Wrong.TEntry", "Wrong.TCombobox"), (
+        {"fieldbackground": "bad_soft", "padding": (6, 4), "lightcolor": "surface", "bordercolor": "bad"},
+        {"bordercolor": {"": "bad"}, "lightcolor": {"": "bad"}, "fieldbackground": {"": "bad_soft"}})),
+    "TCheckbutton": ({"focuscolor": "accent", "indicatorsize": 14, "indicatormargin": 4, "indicatorbackground": "surface", "padding": 2},
+                     {"background": {"active": "surface"}, "indicatorforeground": {"selected": "#ffffff"},
+                      "indicatorbackground": {"selected": "accent", "active": "accent_soft"}}),
+    "Treeview": ({"rowheight": 27, "fieldbackground": "surface", "background": "surface", "bordercolor": "line"},
+                 {"background": {"selected": "accent_soft"}, "foreground": {"selected": "text"},
+                  "bordercolor": {"focus": "accent"}, "lightcolor": {"focus": "accent"}}),
+    "Treeview.Heading": ({"background": "rail", "relief": "flat", "padding": (6, 5), "foreground": "muted"},
+                         {"background": {"active": "accent_soft"}}),
+    "TProgressbar": ({"background": "accent", "troughcolor": "rail", "bordercolor": "line", "lightcolor": "accent",
+                      "darkcolor": "accent", "thickness": 12}, {}),
+    "TPanedwindow": ({"background": "line"}, {}),
+    "Sash": ({"sashthickness": 6, "gripcount": 0, "background": "rail", "bordercolor": "line"}, {}),
+    "TScrollbar": ({"background": "line", "troughcolor": "surface", "bordercolor": "surface", "arrowcolor": "muted",
+                    "gripcount": 0, "arrowsize": 13, "width": 13},
+                   {"background": {"disabled": "surface", "active": "disabled"}, "bordercolor": {"disabled": "surface"},
+                    "lightcolor": {"disabled": "surface"}, "darkcolor": {"disabled": "surface"}}),
+    "Log.Vertical.TScrollbar": ({"background": "log_line", "troughcolor": "log", "bordercolor": "log", "lightcolor": "log_line",
+                                 "darkcolor": "log_line"},
+                                {"background": {"disabled": "log", "active": "log_muted"}, "bordercolor": {"": "log"},
+                                 "lightcolor": {"disabled": "log"}, "darkcolor": {"disabled": "log"}}),
+}
+# Of what ttk has no styles for.
+OPTIONS = {
+    "TCombobox*Listbox.font": "TkTextFont", "TCombobox*Listbox.background": "surface",
+    "TCombobox*Listbox.selectBackground": "accent", "Menu.font": "TkMenuFont", "Menu.background": "surface",
+    "Menu.foreground": "text", "Menu.relief": "flat", "Menu.activeBackground": "accent", "Menu.activeForeground": "#ffffff",
+    "Menu.borderWidth": 1, "Menu.activeBorderWidth": 0, "Menu.disabledForeground": "disabled",
+}
+# fmt: on
 
 
 class Ui:
@@ -4643,6 +4577,31 @@ class Ui:
         """A length for 100 % on this screen."""
         return max(1, round(length * self.scale)) if length else 0
 
+    def pad(self, blank: Any) -> Any:
+        """The blank on one, two or four sides, in lengths for 100 %."""
+        return tuple(map(self.px, blank)) if isinstance(blank, tuple) else self.px(blank)
+
+    def put(
+        self, widget: Any, row: int, column: int, sticky: str = "", padx: Any = 0, pady: Any = 0, **more: Any
+    ) -> Any:
+        """Put a widget into its parent's grid; returns the widget."""
+        widget.grid(row=row, column=column, sticky=sticky, padx=self.pad(padx), pady=self.pad(pady), **more)
+        return widget
+
+    def line_up(self, widget: Any, side: str = "left", padx: Any = 0) -> Any:
+        """Put a widget beside those that are in its parent already; returns the widget."""
+        widget.pack(side=side, padx=self.pad(padx))
+        return widget
+
+    def frame(self, parent: tk.Misc, style: str = "TFrame", padding: Any = 0) -> ttk.Frame:
+        return ttk.Frame(parent, style=style, padding=self.pad(padding))
+
+    def label(self, parent: tk.Misc, key: str, style: str = "TLabel") -> ttk.Label:
+        return ttk.Label(parent, text=self.t(key), style=style)
+
+    def button(self, parent: tk.Misc, key: str, command: Callable[[], Any], style: str = "TButton") -> ttk.Button:
+        return ttk.Button(parent, text=self.t(key), style=style, command=command)
+
     def t(self, key: str, **fields: Any) -> str:
         return say(self.language, key, fields)
 
@@ -4650,148 +4609,38 @@ class Ui:
         families = set(tkfont.families(self.root))
         text = next((name for name in FONT_CHOICES[self.language] if name in families), None)
         mono = next((name for name in MONO_CHOICES if name in families), None)
-        for name, size, weight in (
-            ("TkDefaultFont", 10, "normal"), ("TkTextFont", 10, "normal"), ("TkMenuFont", 10, "normal"),
-            ("TkHeadingFont", 10, "normal"), ("TkCaptionFont", 10, "normal"), ("TkTooltipFont", 9, "normal"),
-        ):  # fmt: skip
-            font = tkfont.nametofont(name, root=self.root)
-            font.configure(size=size, weight=weight, **({"family": text} if text else {}))
-        tkfont.nametofont("TkFixedFont", root=self.root).configure(size=9, **({"family": mono} if mono else {}))
+        for name in ("Default", "Text", "Menu", "Heading", "Caption", "Tooltip", "Fixed"):
+            font, family = tkfont.nametofont(f"Tk{name}Font", root=self.root), mono if name == "Fixed" else text
+            size = 9 if name in ("Tooltip", "Fixed") else 10
+            font.configure(size=size, weight="normal", **({"family": family} if family else {}))
         family = tkfont.nametofont("TkDefaultFont", root=self.root).cget("family")
+        looks = {"title": (15, "bold"), "head": (11, "bold"), "bold": (10, "bold"), "small": (9, "normal")}
         self.fonts = {
             name: tkfont.Font(self.root, family=family, size=size, weight=weight)
-            for name, size, weight in (
-                ("title", 15, "bold"), ("head", 11, "bold"), ("bold", 10, "bold"), ("small", 9, "normal"),
-            )
-        }  # fmt: skip
+            for name, (size, weight) in looks.items()
+        }
 
     def _set_styles(self) -> None:
-        style, c, px = ttk.Style(self.root), COLOURS, self.px
+        style = ttk.Style(self.root)
         style.theme_use("clam")
-        self.root.configure(background=c["rail"])
-        style.configure(
-            ".", background=c["surface"], foreground=c["text"], bordercolor=c["line"], lightcolor=c["surface"],
-            darkcolor=c["surface"], troughcolor=c["rail"], focuscolor=c["accent"], selectbackground=c["accent"],
-            selectforeground="#ffffff", insertcolor=c["text"], font="TkDefaultFont", arrowsize=px(12),
-        )  # fmt: skip
-        style.map(".", foreground=[("disabled", c["disabled"])])
-        for name, background in (("Rail", c["rail"]), ("Good", c["good_soft"]), ("Warn", c["warn_soft"]),
-                                 ("Bad", c["bad_soft"]), ("Info", c["accent_soft"])):  # fmt: skip
-            style.configure(f"{name}.TFrame", background=background)
-            style.configure(f"{name}.TLabel", background=background)
-            style.configure(
-                f"{name}Muted.TLabel", background=background, foreground=c["muted"], font=self.fonts["small"]
-            )
-        style.configure("Title.TLabel", font=self.fonts["title"])
-        style.configure("Head.TLabel", font=self.fonts["head"])
-        style.configure("RailTitle.TLabel", font=self.fonts["head"], background=c["rail"])
-        style.configure("Muted.TLabel", foreground=c["muted"])
-        style.configure("Small.TLabel", foreground=c["muted"], font=self.fonts["small"])
-        style.configure("SmallBad.TLabel", foreground=c["bad"], font=self.fonts["small"])
-        style.configure("SmallWarn.TLabel", foreground=c["warn"], font=self.fonts["small"])
-        self._set_button_styles(style)
-        self._set_field_styles(style)
-        self._set_table_styles(style)
-        self._set_bar_styles(style)
-        self._set_options()
-
-    def _set_field_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        field_colours = {"fieldbackground": c["surface"], "padding": (px(6), px(4)), "lightcolor": c["surface"]}
-        for name in ("TEntry", "TCombobox", "TSpinbox"):
-            style.configure(name, **field_colours)
-            focus = [("focus", c["accent"])]
-            style.map(name, bordercolor=focus, lightcolor=focus, fieldbackground=[("disabled", c["rail"]), ("readonly", c["surface"])],
-                      foreground=[("disabled", c["disabled"]), ("readonly", c["text"])],
-                      selectbackground=[("readonly", c["surface"])], selectforeground=[("readonly", c["text"])])  # fmt: skip
-            style.configure(
-                f"Wrong.{name}", **{**field_colours, "fieldbackground": c["bad_soft"]}, bordercolor=c["bad"]
-            )
-            style.map(f"Wrong.{name}", bordercolor=[("", c["bad"])], lightcolor=[("", c["bad"])],
-                      fieldbackground=[("", c["bad_soft"])])  # fmt: skip
+        self.root.configure(background=COLOURS["rail"])
+        for name, (options, states) in STYLES.items():
+            style.configure(name, **{option: self._value(value) for option, value in options.items()})
+            for option, values in states.items():
+                style.map(name, **{option: [(state, self._value(value)) for state, value in values.items()]})
+        style.layout("Vertical.TScrollbar", [("Vertical.Scrollbar.trough", {"sticky": "ns", "children": [
+            ("Vertical.Scrollbar.thumb", {"expand": "1", "sticky": "nswe"})]})])  # fmt: skip
         # Else scrolling through a form changes the values that pass under the pointer.
         for event in ("<MouseWheel>", "<Button-4>", "<Button-5>"):
             self.root.unbind_class("TCombobox", event)
-        style.configure("TCheckbutton", focuscolor=c["accent"], indicatorsize=px(14), indicatormargin=px(4),
-                        indicatorbackground=c["surface"], padding=px(2))  # fmt: skip
-        style.map("TCheckbutton", background=[("active", c["surface"])],
-                  indicatorbackground=[("selected", c["accent"]), ("active", c["accent_soft"])],
-                  indicatorforeground=[("selected", "#ffffff")])  # fmt: skip
+        for option, value in OPTIONS.items():
+            self.root.option_add(f"*{option}", self._value(value))
 
-    def _set_table_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        style.configure("Treeview", rowheight=px(27), fieldbackground=c["surface"], background=c["surface"],
-                        bordercolor=c["line"])  # fmt: skip
-        style.map("Treeview", background=[("selected", c["accent_soft"])], foreground=[("selected", c["text"])],
-                  bordercolor=[("focus", c["accent"])], lightcolor=[("focus", c["accent"])])  # fmt: skip
-        style.configure(
-            "Treeview.Heading", background=c["rail"], relief="flat", padding=(px(6), px(5)), foreground=c["muted"]
-        )
-        style.map("Treeview.Heading", background=[("active", c["accent_soft"])])
-
-    def _set_bar_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        style.configure("TProgressbar", background=c["accent"], troughcolor=c["rail"], bordercolor=c["line"],
-                        lightcolor=c["accent"], darkcolor=c["accent"], thickness=px(12))  # fmt: skip
-        style.configure("TPanedwindow", background=c["line"])
-        style.configure("Sash", sashthickness=px(6), gripcount=0, background=c["rail"], bordercolor=c["line"])
-        style.configure("TScrollbar", background=c["line"], troughcolor=c["surface"], bordercolor=c["surface"],
-                        arrowcolor=c["muted"], gripcount=0, arrowsize=px(13), width=px(13))  # fmt: skip
-        style.layout("Vertical.TScrollbar", [("Vertical.Scrollbar.trough", {"sticky": "ns", "children": [
-            ("Vertical.Scrollbar.thumb", {"expand": "1", "sticky": "nswe"})]})])  # fmt: skip
-        style.map("TScrollbar", background=[("disabled", c["surface"]), ("active", c["disabled"])],
-                  bordercolor=[("disabled", c["surface"])], lightcolor=[("disabled", c["surface"])],
-                  darkcolor=[("disabled", c["surface"])])  # fmt: skip
-        style.configure("Log.Vertical.TScrollbar", background=c["log_line"], troughcolor=c["log"], bordercolor=c["log"],
-                        lightcolor=c["log_line"], darkcolor=c["log_line"])  # fmt: skip
-        style.map("Log.Vertical.TScrollbar", background=[("disabled", c["log"]), ("active", c["log_muted"])],
-                  bordercolor=[("", c["log"])], lightcolor=[("disabled", c["log"])], darkcolor=[("disabled", c["log"])])  # fmt: skip
-
-    def _set_options(self) -> None:
-        c, px = COLOURS, self.px
-        self.root.option_add("*TCombobox*Listbox.font", "TkTextFont")
-        self.root.option_add("*TCombobox*Listbox.background", c["surface"])
-        self.root.option_add("*TCombobox*Listbox.selectBackground", c["accent"])
-        for option, value in (("font", "TkMenuFont"), ("background", c["surface"]), ("foreground", c["text"]), ("relief", "flat"),
-                              ("activeBackground", c["accent"]), ("activeForeground", "#ffffff"), ("borderWidth", px(1)),
-                              ("activeBorderWidth", 0), ("disabledForeground", c["disabled"])):  # fmt: skip
-            self.root.option_add(f"*Menu.{option}", value)
-
-    def _set_button_styles(self, style: ttk.Style) -> None:
-        c, px = COLOURS, self.px
-        looks = {
-            # name: background, foreground, border, hover, focus ring
-            "TButton": (c["surface"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-            "Primary.TButton": (c["accent"], "#ffffff", c["accent"], c["accent_dark"], "#ffffff"),
-            "Danger.TButton": (c["surface"], c["bad"], c["bad"], c["bad_soft"], c["bad"]),
-            "Rail.TButton": (c["rail"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-            "RailOn.TButton": (c["accent_soft"], c["accent_dark"], c["accent"], c["accent_soft"], c["accent"]),
-            "TMenubutton": (c["surface"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-            "Rail.TMenubutton": (c["rail"], c["text"], c["line"], c["accent_soft"], c["accent"]),
-        }
-        for name, (back, front, border, hover, ring) in looks.items():
-            style.configure(name, background=back, foreground=front, bordercolor=border, lightcolor=back, darkcolor=back,
-                            focuscolor=ring, padding=(px(10), px(5)), relief="raised", anchor="center", width=0)  # fmt: skip
-            soft = c["rail"] if name != "Primary.TButton" else "#c4cedd"
-            style.map(
-                name,
-                background=[("disabled", soft), ("pressed", hover), ("active", hover)],
-                lightcolor=[("disabled", soft), ("active", hover)], darkcolor=[("disabled", soft), ("active", hover)],
-                foreground=[("disabled", c["disabled"] if name != "Primary.TButton" else "#ffffff")],
-                bordercolor=[("disabled", c["line"]), ("focus", c["accent_dark"])],
-            )  # fmt: skip
-        style.configure("Rail.TButton", anchor="w")
-        style.configure("RailOn.TButton", anchor="w")
-        # The steps are a list, not a column of buttons: no frame unless one is chosen or has the focus.
-        style.configure("Step.Rail.TButton", bordercolor=c["rail"])
-        for name in ("Step.Rail.TButton", "RailOn.TButton"):
-            style.configure(name, padding=(px(10), px(2)))
-        style.map("Step.Rail.TButton", bordercolor=[("focus", c["accent_dark"])])
-        style.configure("Tool.Rail.TButton", padding=(px(10), px(3)))
-        style.configure("ToolOn.RailOn.TButton", padding=(px(10), px(3)))
-        style.configure("Small.TButton", padding=(px(7), px(2)), font=self.fonts["small"])
-        style.configure("TMenubutton", arrowpadding=px(4), arrowsize=px(5))
-        style.configure("Primary.TButton", padding=(px(18), px(7)), font=self.fonts["bold"])
+    def _value(self, value: Any) -> Any:
+        """What a colour's name, a font's name or a length for 100 % stands for."""
+        if isinstance(value, str):
+            return COLOURS.get(value) or self.fonts.get(value, value)
+        return self.pad(value)
 
     def icon(self, kind: str, size: int = 20) -> tk.PhotoImage:
         key = (kind, size)
@@ -4821,8 +4670,7 @@ ICONS: dict[str, tuple[str, bool, tuple[tuple[float, float, float, float], ...],
 def draw_icon(kind: str, size: int) -> bytes:
     """A round state mark as PNG with smooth edges, for any size: bitmap files would be blurred at 200 %."""
     name, filled, strokes, half = ICONS[kind]
-    colour = [int(COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)]
-    radius = size / 2 - 0.5
+    colour, radius = bytes.fromhex(COLOURS[name][1:]), size / 2 - 0.5
 
     def cover(distance: float) -> float:
         """How much of a pixel lies inside an edge that is `distance` radii away."""
@@ -4832,14 +4680,13 @@ def draw_icon(kind: str, size: int) -> bytes:
     for y in range(size):
         rows.append(0)
         for x in range(size):
-            dx, dy = (x + 0.5 - size / 2) / radius, (y + 0.5 - size / 2) / radius
-            distance = (dx * dx + dy * dy) ** 0.5
-            disc = cover(1 - distance)
-            sign = max((cover(half - _distance(dx, dy, *stroke)) for stroke in strokes), default=0.0)
+            point = complex(x + 0.5 - size / 2, y + 0.5 - size / 2) / radius
+            disc = cover(1 - abs(point))
+            sign = max((cover(half - _distance(point, *stroke)) for stroke in strokes), default=0.0)
             if filled:
                 rows += bytes((*(round(part + (255 - part) * sign) for part in colour), round(255 * disc)))
             else:
-                rows += bytes((*colour, round(255 * max(min(disc, cover(distance - 0.86)), sign))))
+                rows += bytes((*colour, round(255 * max(min(disc, cover(abs(point) - 0.86)), sign))))
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 6, 0, 0, 0)),
               (b"IDAT", zlib.compress(bytes(rows), 1)), (b"IEND", b""))  # fmt: skip
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -4847,12 +4694,10 @@ def draw_icon(kind: str, size: int) -> bytes:
     )
 
 
-def _distance(x: float, y: float, x1: float, y1: float, x2: float, y2: float) -> float:
-    """From a point to a line's nearest point between its ends."""
-    dx, dy = x2 - x1, y2 - y1
-    length = dx * dx + dy * dy
-    along = max(0.0, min(1.0, ((x - x1) * dx + (y - y1) * dy) / length)) if length else 0.0
-    return ((x - x1 - along * dx) ** 2 + (y - y1 - along * dy) ** 2) ** 0.5
+def _distance(point: complex, x1: float, y1: float, x2: float, y2: float) -> float:
+    """From a point to the nearest one of a line between two ends."""
+    start, way = complex(x1, y1), complex(x2 - x1, y2 - y1)
+    return abs(point - start - max(0.0, min(1.0, ((point - start) / way).real)) * way)
 
 
 # --- 14. Widgets ------------------------------------------------------------------------------------------------------
@@ -4894,8 +4739,18 @@ def stretch(frame: tk.Misc, column: int, row: int) -> None:
 
 def tool_button(ui: Ui, parent: tk.Misc, key: str, command: Callable[[], Any]) -> ttk.Button:
     """A small button in a row of them."""
-    button = ttk.Button(parent, text=ui.t(key), style="Small.TButton", command=command)
-    button.pack(side="left", padx=(0, ui.px(6)))
+    return ui.line_up(ui.button(parent, key, command, "Small.TButton"), padx=(0, 6))
+
+
+def drop_down(
+    ui: Ui, parent: tk.Misc, key: str, commands: dict[str, Callable[[], Reply]], tell: Callable[[Reply], None]
+) -> ttk.Menubutton:
+    """A button that opens a menu of commands; what they answer is told."""
+    button = ttk.Menubutton(parent, text=ui.t(key))
+    menu = tk.Menu(button, tearoff=False)
+    for label, command in commands.items():
+        menu.add_command(label=label, command=lambda command=command: tell(command()))
+    button.configure(menu=menu)
     return button
 
 
@@ -4903,6 +4758,11 @@ def enable(widget: tk.Widget | None, usable: object) -> None:
     """Let a widget be used or not; None is a button that this page does not have."""
     if widget is not None:
         widget.configure(state="normal" if usable else "disabled")
+
+
+def show_if(widget: tk.Widget, wanted: object) -> None:
+    """Let a widget of a grid be seen or not; it keeps its place."""
+    (widget.grid if wanted else widget.grid_remove)()
 
 
 TableRows = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # item -> values, tags
@@ -4948,14 +4808,12 @@ class Tip:
         self._window = window
 
     def _hide(self, _event: tk.Event | None = None) -> None:
-        if self._timer:
-            with contextlib.suppress(tk.TclError):
+        with contextlib.suppress(tk.TclError):  # the widget may be gone already
+            if self._timer:
                 self._widget.after_cancel(self._timer)
-            self._timer = None
-        if self._window:
-            with contextlib.suppress(tk.TclError):
+            if self._window:
                 self._window.destroy()
-            self._window = None
+        self._timer = self._window = None
 
 
 class ScrollFrame:
@@ -4967,6 +4825,7 @@ class ScrollFrame:
         self._canvas = tk.Canvas(self.frame, background=COLOURS["surface"], highlightthickness=0, borderwidth=0,
                                  width=ui.px(200), height=ui.px(80), yscrollincrement=ui.px(20))  # fmt: skip
         self.inner = ttk.Frame(self._canvas)
+        self.inner.columnconfigure(0, weight=1)
         self._item = self._canvas.create_window(0, 0, window=self.inner, anchor="nw")
         self._canvas.grid(row=0, column=0, sticky="nsew")
         side_bar(self._canvas)
@@ -5063,19 +4922,9 @@ class LogPane:
         at_end = (last := text.yview()[1]) >= 1 or (last > 0.999 and text.dlineinfo("end-1c") is not None)
         if self._current:
             text.delete("live", "end-1c")
-        pieces: list[str] = []
-        if skipped:
-            pieces += [self._said(skipped) + "\n", "muted"]
-        plain: list[str] = []
-        for line in lines:
-            look = line_look(line) if len(line) < 2000 else ""
-            if look:
-                pieces += ["\n".join(plain) + "\n", ""] if plain else []
-                plain = []
-                pieces += [line + "\n", look]
-            else:
-                plain.append(line)
-        pieces += ["\n".join(plain) + "\n", ""] if plain else []
+        pieces: list[str] = [self._said(skipped) + "\n", "muted"] if skipped else []
+        for look, run in itertools.groupby(lines, lambda line: line_look(line) if len(line) < 2000 else ""):
+            pieces += ["\n".join(run) + "\n", look]
         if pieces:
             text.insert("end-1c", *pieces)
             text.mark_set("live", "end-1c")
@@ -5122,9 +4971,8 @@ class LossChart:
         canvas, ui, c, curve = self.canvas, self._ui, COLOURS, self._curve
         canvas.delete("all")
         width, height = canvas.winfo_width(), canvas.winfo_height()
-        canvas.create_text(
-            ui.px(12), ui.px(9), text=ui.t("chart.title"), anchor="nw", font=ui.fonts["bold"], fill=c["text"]
-        )
+        look = {"anchor": "nw", "font": ui.fonts["bold"], "fill": c["text"]}
+        canvas.create_text(ui.px(12), ui.px(9), text=ui.t("chart.title"), **look)
         if curve is None or not curve.steps:
             canvas.create_text(width / 2, height / 2, text=ui.t("chart.empty"), fill=c["muted"], justify="center",
                                width=max(80, width - ui.px(40)), font=ui.fonts["small"])  # fmt: skip
@@ -5184,15 +5032,14 @@ class LossChart:
 
     def _legend(self, curve: Curve, rates: list[float]) -> None:
         ui, x, y = self._ui, self._ui.px(12), self._ui.px(38)
-        entries = [
-            ("chart.smooth", "accent", f"{curve.smooth[-1]:.4f}"),
-            ("chart.raw", "curve_soft", f"{curve.loss[-1]:.4f}"),
-        ]
-        if curve.validation:
-            entries.append(("chart.validation", "good", f"{curve.validation[-1][1]:.4f}"))
-        if rates:
-            entries.append(("chart.rate", "disabled", f"{rates[-1]:.2e}"))
-        for key, colour, value in entries:
+        entries = (
+            ("chart.smooth", "accent", curve.smooth, ".4f"), ("chart.raw", "curve_soft", curve.loss, ".4f"),
+            ("chart.validation", "good", [loss for _, loss in curve.validation], ".4f"), ("chart.rate", "disabled", rates, ".2e"),
+        )  # fmt: skip
+        for key, colour, values, digits in entries:
+            if not values:
+                continue
+            value = format(values[-1], digits)
             self.canvas.create_line(x, y, x + ui.px(14), y, fill=COLOURS[colour], width=ui.px(3))
             item = self.canvas.create_text(x + ui.px(18), y, text=f"{ui.t(key)} {value}", anchor="w",
                                            font=ui.fonts["small"], fill=COLOURS["muted"])  # fmt: skip
@@ -5203,18 +5050,16 @@ class Header:
     """The line at the top: the program, the project, and the button for the other language."""
 
     def __init__(self, ui: Ui, parent: tk.Widget, change_look: Callable[..., None]):
-        head = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(8), ui.px(14), ui.px(6)))
-        head.grid(row=0, column=0, columnspan=2, sticky="ew")
+        head = ui.put(ui.frame(parent, "Rail.TFrame", (14, 8, 14, 6)), 0, 0, "ew", columnspan=2)
         head.columnconfigure(2, weight=1)
-        ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel").grid(row=0, column=0, padx=(0, ui.px(8)))
-        ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel").grid(row=0, column=1, padx=(0, ui.px(18)))
-        self.project = ttk.Label(head, style="Rail.TLabel")
-        self.project.grid(row=0, column=2, sticky="ew")
+        ui.put(ttk.Label(head, image=ui.icon("app", 24), style="Rail.TLabel"), 0, 0, padx=(0, 8))
+        ui.put(ttk.Label(head, text=PROGRAM_NAME, style="RailTitle.TLabel"), 0, 1, padx=(0, 18))
+        self.project = ui.put(ttk.Label(head, style="Rail.TLabel"), 0, 2, "ew")
         other = next(code for code in LANGUAGES if code != ui.language)
-        self.language = ttk.Button(
+        button = ttk.Button(
             head, text=LANGUAGES[other], style="Rail.TButton", command=lambda: change_look(language=other)
         )
-        self.language.grid(row=0, column=3)
+        self.language = ui.put(button, 0, 3)
 
 
 class Rail:
@@ -5225,22 +5070,17 @@ class Rail:
     ):
         """`tools`: text key -> what the button does."""
         self._ui = ui
-        self.frame = frame = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(10), 0, ui.px(10), ui.px(10)))
-        frame.columnconfigure(0, weight=1)
-        frame.rowconfigure(len(STEPS) + 1, weight=1)
+        self.frame = frame = ui.frame(parent, "Rail.TFrame", (10, 0, 10, 10))
+        stretch(frame, 0, len(STEPS) + 1)
         self.steps: dict[str, ttk.Button] = {}
         for step in STEPS:
-            button = ttk.Button(
-                frame, style="Rail.TButton", compound="left", width=19, command=lambda key=step.key: show_page(key)
-            )
-            button.grid(row=step.number, column=0, sticky="ew", pady=(0, ui.px(2)))
+            button = ttk.Button(frame, compound="left", width=19, command=lambda key=step.key: show_page(key))
+            self.steps[step.key] = ui.put(button, step.number, 0, "ew", pady=(0, 2))
             button.bind("<Down>", lambda event: event.widget.tk_focusNext().focus_set())
             button.bind("<Up>", lambda event: event.widget.tk_focusPrev().focus_set())
-            self.steps[step.key] = button
         self.tools: dict[str, ttk.Button] = {}
         for line, (key, command) in enumerate(tools.items(), start=len(STEPS) + 2):
-            self.tools[key] = ttk.Button(frame, text=ui.t(key), style="Tool.Rail.TButton", command=command)
-            self.tools[key].grid(row=line, column=0, sticky="ew", pady=(ui.px(4), 0))
+            self.tools[key] = ui.put(ui.button(frame, key, command, "Tool.Rail.TButton"), line, 0, "ew", pady=(4, 0))
 
     def show(self, statuses: dict[str, str], page: str, usable: dict[str, bool]) -> None:
         """Paint the steps' states, mark the page that is open, and let tools be pressed or not."""
@@ -5268,16 +5108,12 @@ class Banner:
         # An empty holder keeps the banner's place in the window.
         holder = ttk.Frame(parent, style="Rail.TFrame", height=1)
         holder.pack(fill="x", side="top")
-        self.frame = ttk.Frame(holder, padding=(ui.px(12), ui.px(6)))
+        self.frame = ui.frame(holder, padding=(12, 6))
         self.frame.columnconfigure(1, weight=1)
-        self._icon = ttk.Label(self.frame)
-        self._icon.grid(row=0, column=0, sticky="n", padx=(0, ui.px(10)))
-        self.text = wrapped(ttk.Label(self.frame, justify="left"))
-        self.text.grid(row=0, column=1, sticky="ew")
-        self.action = ttk.Button(self.frame, style="Small.TButton")
-        ttk.Button(self.frame, text="✕", style="Small.TButton", command=close).grid(
-            row=0, column=3, sticky="n", padx=(ui.px(8), 0)
-        )
+        self._icon = ui.put(ttk.Label(self.frame), 0, 0, "n", (0, 10))
+        self.text = ui.put(wrapped(ttk.Label(self.frame, justify="left")), 0, 1, "ew")
+        self.action = ui.put(ttk.Button(self.frame, style="Small.TButton"), 0, 2, "n", (8, 0))
+        ui.put(ttk.Button(self.frame, text="✕", style="Small.TButton", command=close), 0, 3, "n", (8, 0))
 
     def show(self, level: str, message: str, action: tuple[str, Callable[[], None]] | None = None) -> None:
         style, icon = self.LOOKS[level]
@@ -5286,9 +5122,7 @@ class Banner:
         self.text.configure(style=f"{style}.TLabel", text=message)
         if action:
             self.action.configure(text=action[0], command=action[1])
-            self.action.grid(row=0, column=2, sticky="n", padx=(self._ui.px(8), 0))
-        else:
-            self.action.grid_remove()
+        show_if(self.action, action)
         self.frame.pack(fill="x")
 
     def hide(self) -> None:
@@ -5301,16 +5135,12 @@ class RunBar:
 
     def __init__(self, ui: Ui, parent: tk.Widget, stop: Callable[[], None]):
         self._ui = ui
-        self.frame = bar = ttk.Frame(parent, style="Rail.TFrame", padding=(ui.px(14), ui.px(6)))
+        self.frame = bar = ui.frame(parent, "Rail.TFrame", (14, 6))
         bar.columnconfigure(1, weight=1)
-        self._title = ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"])
-        self._title.grid(row=0, column=0, sticky="w", padx=(0, ui.px(12)))
-        self._progress = ttk.Progressbar(bar, maximum=1.0, length=ui.px(120))
-        self._progress.grid(row=0, column=1, sticky="ew")
-        self.figures = ttk.Label(bar, style="Rail.TLabel")
-        self.figures.grid(row=0, column=2, padx=(ui.px(12), ui.px(12)))
-        self.stop = ttk.Button(bar, text=ui.t("run.stop"), style="Danger.TButton", command=stop)
-        self.stop.grid(row=0, column=3)
+        self._title = ui.put(ttk.Label(bar, style="Rail.TLabel", font=ui.fonts["bold"]), 0, 0, "w", (0, 12))
+        self._progress = ui.put(ttk.Progressbar(bar, maximum=1.0, length=ui.px(120)), 0, 1, "ew")
+        self.figures = ui.put(ttk.Label(bar, style="Rail.TLabel"), 0, 2, padx=12)
+        self.stop = ui.put(ui.button(bar, "run.stop", stop, "Danger.TButton"), 0, 3)
         self._shown = (0.0, "")
 
     def show(self, title: str, stop_key: str, stoppable: bool) -> None:
@@ -5336,17 +5166,15 @@ class FieldRow:
         self._filling = False
         self.variable = tk.StringVar(parent)
         # Without a translated name (a flag that only the script knows) the flag names itself.
-        self.label = ttk.Label(parent, text=in_language(ui.language, row.label))
-        self.label.grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(3))
-        self.widget = self._make_widget(parent)
-        self.widget.grid(row=line, column=1, sticky="ew", pady=ui.px(3))
-        self.note = wrapped(ttk.Label(parent, style="Small.TLabel"))
-        self.note.grid(row=line, column=2, sticky="ew", padx=(ui.px(12), 0))
+        label = ttk.Label(parent, text=in_language(ui.language, row.label))
+        self.label = ui.put(label, line, 0, "w", (0, 10), 3)
+        self.widget = ui.put(self._make_widget(parent), line, 1, "ew", pady=3)
+        self.note = ui.put(wrapped(ttk.Label(parent, style="Small.TLabel")), line, 2, "ew", (12, 0))
         self._help = in_language(ui.language, row.help)
         default = row.default or ui.t("field.nothing")
         tip = f"--{row.flag}" + ("" if "{" in row.default else "\n" + ui.t("field.default", value=default))
-        Tip(ui, self.label, tip)
-        Tip(ui, self.widget, tip)
+        for widget in (self.label, self.widget):
+            Tip(ui, widget, tip)
         self.variable.trace_add("write", self._edited)
         self.show_problem(None)
 
@@ -5356,10 +5184,9 @@ class FieldRow:
             return ttk.Checkbutton(
                 parent, variable=self.variable, onvalue="true", offvalue="false", text=self._ui.t("field.on")
             )
-        if row.kind == "choice":
-            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, state="readonly", width=16)
-        if row.kind == "combo":
-            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, width=16)
+        if row.kind in ("choice", "combo"):
+            state = "readonly" if row.kind == "choice" else "normal"
+            return ttk.Combobox(parent, textvariable=self.variable, values=row.choices, state=state, width=16)
         return ttk.Entry(parent, textvariable=self.variable, width=18)
 
     def _edited(self, *_names: str) -> None:
@@ -5402,11 +5229,9 @@ class FieldForm:
             row.show_problem(problems.get(row.row.flag))
 
     def focus_first(self, flags: Iterable[str]) -> None:
-        wanted = set(flags)
-        for row in self.rows:
-            if row.row.flag in wanted:
-                row.widget.focus_set()
-                return
+        wanted = [row.widget for row in self.rows if row.row.flag in set(flags)]
+        for widget in wanted[:1]:
+            widget.focus_set()
 
 
 class Editor:
@@ -5478,7 +5303,7 @@ class Dialog:
         window.withdraw()
         window.title(ui.t(question.title))
         window.transient(parent.winfo_toplevel())
-        outer = ttk.Frame(window, padding=ui.px(20))
+        outer = ui.frame(window, padding=20)
         outer.pack(fill="both", expand=True)
         body = ttk.Frame(outer)
         body.pack(fill="both", expand=True)
@@ -5486,7 +5311,7 @@ class Dialog:
         if question.entries:
             self._add_entries(body)
         else:
-            ttk.Label(body, image=ui.icon(question.icon, 28)).pack(side="left", anchor="n", padx=(0, ui.px(14)))
+            ttk.Label(body, image=ui.icon(question.icon, 28)).pack(side="left", anchor="n", padx=ui.pad((0, 14)))
             text = ttk.Label(body, text=question.message, wraplength=ui.px(460), justify="left")
             text.pack(side="left", fill="x", expand=True)
         self.buttons = self._add_buttons(outer)
@@ -5502,30 +5327,25 @@ class Dialog:
         ttk.Frame(row).pack(side="left", expand=True, fill="x")
         for key, label in self._question.choices:
             style = "Danger.TButton" if key == self._question.danger else "TButton" if buttons else "Primary.TButton"
-            button = ttk.Button(row, text=ui.t(label), style=style, command=lambda key=key: self.press(key))
-            button.bind("<Return>", lambda _event, key=key: self.press(key))
-            button.pack(side="left", padx=(ui.px(8), 0))
-            buttons[key] = button
+            buttons[key] = ui.line_up(ui.button(row, label, partial(self.press, key), style), padx=(8, 0))
+            buttons[key].bind("<Return>", lambda _event, key=key: self.press(key))
         return buttons
 
     def _add_entries(self, body: ttk.Frame) -> None:
         ui, question = self._ui, self._question
         body.columnconfigure(1, weight=1)
-        ttk.Label(body, text=question.message, wraplength=ui.px(520), justify="left").grid(
-            row=0, column=0, columnspan=3, sticky="w", pady=(0, ui.px(12))
-        )
+        wide = {"wraplength": ui.px(520), "justify": "left"}
+        ui.put(ttk.Label(body, text=question.message, **wide), 0, 0, "w", pady=(0, 12), columnspan=3)
         for line, (label, text) in enumerate(question.entries, start=1):
-            ttk.Label(body, text=ui.t(label)).grid(row=line, column=0, sticky="w", padx=(0, ui.px(10)), pady=ui.px(4))
-            entry = ttk.Entry(body, width=48)
+            ui.put(ui.label(body, label), line, 0, "w", (0, 10), 4)
+            entry = ui.put(ttk.Entry(body, width=48), line, 1, "ew", pady=4)
             entry.insert(0, text)
-            entry.grid(row=line, column=1, sticky="ew", pady=ui.px(4))
             entry.bind("<Return>", lambda _event: self.press("ok"))
             self.entries.append(entry)
         if question.browse:
-            browse = ttk.Button(body, text=ui.t("browse"), command=self._browse)
-            browse.grid(row=len(self.entries), column=2, padx=(ui.px(8), 0))
-        self._note = ttk.Label(body, style="SmallBad.TLabel", wraplength=ui.px(520), justify="left")
-        self._note.grid(row=len(self.entries) + 1, column=0, columnspan=3, sticky="w", pady=(ui.px(8), 0))
+            ui.put(ui.button(body, "browse", self._browse), len(self.entries), 2, padx=(8, 0))
+        note = ttk.Label(body, style="SmallBad.TLabel", **wide)
+        self._note = ui.put(note, len(self.entries) + 1, 0, "w", pady=(8, 0), columnspan=3)
         self.entries[0].selection_range(0, "end")
 
     def _browse(self) -> None:
@@ -5577,8 +5397,8 @@ def page_head(ui: Ui, page: ttk.Frame, key: str) -> ttk.Frame:
     """A page's title, and below it what the page is for."""
     head = ttk.Frame(page)
     head.columnconfigure(0, weight=1)
-    ttk.Label(head, text=ui.t(f"title.{key}"), style="Title.TLabel").grid(row=0, column=0, sticky="w")
-    wrapped(ttk.Label(head, text=ui.t(f"about.{key}"), style="Muted.TLabel")).grid(row=1, column=0, sticky="ew")
+    ui.put(ui.label(head, f"title.{key}", "Title.TLabel"), 0, 0, "w")
+    ui.put(wrapped(ui.label(head, f"about.{key}", "Muted.TLabel")), 1, 0, "ew")
     return head
 
 
@@ -5587,21 +5407,15 @@ class StepPage:
 
     def __init__(self, ui: Ui, parent: tk.Widget, session: Session, runs: StepRuns, questions: Questions, key: str):
         self.ui, self.session, self.runs, self.questions, self.key = ui, session, runs, questions, key
-        self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
+        self.frame = ui.frame(parent, padding=(18, 12, 18, 6))
         stretch(self.frame, 0, 2)
-        head = page_head(ui, self.frame, key)
-        head.grid(row=0, column=0, sticky="ew")
-        self.actions = ttk.Frame(head)
-        self.actions.grid(row=0, column=1, rowspan=2, sticky="e", padx=(ui.px(12), 0))
-        self.strip = ttk.Frame(self.frame, style="Info.TFrame", padding=(ui.px(10), ui.px(5)))
-        self.strip.grid(row=1, column=0, sticky="ew", pady=(ui.px(8), ui.px(8)))
+        head = ui.put(page_head(ui, self.frame, key), 0, 0, "ew")
+        self.actions = ui.put(ttk.Frame(head), 0, 1, "e", (12, 0), rowspan=2)
+        self.strip = ui.put(ui.frame(self.frame, "Info.TFrame", (10, 5)), 1, 0, "ew", pady=8)
         self.strip.columnconfigure(1, weight=1)
-        self.strip_icon = ttk.Label(self.strip, style="Info.TLabel")
-        self.strip_icon.grid(row=0, column=0, padx=(0, ui.px(8)))
-        self.strip_text = wrapped(ttk.Label(self.strip, style="Info.TLabel"))
-        self.strip_text.grid(row=0, column=1, sticky="ew")
-        self.body = ttk.Frame(self.frame)
-        self.body.grid(row=2, column=0, sticky="nsew")
+        self.strip_icon = ui.put(ttk.Label(self.strip), 0, 0, padx=(0, 8))
+        self.strip_text = ui.put(wrapped(ttk.Label(self.strip)), 0, 1, "ew")
+        self.body = ui.put(ttk.Frame(self.frame), 2, 0, "nsew")
         self.start_button: ttk.Button | None = None
         self.forms: list[FieldForm] = []
         self._advanced_flags: set[str] = set()
@@ -5612,10 +5426,8 @@ class StepPage:
         raise NotImplementedError
 
     def add_start(self) -> None:
-        self.start_button = ttk.Button(
-            self.actions, text=self.ui.t(f"start.{self.key}"), style="Primary.TButton", command=self.start
-        )
-        self.start_button.pack(side="right")
+        button = self.ui.button(self.actions, f"start.{self.key}", self.start, "Primary.TButton")
+        self.start_button = self.ui.line_up(button, "right")
 
     def start(self) -> None:
         if not self.questions.asking:  # a second press before the first one's question is on the screen
@@ -5689,31 +5501,24 @@ class FormPage(StepPage):
         self.add_start()
         stretch(self.body, 0, 0)
         scroll = ScrollFrame(ui, self.body)
-        scroll.frame.grid(row=0, column=0, sticky="nsew")
+        ui.put(scroll.frame, 0, 0, "nsew")
         inner = scroll.inner
-        inner.columnconfigure(0, weight=1)
-        self._fields = self.session.space.fields(self.key)
         # These steps have few settings: hiding them would only cost a click.
-        form = self.make_form(inner, self._fields, wide=self.key == "strength")
-        form.frame.grid(row=0, column=0, sticky="ew")
-        wrapped(ttk.Label(inner, text=ui.t(f"result.{self.key}"), style="Muted.TLabel")).grid(
-            row=1, column=0, sticky="ew", pady=(ui.px(14), ui.px(6))
-        )
-        row = ttk.Frame(inner)
-        row.grid(row=2, column=0, sticky="w")
-        self.open_button = ttk.Button(row, text=ui.t("open.result"), command=self._open)
-        self.open_button.pack(side="left")
+        form = self.make_form(inner, self.session.space.fields(self.key), wide=self.key == "strength")
+        ui.put(form.frame, 0, 0, "ew")
+        ui.put(wrapped(ui.label(inner, f"result.{self.key}", "Muted.TLabel")), 1, 0, "ew", pady=(14, 6))
+        row = ui.put(ttk.Frame(inner), 2, 0, "w")
+        self.open_button = ui.line_up(ui.button(row, "open.result", self._open))
         self.comfy_button = None
         if self.key == "strength":
-            self.comfy_button = ttk.Button(row, text=ui.t("comfy.copy"), command=self.questions.copy_to_comfyui)
-            self.comfy_button.pack(side="left", padx=(ui.px(8), 0))
+            self.comfy_button = ui.line_up(ui.button(row, "comfy.copy", self.questions.copy_to_comfyui), padx=(8, 0))
 
     def refresh(self) -> None:
         super().refresh()
+        fresh = {field.flag: field.choices for field in self.session.space.fields(self.key)}
         for row in self.forms[0].rows:
-            if isinstance(row.widget, ttk.Combobox) and row.row.kind == "combo":
-                fresh = next((f for f in self.session.space.fields(self.key) if f.flag == row.row.flag), row.row)
-                row.widget.configure(values=fresh.choices)
+            if row.row.kind == "combo":
+                row.widget.configure(values=fresh.get(row.row.flag, row.row.choices))
         for button in (self.open_button, self.comfy_button):
             enable(button, self._result())
 
@@ -5737,80 +5542,58 @@ class SongsPage(StepPage):
     """Step 1: the library."""
 
     COLUMNS = (
-        ("title", 230, "w"),
-        ("file", 200, "w"),
-        ("length", 90, "e"),
-        ("prompt", 76, "center"),
-        ("lyrics", 76, "center"),
-        ("record", 76, "center"),
-    )
+        ("title", 230, "w"), ("file", 200, "w"), ("length", 90, "e"),
+        ("prompt", 76, "center"), ("lyrics", 76, "center"), ("record", 76, "center"),
+    )  # fmt: skip
 
     def build(self) -> None:
         ui, questions = self.ui, self.questions
         self.session.keep_home = self.fill_place
         stretch(self.body, 0, 2)
-        ttk.Button(self.actions, text=ui.t("songs.add_folder"), command=questions.ask_folder).pack(side="right")
-        self.add_button = ttk.Button(
-            self.actions, text=ui.t("songs.add_files"), style="Primary.TButton", command=questions.ask_files
-        )
-        self.add_button.pack(side="right", padx=(0, ui.px(8)))
+        ui.line_up(ui.button(self.actions, "songs.add_folder", questions.ask_folder), "right")
+        button = ui.button(self.actions, "songs.add_files", questions.ask_files, "Primary.TButton")
+        self.add_button = ui.line_up(button, "right", (0, 8))
         self._build_place()
-        tools = ttk.Frame(self.body)
-        tools.grid(row=1, column=0, sticky="ew", pady=(0, ui.px(6)))
-        commands = {"songs.play": self._play, "songs.rename": self._rename, "songs.remove": self._remove}
+        tools = ui.put(ttk.Frame(self.body), 1, 0, "ew", pady=(0, 6))
+        commands = {"play": self._play, "songs.rename": self._rename, "songs.remove": self._remove}
         self.tools = [tool_button(ui, tools, key, command) for key, command in commands.items()]
         tool_button(ui, tools, "open.folder", questions.open_home)
-        self.total = ttk.Label(tools, style="Small.TLabel")
-        self.total.pack(side="right")
+        self.total = ui.line_up(ttk.Label(tools, style="Small.TLabel"), "right")
         self._build_table()
 
     def _build_place(self) -> None:
         ui = self.ui
-        place = ttk.Frame(self.body)
-        place.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(8)))
-        place.columnconfigure(1, weight=1)
-        place.columnconfigure(3, weight=3)
+        place = ui.put(ttk.Frame(self.body), 0, 0, "ew", pady=(0, 8))
         self.name, self.folder = tk.StringVar(place), tk.StringVar(place)
-        ttk.Label(place, text=ui.t("project.name")).grid(row=0, column=0, padx=(0, ui.px(8)))
-        name = ttk.Entry(place, textvariable=self.name, width=14)
-        name.grid(row=0, column=1, sticky="ew")
-        ttk.Label(place, text=ui.t("project.folder")).grid(row=0, column=2, padx=(ui.px(14), ui.px(8)))
-        folder = ttk.Entry(place, textvariable=self.folder, width=20)
-        folder.grid(row=0, column=3, sticky="ew")
-        ttk.Button(place, text=ui.t("browse"), command=self._browse).grid(row=0, column=4, padx=(ui.px(8), 0))
-        self.apply_button = ttk.Button(place, text=ui.t("apply"), command=self.apply)
-        self.apply_button.grid(row=0, column=5, padx=(ui.px(8), 0))
-        for entry in (name, folder):
+        for column, key, text, weight in ((0, "project.name", self.name, 1), (2, "project.folder", self.folder, 3)):
+            ui.put(ui.label(place, key), 0, column, padx=(14 if column else 0, 8))
+            place.columnconfigure(column + 1, weight=weight)
+            entry = ui.put(ttk.Entry(place, textvariable=text, width=20 if column else 14), 0, column + 1, "ew")
             entry.bind("<Return>", lambda _event: self.apply())
+        ui.put(ui.button(place, "browse", self._browse), 0, 4, padx=(8, 0))
+        self.apply_button = ui.put(ui.button(place, "apply", self.apply), 0, 5, padx=(8, 0))
         self.name.trace_add("write", self._name_changed)
         self.folder.trace_add("write", self._folder_changed)
 
     def _build_table(self) -> None:
         ui = self.ui
-        box = ttk.Frame(self.body)
-        box.grid(row=2, column=0, sticky="nsew")
+        box = ui.put(ttk.Frame(self.body), 2, 0, "nsew")
         stretch(box, 0, 0)
-        self.table = ttk.Treeview(
-            box, columns=[name for name, _, _ in self.COLUMNS], show="headings", height=4, selectmode="extended"
-        )
+        columns = [name for name, _, _ in self.COLUMNS]
+        self.table = ui.put(ttk.Treeview(box, columns=columns, show="headings", height=4), 0, 0, "nsew")
         for name, width, anchor in self.COLUMNS:
             self.table.heading(name, text=ui.t(f"column.{name}"), anchor=anchor)
-            self.table.column(
-                name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=name in ("title", "file")
-            )
+            wide = name in ("title", "file")
+            self.table.column(name, width=ui.px(width), minwidth=ui.px(60), anchor=anchor, stretch=wide)
         self._shown_rows: TableRows = {}
-        self.table.tag_configure("bad", foreground=COLOURS["bad"])
-        self.table.tag_configure("warn", foreground=COLOURS["warn"])
-        self.table.grid(row=0, column=0, sticky="nsew")
+        for tag in ("bad", "warn"):
+            self.table.tag_configure(tag, foreground=COLOURS[tag])
         side_bar(self.table)
-        self.empty = wrapped(
-            ttk.Label(box, text=ui.t("songs.empty"), style="Muted.TLabel", justify="center", anchor="center")
-        )
-        self.table.bind("<<TreeviewSelect>>", lambda _event: self._selected())
-        self.table.bind("<Double-1>", lambda _event: self._play())
-        self.table.bind("<Return>", lambda _event: self._play())
-        self.table.bind("<Delete>", lambda _event: self._remove())
-        self.table.bind("<F2>", lambda _event: self._rename())
+        self.empty = wrapped(ui.label(box, "songs.empty", "Muted.TLabel"))
+        self.empty.configure(justify="center", anchor="center")
+        for sequence, command in (("<<TreeviewSelect>>", self._selected), ("<Double-1>", self._play),
+                                  ("<Return>", self._play), ("<Delete>", self._remove), ("<F2>", self._rename)):  # fmt: skip
+            self.table.bind(sequence, lambda _event, command=command: command())
         self.questions.accept_drops(self.table)
 
     def _name_changed(self, *_names: str) -> None:
@@ -5853,20 +5636,18 @@ class SongsPage(StepPage):
         else:
             self.empty.place(relx=0.1, rely=0.55, relwidth=0.8, anchor="w")
         known = [song.seconds for song in songs if song.seconds]
-        self.total.configure(
-            text=ui.t("songs.total", count=len(songs), length=human_seconds(sum(known)) if known else "--:--")
-        )
+        length = human_seconds(sum(known) if known else None)
+        self.total.configure(text=ui.t("songs.total", count=len(songs), length=length))
         enable(self.add_button, not self.session.busy)
         self._show_apply()
         self._selected()
 
     def _row(self, song: Song) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        t = self.ui.t
-        values = (song.title, song.audio.name, t(f"short.{song.problem}") if song.problem not in ("", "long")
-                  else human_seconds(song.seconds), t(f"mark.{song.prompt}"), t(f"mark.{song.lyrics}"), t(f"mark.{song.record}"))  # fmt: skip
-        if song.problem and song.problem != "long":
-            return (f"⚠ {song.title}", *values[1:]), ("bad",)
-        return ((f"⚠ {song.title}", *values[1:]), ("warn",)) if song.problem else (values, ())
+        t, level = self.ui.t, {"": "", "long": "warn"}.get(song.problem, "bad")
+        length = t(f"short.{song.problem}") if level == "bad" else human_seconds(song.seconds)
+        marks = [t(f"mark.{mark}") for mark in (song.prompt, song.lyrics, song.record)]
+        title = f"⚠ {song.title}" if level else song.title
+        return (title, song.audio.name, length, *marks), (level,) if level else ()
 
     def selection(self) -> list[Song]:
         chosen = set(self.table.selection())
@@ -5900,18 +5681,17 @@ class TextsPage(StepPage):
     def build(self) -> None:
         ui = self.ui
         self.add_start()
+        self.kind = "prompt" if self.key == "prompts" else "lyrics"
         stretch(self.body, 0, 1)
         basic, advanced = self.split_fields()
-        self.make_form(self.body, basic).frame.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
+        ui.put(self.make_form(self.body, basic).frame, 0, 0, "ew", pady=(0, 6))
         scroll = ScrollFrame(ui, self.body)
-        scroll.frame.grid(row=1, column=0, sticky="nsew")
-        scroll.inner.columnconfigure(0, weight=1)
-        self.make_form(scroll.inner, advanced).frame.grid(row=0, column=0, sticky="ew")
-        self.texts = ttk.Frame(self.body)
-        self.texts.grid(row=1, column=0, sticky="nsew")
+        ui.put(scroll.frame, 1, 0, "nsew")
+        ui.put(self.make_form(scroll.inner, advanced).frame, 0, 0, "ew")
+        self.texts = ui.put(ttk.Frame(self.body), 1, 0, "nsew")
         button = ttk.Button(self.actions)
         if advanced:
-            button.pack(side="right", padx=(0, ui.px(8)))
+            ui.line_up(button, "right", (0, 8))
         self.hide_advanced(button, scroll.frame, self.texts)
         stretch(self.texts, 1, 1)
         self._open_song: OpenSong | None = None
@@ -5923,60 +5703,46 @@ class TextsPage(StepPage):
 
     def _build_list(self) -> None:
         ui = self.ui
-        box = ttk.Frame(self.texts)
-        box.grid(row=0, column=0, rowspan=3, sticky="nsew", padx=(0, ui.px(12)))
+        box = ui.put(ttk.Frame(self.texts), 0, 0, "nsew", (0, 12), rowspan=3)
         box.rowconfigure(0, weight=1)
-        self.list = ttk.Treeview(box, columns=("title", "state"), show="headings", height=4, selectmode="browse")
+        table = ttk.Treeview(box, columns=("title", "state"), show="headings", height=4, selectmode="browse")
+        self.list = ui.put(table, 0, 0, "nsew")
         self._shown_rows: TableRows = {}
         self.list.heading("title", text=ui.t("column.title"), anchor="w")
-        self.list.heading("state", text=ui.t(f"column.{'prompt' if self.key == 'prompts' else 'lyrics'}"))
+        self.list.heading("state", text=ui.t(f"column.{self.kind}"))
         self.list.column("title", width=ui.px(170), minwidth=ui.px(80))
         self.list.column("state", width=ui.px(76), minwidth=ui.px(50), anchor="center", stretch=False)
-        self.list.grid(row=0, column=0, sticky="nsew")
         side_bar(self.list)
         self.list.bind("<<TreeviewSelect>>", self._chosen)
 
     def _build_tools(self) -> None:
         ui = self.ui
-        tools = ttk.Frame(self.texts)
-        tools.grid(row=0, column=1, sticky="ew", pady=(0, ui.px(6)))
+        tools = ui.put(ttk.Frame(self.texts), 0, 1, "ew", pady=(0, 6))
         commands: dict[str, Callable[[], Any]] = {
             "texts.previous": lambda: self.step_song(-1), "texts.next": lambda: self.step_song(1),
-            "texts.save": self.save, "texts.play": self._play, "texts.instrumental": self._instrumental,
+            "texts.save": self.save, "play": self._play, "texts.instrumental": self._instrumental,
         }  # fmt: skip
         self.tools: list[ttk.Widget] = [tool_button(ui, tools, key, command) for key, command in commands.items()]
         self.again_button = None
         if self.session.space.knows(self.key, "only") and self.session.space.flags.get(STEP[self.key].script):
             self.again_button = tool_button(ui, tools, "texts.again", self._again)
-        all_songs = ttk.Menubutton(tools, text=ui.t("texts.all"), style="TMenubutton")
-        menu = tk.Menu(all_songs, tearoff=False)
-        for kind in (*TEXT_CHANGES, "instrumental_all"):
-            menu.add_command(
-                label=ui.t(f"texts.{kind}"), command=lambda kind=kind: self.session.tell(ask_change(self.session, kind))
-            )
-        all_songs.configure(menu=menu)
-        all_songs.pack(side="right")
-        self.tools.append(all_songs)
-        self.status = ttk.Label(tools, style="Small.TLabel")
-        self.status.pack(side="right", padx=(0, ui.px(10)))
+        kinds = (*TEXT_CHANGES, "instrumental_all")
+        changes = {ui.t(f"texts.{kind}"): partial(ask_change, self.session, kind) for kind in kinds}
+        self.tools.append(ui.line_up(drop_down(ui, tools, "texts.all", changes, self.session.tell), "right"))
+        self.status = ui.line_up(ttk.Label(tools, style="Small.TLabel"), "right", (0, 10))
 
     def _build_editors(self) -> None:
         ui = self.ui
-        panes = ttk.Frame(self.texts)
-        panes.grid(row=1, column=1, sticky="nsew")
-        panes.columnconfigure(0, weight=2, uniform="texts")
-        panes.columnconfigure(1, weight=3, uniform="texts")
+        panes = ui.put(ttk.Frame(self.texts), 1, 1, "nsew")
         panes.rowconfigure(1, weight=1)
         self.editors: dict[str, Editor] = {}
-        for column, kind in enumerate(("prompt", "lyrics")):
-            pad = (0, ui.px(10)) if column == 0 else 0
-            ttk.Label(panes, text=ui.t(f"texts.{kind}"), style="Small.TLabel").grid(
-                row=0, column=column, sticky="w", padx=pad
-            )
-            editor = Editor(ui, panes, 4, self._edited)
-            editor.frame.grid(row=1, column=column, sticky="nsew", padx=pad)
+        for column, kind in enumerate(OpenSong.KINDS):
+            pad = 0 if column else (0, 10)
+            panes.columnconfigure(column, weight=2 + column, uniform="texts")
+            ui.put(ui.label(panes, f"texts.{kind}", "Small.TLabel"), 0, column, "w", pad)
+            self.editors[kind] = editor = Editor(ui, panes, 4, self._edited)
+            ui.put(editor.frame, 1, column, "nsew", pad)
             editor.text.bind("<Control-s>", lambda _event: (self.save(), "break")[1])
-            self.editors[kind] = editor
 
     def shown(self) -> None:
         self.refresh()
@@ -6087,9 +5853,9 @@ class TextsPage(StepPage):
 
     def refresh(self) -> None:
         super().refresh()
-        session, kind = self.session, "prompt" if self.key == "prompts" else "lyrics"
-        rows = {song.audio.name: (song.title, self.ui.t(f"mark.{getattr(song, kind)}")) for song in session.songs}
-        fill_table(self.list, self._shown_rows, {name: (values, ()) for name, values in rows.items()})
+        session, mark = self.session, lambda song: self.ui.t(f"mark.{getattr(song, self.kind)}")
+        rows = {song.audio.name: ((song.title, mark(song)), ()) for song in session.songs}
+        fill_table(self.list, self._shown_rows, rows)
         for tool in self.tools:
             enable(tool, session.songs)
         enable(self.again_button, session.songs and self.runs.can_start(self.key))
@@ -6112,41 +5878,32 @@ class TrainPage(StepPage):
         self.trial_button = None
         flags = self.session.space.flags.get("trainer_new.py")
         if flags and "trial" in flags:
-            self.trial_button = ttk.Button(
-                self.actions,
-                text=ui.t("train.trial"),
-                command=lambda: self.session.tell(self.runs.start("train", trial=True)),
+            try_out = ui.button(
+                self.actions, "train.trial", lambda: self.session.tell(self.runs.start("train", trial=True))
             )
-            self.trial_button.pack(side="right", padx=(0, ui.px(8)))
+            self.trial_button = ui.line_up(try_out, "right", (0, 8))
             Tip(ui, self.trial_button, ui.t("train.trial_tip"))
         self.body.columnconfigure(0, weight=6, uniform="train")
         self.body.columnconfigure(1, weight=4, uniform="train")
         self.body.rowconfigure(0, weight=1)
         scroll = ScrollFrame(ui, self.body)
-        scroll.frame.grid(row=0, column=0, sticky="nsew", padx=(0, ui.px(12)))
+        ui.put(scroll.frame, 0, 0, "nsew", (0, 12))
         inner = scroll.inner
-        inner.columnconfigure(0, weight=1)
         self._build_presets(inner)
         basic, advanced = self.split_fields()
-        self.make_form(inner, basic).frame.grid(row=1, column=0, sticky="ew")
-        self.hints = wrapped(ttk.Label(inner, style="SmallWarn.TLabel"))
-        self.hints.grid(row=2, column=0, sticky="ew")
-        button = ttk.Button(inner, style="Small.TButton")
-        button.grid(row=3, column=0, sticky="w", pady=ui.px(8))
-        form = self.make_form(inner, advanced).frame
-        form.grid(row=4, column=0, sticky="ew")
-        self.hide_advanced(button, form)
+        ui.put(self.make_form(inner, basic).frame, 1, 0, "ew")
+        self.hints = ui.put(wrapped(ttk.Label(inner, style="SmallWarn.TLabel")), 2, 0, "ew")
+        button = ui.put(ttk.Button(inner, style="Small.TButton"), 3, 0, "w", pady=8)
+        self.hide_advanced(button, ui.put(self.make_form(inner, advanced).frame, 4, 0, "ew"))
         self.chart = LossChart(ui, self.body)
-        self.chart.canvas.grid(row=0, column=1, sticky="nsew")
+        ui.put(self.chart.canvas, 0, 1, "nsew")
         self.chart.show(self.runs.training.curve)
 
     def _build_presets(self, inner: ttk.Frame) -> None:
         ui = self.ui
-        row = ttk.Frame(inner)
-        row.grid(row=0, column=0, sticky="ew", pady=(0, ui.px(6)))
-        ttk.Label(row, text=ui.t("preset.label")).pack(side="left", padx=(0, ui.px(8)))
-        self.preset = ttk.Combobox(row, state="readonly", width=14)
-        self.preset.pack(side="left", padx=(0, ui.px(6)))
+        row = ui.put(ttk.Frame(inner), 0, 0, "ew", pady=(0, 6))
+        ui.line_up(ui.label(row, "preset.label"), padx=(0, 8))
+        self.preset = ui.line_up(ttk.Combobox(row, state="readonly", width=14), padx=(0, 6))
         self.preset.bind("<<ComboboxSelected>>", lambda _event: self.apply_preset(self.preset.get()))
         tool_button(ui, row, "preset.save", self.ask_save_preset)
         self.delete_button = tool_button(ui, row, "preset.delete", lambda: self.delete_preset(self.preset.get()))
@@ -6169,10 +5926,7 @@ class TrainPage(StepPage):
         values = {row.flag: space.value("train", row) for row in space.fields("train")}
         hints = [self.ui.t(key) for key in training_hints(values)]
         self.hints.configure(text="\n".join(hints))
-        if hints:
-            self.hints.grid()
-        else:
-            self.hints.grid_remove()
+        show_if(self.hints, hints)
         own = self.session.settings.presets
         self.preset.configure(values=[*PRESETS, *own])
         enable(self.delete_button, self.preset.get() in own)
@@ -6184,83 +5938,69 @@ class EnvironmentPage:
 
     def __init__(self, ui: Ui, parent: tk.Widget, session: Session, environment: Environment, questions: Questions):
         self.ui, self.session, self.environment, self.questions = ui, session, environment, questions
-        self.frame = ttk.Frame(parent, padding=(ui.px(18), ui.px(12), ui.px(18), ui.px(6)))
+        self.frame = ui.frame(parent, padding=(18, 12, 18, 6))
         self.frame.columnconfigure(0, weight=11, uniform="environment")
         self.frame.columnconfigure(1, weight=9, uniform="environment")
         self.frame.rowconfigure(1, weight=1)
-        head = page_head(ui, self.frame, "environment")
-        head.grid(row=0, column=0, columnspan=2, sticky="ew", pady=(0, ui.px(8)))
+        head = ui.put(page_head(ui, self.frame, "environment"), 0, 0, "ew", pady=(0, 8), columnspan=2)
         self._build_commands(head)
         self._list = ScrollFrame(ui, self.frame)
-        self._list.frame.grid(row=1, column=0, sticky="nsew", padx=(0, ui.px(16)))
-        self._list.inner.columnconfigure(1, weight=1)
+        ui.put(self._list.frame, 1, 0, "nsew", (0, 16))
+        for column in (0, 1):
+            self._list.inner.columnconfigure(column, weight=column)
         self._shown: list[str] = []
         settings = ScrollFrame(ui, self.frame)
-        settings.frame.grid(row=1, column=1, sticky="nsew")
+        ui.put(settings.frame, 1, 1, "nsew")
         self._build_settings(settings.inner)
 
     def _build_commands(self, head: ttk.Frame) -> None:
-        ui, tell, environment = self.ui, self.session.tell, self.environment
-        packages = ttk.Menubutton(head, text=ui.t("install.menu"), style="TMenubutton")
-        menu = tk.Menu(packages, tearoff=False)
-        for label, arguments in environment.installations():
-            menu.add_command(label=label, command=lambda arguments=arguments: tell(environment.install(arguments)))
-        packages.configure(menu=menu)
-        if menu.index("end") is not None:
-            packages.grid(row=0, column=1, rowspan=2, padx=(ui.px(8), 0))
+        ui, environment = self.ui, self.environment
+        commands = {label: partial(environment.install, words) for label, words in environment.installations()}
+        packages = drop_down(ui, head, "install.menu", commands, self.session.tell)
+        if commands:
+            ui.put(packages, 0, 1, padx=(8, 0), rowspan=2)
         for column, key, command in ((2, "env.copy", self._copy_report), (3, "env.again", environment.query)):
-            ttk.Button(head, text=ui.t(key), command=command).grid(row=0, column=column, rowspan=2, padx=(ui.px(8), 0))
+            ui.put(ui.button(head, key, command), 0, column, padx=(8, 0), rowspan=2)
 
     def _copy_report(self) -> None:
         self.frame.clipboard_clear()
         self.frame.clipboard_append(report_text(self.environment.findings(), self.ui.language))
         self.session.tell(self.session.outcome("good", "env.copied"))
 
-    SETTINGS = (
-        ("python", "file"),
-        ("endpoint", ""),
-        ("checkpoint_dir", "folder"),
-        ("cache", "folder"),
-        ("program", "folder"),
-    )
+    # setting -> what is chosen for it
+    SETTINGS = {"python": "file", "endpoint": "", "checkpoint_dir": "folder", "cache": "folder", "program": "folder"}  # noqa: RUF012
 
     def _build_settings(self, box: ttk.Frame) -> None:
         ui = self.ui
-        box.columnconfigure(0, weight=1)
         self.variables: dict[str, tk.Variable] = {}
         self.widgets: dict[str, tk.Widget] = {}
-        for line, (key, chooser) in enumerate(self.SETTINGS):
-            self._build_setting(box, 3 * line, key, chooser)
-        offline = tk.BooleanVar(box, self.session.settings.offline)
+        for line, key in enumerate(self.SETTINGS):
+            self._build_setting(box, 3 * line, key)
+        self.variables["offline"] = offline = tk.BooleanVar(box, self.session.settings.offline)
         check = ttk.Checkbutton(
             box, text=ui.t("setting.offline"), variable=offline, command=lambda: self._store("offline")
         )
-        check.grid(row=3 * len(self.SETTINGS), column=0, columnspan=2, sticky="w")
-        self.variables["offline"], self.widgets["offline"] = offline, check
+        self.widgets["offline"] = ui.put(check, 3 * len(self.SETTINGS), 0, "w", columnspan=2)
 
-    def _build_setting(self, box: ttk.Frame, line: int, key: str, chooser: str) -> None:
+    def _build_setting(self, box: ttk.Frame, line: int, key: str) -> None:
         ui = self.ui
-        ttk.Label(box, text=ui.t(f"setting.{key}")).grid(row=line, column=0, columnspan=2, sticky="w")
-        variable = tk.StringVar(box, getattr(self.session.settings, key))
+        ui.put(ui.label(box, f"setting.{key}"), line, 0, "w", columnspan=2)
+        self.variables[key] = variable = tk.StringVar(box, getattr(self.session.settings, key))
         if key == "endpoint":
             widget: ttk.Entry = ttk.Combobox(box, textvariable=variable, values=MIRRORS, width=20)
         else:
             widget = ttk.Entry(box, textvariable=variable, width=20)
-        widget.grid(row=line + 1, column=0, sticky="ew", pady=(ui.px(2), 0))
-        if chooser:
-            ttk.Button(
-                box, text=ui.t("browse"), style="Small.TButton", command=lambda: self._browse(key, chooser)
-            ).grid(row=line + 1, column=1, padx=(ui.px(6), 0))
-        wrapped(ttk.Label(box, text=ui.t(f"setting.{key}.help"), style="Small.TLabel")).grid(
-            row=line + 2, column=0, columnspan=2, sticky="ew", pady=(ui.px(1), ui.px(8))
-        )
+        self.widgets[key] = ui.put(widget, line + 1, 0, "ew", pady=(2, 0))
+        if self.SETTINGS[key]:
+            ui.put(ui.button(box, "browse", lambda: self._browse(key), "Small.TButton"), line + 1, 1, padx=(6, 0))
+        note = wrapped(ui.label(box, f"setting.{key}.help", "Small.TLabel"))
+        ui.put(note, line + 2, 0, "ew", pady=(1, 8), columnspan=2)
         for event in ("<Return>", "<FocusOut>", "<<ComboboxSelected>>"):
             widget.bind(event, lambda _event: self._store(key))
-        self.variables[key], self.widgets[key] = variable, widget
 
-    def _browse(self, key: str, kind: str) -> None:
-        title = self.ui.t(f"setting.{key}")
-        chosen = self.questions.choose_file(title) if kind == "file" else self.questions.choose_folder(title)
+    def _browse(self, key: str) -> None:
+        choose = self.questions.choose_file if self.SETTINGS[key] == "file" else self.questions.choose_folder
+        chosen = choose(self.ui.t(f"setting.{key}"))
         if chosen:
             self.variables[key].set(chosen)
             self._store(key)
@@ -6276,7 +6016,7 @@ class EnvironmentPage:
     def _mend(self, what: str) -> None:
         """The button beside a problem: choose another file or folder, or install something."""
         if what in self.widgets:
-            self._browse(what, dict(self.SETTINGS)[what])
+            self._browse(what)
         elif what == "source":
             self.widgets["endpoint"].focus_set()
         else:
@@ -6301,19 +6041,15 @@ class EnvironmentPage:
             child.destroy()
         icons = {"ok": "done", "warn": "stale", "bad": "failed", "info": "info"}
         for line, finding in enumerate(findings):
-            ttk.Label(inner, image=ui.icon(icons[finding.level], 18)).grid(
-                row=line, column=0, sticky="n", padx=(0, ui.px(8)), pady=ui.px(4)
-            )
-            text = finding.say(ui.language)
-            wrapped(ttk.Label(inner, text=text, justify="left")).grid(row=line, column=1, sticky="ew", pady=ui.px(3))
-            if finding.mend and (finding.level != "ok"):
-                label = ui.t(f"mend.{finding.mend}")
-                button = ttk.Button(
-                    inner, text=label, style="Small.TButton", command=lambda mend=finding.mend: self._mend(mend)
-                )
-                button.grid(row=line, column=2, sticky="ne", padx=(ui.px(8), ui.px(4)), pady=ui.px(2))
-                if self.session.busy and finding.mend in ("install", "tensorboard", "pypinyin", "weights"):
-                    button.configure(state="disabled")
+            ui.put(ttk.Label(inner, image=ui.icon(icons[finding.level], 18)), line, 0, "n", (0, 8), 4)
+            text = wrapped(ttk.Label(inner, text=finding.say(ui.language), justify="left"))
+            ui.put(text, line, 1, "ew", pady=3)
+            mend = finding.mend if finding.level != "ok" else ""
+            if mend:
+                button = ui.button(inner, f"mend.{mend}", partial(self._mend, mend), "Small.TButton")
+                ui.put(button, line, 2, "ne", (8, 4), 2)
+                installs = mend in ("install", "tensorboard", "pypinyin", "weights")
+                enable(button, not (installs and self.session.busy))
 
 
 # --- 16. Questions ----------------------------------------------------------------------------------------------------
@@ -6410,14 +6146,9 @@ class Questions:
             session.save_settings()
         copy_to_comfyui(session, folder)
 
-    def _explain(self, title: str, message: str, icon: str = "info") -> None:
-        self.ask(Question(title, message, (("cancel", "ok"),), lambda key: None, icon=icon))
-
-    def show_keys(self) -> None:
-        self._explain("menu.keys", self.ui.t("keys.message"))
-
-    def show_about(self) -> None:
-        self._explain("menu.about", self.ui.t("about.message", version=VERSION), "app")
+    def explain(self, name: str, icon: str = "info") -> None:
+        """Show a text of the help menu."""
+        self.ask(Question(name, self.ui.t(f"{name}.message", version=VERSION), {}, f"menu.{name}", icon))
 
 
 # --- 17. Window -------------------------------------------------------------------------------------------------------
@@ -6830,8 +6561,9 @@ class App:
             "menu.move": lambda: self.window.show_page("songs"), "open.folder": questions.open_home,
             "menu.logs": lambda: questions.open_home(LOGS_FOLDER), "menu.quit": self.close,
             "songs.add_files": questions.ask_files, "songs.add_folder": questions.ask_folder,
-            "menu.start": self._start_shown, "run.stop": self.stop, "menu.keys": questions.show_keys,
-            "menu.about": questions.show_about, "title.environment": lambda: self.window.show_page("environment"),
+            "menu.start": self._start_shown, "run.stop": self.stop, "menu.keys": lambda: questions.explain("keys"),
+            "menu.about": lambda: questions.explain("about", "app"),
+            "title.environment": lambda: self.window.show_page("environment"),
         }  # fmt: skip
 
     def _start_shown(self) -> None:
@@ -6843,16 +6575,15 @@ class App:
     def _ask_reset(self) -> Reply:
         session = self.session
 
-        def answer(key: str) -> Reply:
-            if key != "reset" or not session.store_texts():
+        def reset() -> Reply:
+            if not session.store_texts():
                 return None
             self.window.forget_pages()
             session.reset()
             self.window.change_look(scale="auto")
             return session.outcome("good", "reset.done")
 
-        question = Question("reset", session.t("reset.message"), (("reset", "reset"), CANCEL), answer)
-        return None if session.busy else question
+        return None if session.busy else Question("reset", session.t("reset.message"), {"reset": reset}, "reset")
 
     def stop(self) -> None:
         """End what goes on: at first gently, then at once."""
@@ -6898,10 +6629,7 @@ class App:
         elif session.state == "idle":
             self.finish()
         else:
-            session.ask(Question(
-                "close.title", session.t("close.message"), (("stop", "close.stop"), ("cancel", "close.stay")),
-                lambda key: self._stop_and_close() if key == "stop" else None, icon="stale",
-            ))  # fmt: skip
+            session.ask(Question("close", session.t("close.message"), {"stop": self._stop_and_close}, icon="stale"))
 
     def _stop_and_close(self) -> None:
         session = self.session
@@ -6915,13 +6643,9 @@ class App:
 
     def _ask_discard(self) -> None:
         """A text could not be written: closing now would lose it, so the user decides."""
-        session = self.session
-        session.ask(Question(
-            "close.title_unsaved", session.t("close.unsaved"),
-            (("cancel", "close.keep_text"), ("discard", "close.discard")),
-            lambda key: self.finish(discard=True) if key == "discard" else session.repaint(),
-            icon="stale", danger="discard",
-        ))  # fmt: skip
+        answers = {"cancel": self.session.repaint, "discard": lambda: self.finish(discard=True)}
+        message = self.session.t("unsaved.message")
+        self.session.ask(Question("unsaved", message, answers, icon="stale", danger="discard"))
 
     def finish(self, discard: bool = False) -> None:
         """Store everything and go; `discard`: also when a text cannot be stored."""
@@ -6955,10 +6679,9 @@ def print_check(program: Path, settings: Settings, home: Path | None) -> int:
     """The environment page as text; exit status 1 when something is missing that a step needs."""
     project = Project.load(home) if home else Project()
     space = Workspace(project, settings, program, {script: read_flags(program / script) for script in SCRIPTS})
-    candidates = python_candidates(settings, program)
-    python = candidates[0] if candidates else None
+    python = next(iter(python_candidates(settings, program)), None)
     report = query_python(python[1], settings.child_environment(), program) if python else None
-    findings = judge_environment(space, scan_library(project), python, report)
+    findings = list(judge_environment(space, scan_library(project), python, report))
     print(report_text(findings, settings.language))
     return 1 if any(finding.level == "bad" for finding in findings) else 0
 
@@ -6971,9 +6694,8 @@ def open_root() -> tk.Tk:
             "Windows: run Python's installer again and tick 'tcl/tk') or use the scripts from the command line."
         )
     if WINDOWS:
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # before the first window, or Windows scales a blurred bitmap
+        # Before the first window, or Windows scales a blurred bitmap.
+        with contextlib.suppress(OSError, AttributeError):
             ctypes.windll.shcore.SetProcessDpiAwareness(1)
             ctypes.windll.shell32.SetCurrentProcessExplicitAppUserModelID("ace-step-lora-gui")
     try:
@@ -6992,16 +6714,12 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     own = program_folder()
     settings = Settings.load(settings_path(own))
-    program = args.program or (
-        Path(settings.program) if settings.program and is_folder(Path(settings.program)) else own
-    )
-    program = absolute(program)
+    stored = Path(settings.program) if settings.program and is_folder(Path(settings.program)) else own
+    program = absolute(args.program or stored)
     settings.language = args.language or settings.language
     if args.project is not None and not is_folder(args.project):
-        print(
-            f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs.",
-            file=sys.stderr,
-        )
+        text = f"error: There is no folder '{args.project}'. Give the folder that holds a project's songs."
+        print(text, file=sys.stderr)
         return 2
     if args.check:
         return print_check(program, settings, args.project)
@@ -7019,6 +6737,7 @@ def main(argv: list[str] | None = None) -> int:
 
 # key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
 TEXTS: dict[str, tuple[str, str]] = {
+    **{f"title.{step.key}": step.texts["rail"] for step in STEPS},
     **{f"{part}.{step.key}": texts for step in STEPS for part, texts in step.texts.items()},
     # Steps
     "title.environment": ("环境检查", "Environment"),
@@ -7066,7 +6785,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Songs
     "songs.add_files": ("添加歌曲…", "Add songs…"),
     "songs.add_folder": ("添加文件夹…", "Add folder…"),
-    "songs.play": ("播放", "Play"),
+    "play": ("播放", "Play"),
     "songs.rename": ("改名…", "Rename…"),
     "songs.remove": ("移除", "Remove"),
     "songs.total": ("{count} 首，总长 {length}", "{count} songs, {length} in all"),
@@ -7161,7 +6880,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "texts.previous": ("◀ 上一首", "◀ Previous"),
     "texts.next": ("下一首 ▶", "Next ▶"),
     "texts.save": ("保存", "Save"),
-    "texts.play": ("播放", "Play"),
     "texts.instrumental": ("标为纯音乐", "Instrumental"),
     "texts.again": ("重新生成这首", "Only this song"),
     "texts.all": ("全部歌曲", "All songs"),
@@ -7243,7 +6961,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "askstale.title": ("前面的步骤需要更新", "An earlier step is out of date"),
     "askstale.message": ("第 {number} 步“{title}”：{reason}", "Step {number}, {title}. {reason}"),
     "askstale.first": ("先更新再继续", "Do that first"),
-    "askstale.anyway": ("照样开始", "Start anyway"),
+    "anyway": ("照样开始", "Start anyway"),
     "checkpoints.title": ("checkpoints 里已有 LoRA", "The checkpoints folder holds LoRAs"),
     "checkpoints.message": ("“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
                             "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to {moved}, nothing is deleted."),
@@ -7252,7 +6970,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
     "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
     "disk.title": ("磁盘空间可能不够", "The disk may be too small"),
-    "disk.anyway": ("照样开始", "Start anyway"),
     "train.trial": ("试跑 20 步", "Trial run"),
     "train.trial_tip": ("用最长的歌试跑 20 步，报告显存、速度和总时间，不保存 LoRA。", "Twenty steps on the longest song: reports memory, speed and hours for the whole run."),
     "trial.fits": ("试跑完成：{seconds} 秒/步，整个训练（{steps} 步）约需 {hours}，内存或显存最多 {peak}（共 {memory}），检查点约占 {disk}。",
@@ -7282,11 +6999,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "close.title": ("还在运行", "Something is running"),
     "close.message": ("任务还在运行。停止并保存后退出？", "Stop it, save, and then close the window?"),
     "close.stop": ("停止并退出", "Stop and close"),
-    "close.stay": ("继续运行", "Keep running"),
-    "close.title_unsaved": ("有文本没有保存", "A text is not saved"),
-    "close.unsaved": ("正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。", "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them."),
-    "close.keep_text": ("返回编辑", "Back to the text"),
-    "close.discard": ("放弃并退出", "Close without saving"),
+    "close.cancel": ("继续运行", "Keep running"),
+    "unsaved.title": ("有文本没有保存", "A text is not saved"),
+    "unsaved.message": ("正在编辑的提示词或歌词无法写入磁盘。现在退出会丢失它。", "The prompt or lyrics being edited cannot be written to the disk. Closing now would lose them."),
+    "unsaved.cancel": ("返回编辑", "Back to the text"),
+    "unsaved.discard": ("放弃并退出", "Close without saving"),
     # Menus and buttons
     "ok": ("确定", "OK"),
     "cancel": ("取消", "Cancel"),

@@ -20,21 +20,20 @@ import argparse
 from pathlib import Path
 
 from ace_lora.commands import WrongInput, refuse_old_flags, run_script
+from ace_lora.lora.clients import CLIENTS, write_for
 from ace_lora.lora.config import CONFIG_NAME, read_lora_config
 from ace_lora.lora.file import (
-    CLIENTS,
     WEIGHTS_NAME,
     LoraFile,
     add_alpha,
     describe,
     dora_problems,
     is_file_name,
-    lora_scales,
     output_problems,
     read_lora_file,
-    write_for,
     write_tensors,
 )
+from ace_lora.lora.scales import lora_scales
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,7 +79,7 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, float], str]:
     """The LoRA, the scale of each layer and where that is written; raises WrongInput with every problem found."""
     problems: list[str] = []
     output = Path(args.output_name)
-    stated = Path(args.lora_config_path) if args.lora_config_path else None
+    stated = Path(args.lora_config_path) if args.lora_config_path is not None else None
     lora, scales, source = None, None, ""
     try:
         lora = read_lora_file(Path(args.input_name))

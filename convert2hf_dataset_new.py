@@ -1,19 +1,20 @@
 """Step 4: list the songs of a folder with their tags and lyrics in a Hugging Face dataset.
 
-Reads   DATA_DIR/<song>.mp3 (.aac .flac .m4a .ogg .opus .wav), <song>_prompt.txt, <song>_lyrics.txt; no subfolders
+Reads   DATA_DIR/<song>.mp3 (.flac .m4a .ogg .wav …), <song>_prompt.txt, <song>_lyrics.txt; no subfolders
 Writes  OUTPUT_NAME/, a `datasets` folder with one row per song: keys, filename, tags, speaker_emb_path, norm_lyrics,
         recaption. Audio is not copied: `filename` points to it.
 
     python convert2hf_dataset_new.py --data_dir Taudio/xxx --output_name Taudio/xxx_filenames
 
 A song without a lyrics file becomes "[instrumental]", one without a prompt file gets --default_tag. Audio that cannot
-be opened, texts that are not UTF-8 and songs that would share one name stop the step before anything is written; empty
-prompts and missing lyrics are reported song by song.
+be opened, texts in no known encoding and songs that would share one name stop the step before anything is written;
+files that end too early, empty prompts and missing lyrics are reported song by song, music that is not read by name.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import glob
 import json
 import os
@@ -21,8 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import WrongInput, run_script
-from ace_lora.files import TEMPORARY, UnusableFile, read_text, remove_own, replace_atomically
-from ace_lora.songs import AUDIO_EXTENSIONS, INSTRUMENTAL, SongFiles, scan_songs, songs_with_equal_stem, split_tags
+from ace_lora.files import TEMPORARY, UnusableFile, remove_own, replace_atomically
+from ace_lora.songs import (
+    AUDIO_EXTENSIONS,
+    INSTRUMENTAL,
+    SongFiles,
+    overlooked_music,
+    scan_songs,
+    songs_with_equal_stem,
+    split_tags,
+)
 
 COLUMNS = ("keys", "filename", "tags", "speaker_emb_path", "norm_lyrics", "recaption")
 DATASET_METADATA = ("dataset_info.json", "state.json")
@@ -43,6 +52,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="",
         help="prompt of songs that have no _prompt.txt, tags separated by commas (default: empty)",
     )
+    parser.add_argument(
+        "--text_encoding",
+        default=None,
+        help="encoding of prompts and lyrics that are not Unicode, for example gb18030 or cp1252 (default: it is "
+        "guessed, and said)",
+    )
     return parser.parse_args(argv)
 
 
@@ -50,20 +65,27 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.output_name)
     songs = find_songs(args.data_dir)
     print(f"{len(songs)} songs in '{args.data_dir}'")
-    problems = output_problems(output)
+    for sentence in overlooked_music(Path(args.data_dir)):
+        print(f"warning: {sentence}")
+    problems = [*output_problems(output), *encoding_problems(args.text_encoding)]
     problems += equal_stem_problems(songs)
     rows = []
     for number, song in enumerate(songs, 1):
-        remarks: list[str] = []
-        found = audio_problems(song)
+        remarks, found = [], []
         try:
-            row, remarks = song_row(song, args.data_dir, args.default_tag)
+            remarks.append(look_at_audio(song))
+        except WrongInput as error:
+            found += error.problems
+        try:
+            encoding = None if encoding_problems(args.text_encoding) else args.text_encoding
+            row, about_texts = song_row(song, args.data_dir, args.default_tag, encoding)
             rows.append(row)
+            remarks += about_texts
         except WrongInput as error:
             found += error.problems
         problems += found
         print(f"song {number}/{len(songs)} | {song.audio.name} | {'failed: see below' if found else 'done'}")
-        for remark in remarks:
+        for remark in filter(None, remarks):
             print(f"warning: {song.audio.name}: {remark}")
     if problems:
         raise WrongInput(problems)
@@ -82,10 +104,24 @@ def find_songs(data_dir: str) -> list[SongFiles]:
     songs = scan_songs(folder)
     if not songs:
         raise WrongInput(
-            f"No audio in '{data_dir}'. Looked for {' '.join(AUDIO_EXTENSIONS)}, not in subfolders. "
-            "Choose the folder that holds the songs."
+            [
+                f"No audio in '{data_dir}'. Looked for {' '.join(AUDIO_EXTENSIONS)}, not in subfolders. "
+                "Choose the folder that holds the songs.",
+                *overlooked_music(folder),
+            ]
         )
     return songs
+
+
+def encoding_problems(encoding: str | None) -> list[str]:
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except (LookupError, ValueError):
+        return [
+            f"--text_encoding '{encoding}' is not known. Expected the name of an encoding, for example gb18030, big5, "
+            "shift_jis, euc-kr or cp1252. Leave it out where the texts are UTF-8."
+        ]
+    return []
 
 
 def equal_stem_problems(songs: list[SongFiles]) -> list[str]:
@@ -96,26 +132,36 @@ def equal_stem_problems(songs: list[SongFiles]) -> list[str]:
     ]
 
 
-def audio_problems(song: SongFiles) -> list[str]:
-    """What the header of the audio file shows to be wrong with it; decoding it is left to the next step."""
-    from ace_lora.audio.decode import AudioError, audio_seconds
+def look_at_audio(song: SongFiles) -> str:
+    """A sentence on a file that holds not what its header states, or ""; decoding is left to the next step.
+
+    Raises WrongInput where there is nothing to decode.
+    """
+    from ace_lora.audio.decode import AudioError, measure_length
 
     try:
-        audio_seconds(song.audio)
+        return measure_length(song.audio)[1]
     except AudioError as error:
-        return [str(error)]
-    return []
+        raise WrongInput(str(error)) from error
 
 
-def read_song_text(path: Path) -> str:
-    """The stripped text of a prompt or lyrics file. Raises WrongInput where it cannot be read."""
+def text_of_song(path: Path, encoding: str | None, remarks: list[str]) -> str:
+    """The stripped text of a prompt or lyrics file; `remarks` takes a sentence where its encoding was guessed.
+
+    Raises WrongInput where it cannot be read.
+    """
+    from ace_lora.lyrics.encoding import UnknownEncoding, is_guess, read_any_text
+
     try:
-        return read_text(path)
-    except UnicodeDecodeError as error:
-        raise WrongInput(
-            f"'{path}' is not UTF-8 text ({error.reason} at byte {error.start}). Prompts and lyrics are read as UTF-8. "
-            "Open it in an editor and save it with the encoding UTF-8."
-        ) from error
+        text, found = read_any_text(path, encoding)
+        if encoding is None and is_guess(found):
+            remarks.append(
+                f"{path.name} is not Unicode; read as {found}, which is a guess, it says '{text[:40]}'. If that is "
+                "wrong, save it as UTF-8, or name its encoding with --text_encoding"
+            )
+        return text
+    except UnknownEncoding as error:
+        raise WrongInput(f"'{path}': {error}") from error
     except UnusableFile as error:
         what = str(error).removeprefix(f"'{path}' ")
         raise WrongInput(f"'{path}' cannot be read: it {what} Move it away, or put the text there.") from error
@@ -126,15 +172,17 @@ def read_song_text(path: Path) -> str:
         ) from error
 
 
-def song_row(song: SongFiles, data_dir: str, default_tag: str) -> tuple[dict[str, Any], list[str]]:
+def song_row(
+    song: SongFiles, data_dir: str, default_tag: str, encoding: str | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The dataset row of a song, and remarks on what it lacks.
 
     An existing but empty prompt file wins over the default tag, an existing but empty lyrics file over [instrumental].
     Raises WrongInput for texts that cannot be read.
     """
-    remarks = []
+    remarks: list[str] = []
     if song.prompt.exists():
-        prompt = read_song_text(song.prompt)
+        prompt = text_of_song(song.prompt, encoding, remarks)
         if not split_tags(prompt):
             remarks.append(f"the prompt is empty ({song.prompt.name} holds no tag); write tags into it")
     else:
@@ -142,7 +190,7 @@ def song_row(song: SongFiles, data_dir: str, default_tag: str) -> tuple[dict[str
         if not split_tags(prompt):
             remarks.append(f"the prompt is empty ({song.prompt.name} is missing and there is no --default_tag)")
     if song.lyrics.exists():
-        lyrics = read_song_text(song.lyrics)
+        lyrics = text_of_song(song.lyrics, encoding, remarks)
         if not lyrics:
             remarks.append(
                 f"the lyrics are empty ({song.lyrics.name} holds no text); write {INSTRUMENTAL} if it is one"

@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
 
     generate = ("generate_prompts_lyrics.py", "--data_dir", songs, "--backend", "analysis")
     run_step("2. Generate prompts", *generate)
-    run_step("3. Generate lyrics", *generate, "--lyrics")
+    run_step("3. Generate lyrics", *generate, "--lyrics", "--assume_instrumental")
     run_step("4. Create the dataset", "convert2hf_dataset_new.py", "--data_dir", songs, "--output_name", filenames)
     run_step(
         "5. Preprocess",

@@ -19,19 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace_lora.commands import WrongInput, refuse_old_flags, run_script
+from ace_lora.lora.clients import CLIENTS, write_for
 from ace_lora.lora.config import MAX_RANK
-from ace_lora.lora.file import (
-    CLIENTS,
-    LoraFile,
-    UnknownStrength,
-    describe,
-    dora_problems,
-    is_file_name,
-    lora_scales,
-    output_problems,
-    read_lora_file,
-    write_for,
-)
+from ace_lora.lora.file import LoraFile, describe, dora_problems, is_file_name, output_problems, read_lora_file
+from ace_lora.lora.scales import UnknownStrength, lora_scales
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.device import Device, choose_device, free_device_memory, parse_device_name
 from ace_lora.files import rename, set_aside
-from ace_lora.preprocessing.dataset import DatasetSong, read_dataset
 from ace_lora.preprocessing.lock import alone
 from ace_lora.preprocessing.plan import complete_fingerprints, needed_weights, plan_song, set_orphans_aside
 from ace_lora.preprocessing.work import STAGES, WEIGHTS, SongWork, clear_partial, partial_folder, piece_path
@@ -41,6 +40,7 @@ from ace_lora.records.tensor_file import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from ace_lora.lyrics.tokenize import LyricTokenizer
+    from ace_lora.preprocessing.dataset import DatasetSong
     from ace_lora.preprocessing.networks import InputMaker, NetworkResult
 
 SSL_MODES = ("stored", "none", "at_training")
@@ -140,6 +140,7 @@ def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]
     """The songs of the whole dataset and the share to do. Raises WrongInput with everything that is wrong."""
     from ace_lora.base_weights.download import check_base_weights
     from ace_lora.lyrics.tokenize import check_language
+    from ace_lora.preprocessing.dataset import read_dataset
 
     problems, shard, songs = [], (1, 1), []
     try:
@@ -382,7 +383,13 @@ def finish(work: SongWork, computed: dict[str, Piece], run: PreprocessingRun) ->
     )
     # Written beside and renamed: training takes every file of its folder, half-written ones too.
     name = f"{work.song.keys}{RECORD_SUFFIX}"
-    write_record(run.partial / name, record)
+    try:
+        write_record(run.partial / name, record)
+    except ValueError as error:  # what waited on the disk, or the earlier record, does not belong to the rest
+        for stage in STAGES:
+            piece_path(work, stage, run.partial).unlink(missing_ok=True)
+        work.fail(f"{error} Remove its record and run the same command again.")
+        return
     rename(run.partial / name, run.output / name)
     for stage in STAGES:
         piece_path(work, stage, run.partial).unlink(missing_ok=True)

@@ -21,25 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput, refuse_old_flags, run_script
 from ace_lora.files import replace_atomically
+from ace_lora.lora.clients import CLIENTS, write_for
 from ace_lora.lora.config import layer_rank_alpha, peft_config_dict, read_lora_config
 from ace_lora.lora.file import (
-    CLIENTS,
     HEADER_CONFIG,
     OWN_NAMES,
-    TRAINED_RANK,
     WEIGHTS_NAME,
     LoraFile,
     describe,
     dora_problems,
     is_file_name,
-    lora_scales,
     output_problems,
     read_lora_file,
     save_lora_config,
-    saved_config,
-    write_for,
     write_tensors,
 )
+from ace_lora.lora.scales import TRAINED_RANK, lora_scales, saved_config
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +81,7 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, Any] | None, di
     """The LoRA, its configuration and the scale of its layers, where known; WrongInput with every problem found."""
     problems = []
     lora, config, scales = None, None, None
-    stated = Path(args.lora_config_path) if args.lora_config_path else None
+    stated = Path(args.lora_config_path) if args.lora_config_path is not None else None
     output = Path(args.output_name)
     try:
         lora = read_lora_file(Path(args.input_name))

@@ -26,14 +26,18 @@ from typing import TYPE_CHECKING
 
 from ace_lora.commands import run_script
 from ace_lora.processes import is_first_process, say
-from ace_lora.training.flags import BASE_PRECISIONS, LOGGERS, flag_problems
-from ace_lora.training.optimizers import OPTIMIZERS
+from ace_lora.training.flags import flag_problems
 from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
+    from ace_lora.preview.during_training import Sampler
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
+# Literals, because the window reads this file without running it.
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
+BASE_PRECISIONS = ("bf16", "int8", "nf4")
+LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +79,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="./config/lora_config_transformer_only.json",
         help="rank, alpha and layers of the LoRA (default: ./config/lora_config_transformer_only.json)",
     )
-    model.add_argument("--last_lora_path", default=None, help="LoRA file whose weights the training starts from")
+    model.add_argument(
+        "--last_lora_path",
+        default=None,
+        help="LoRA file or folder that the training starts from; its rank, alpha and layers may be others than the "
+        "configuration's",
+    )
     model.add_argument(
         "--shift", type=float, default=3.0, help="shift of the noise schedule (default: 3, as published)"
     )
@@ -116,6 +125,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=100,
         help="steps between checkpoints (default: 100); the last is saved too",
+    )
+    saving.add_argument(
+        "--sample_every",
+        type=int,
+        default=0,
+        help="steps between samples, a multiple of --save_every_n_train_steps: songs sung by the LoRA as it is then, "
+        "in the log folder and in TensorBoard; 0: none (default)",
+    )
+    saving.add_argument(
+        "--sample_plan",
+        default="",
+        metavar="FILE",
+        help="songs to sample, as python -m ace_lora.preview.compare has them (default: two songs of the training)",
     )
     saving.add_argument(
         "--save_last", type=int, default=5, help="checkpoints of this run to keep; 0 or less: all (default: 5)"
@@ -226,6 +248,7 @@ def main(args: argparse.Namespace) -> None:
         say(f"Removed '{stop.path}', which an earlier run had left.")
     prepared = prepare(args)
     say_settings(args, prepared)
+    sampler = prepare_samples(args, prepared) if args.sample_every and not args.trial_attempt else None
     if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
         say(
             f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
@@ -236,7 +259,19 @@ def main(args: argparse.Namespace) -> None:
         trial = Trial(args, prepared)
         train(args, trial.prepared, stop, trial)
     else:
-        train(args, prepared, stop)
+        train(args, prepared, stop, sampler=sampler)
+
+
+def prepare_samples(args: argparse.Namespace, prepared: Prepared) -> Sampler:
+    """What makes the samples, with all that it needs on this computer. Raises WrongInput."""
+    from ace_lora.base_weights.download import ensure_base_weights
+    from ace_lora.preview.during_training import make_sampler, sample_plan
+    from ace_lora.preview.render import PARTS
+
+    plan = sample_plan(args.sample_plan, [song.path for song in prepared.training_songs])
+    weights = ensure_base_weights(Path(args.checkpoint_dir) if args.checkpoint_dir else None, PARTS)
+    plain = args.base_precision == "bf16" and not args.offload
+    return make_sampler(plan, weights, prepared.device, plain_weights=plain)
 
 
 def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:

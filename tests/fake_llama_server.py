@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import ClassVar
 
 CAPTION = {
+    "cannot_tell": False,
     "genre": ["Rock"],
     "subgenre": ["indie rock"],
     "instrument": ["guitar", "drums"],

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import add_alpha_in_lora
+import resize_lora
 from ace_lora.commands import run_script
 from ace_lora.lora.config import CONFIG_NAME
 from ace_lora.lora.file import WEIGHTS_NAME
@@ -138,6 +139,70 @@ def test_config_without_a_needed_key(tmp_path, config, missing, capsys):
     args = ("--input_name", tmp_path / "in.safetensors", "--output_name", tmp_path / "o.safetensors")
     assert run(*args, "--lora_config_path", config) == 2
     assert f"'{missing}' is missing" in capsys.readouterr().err
+
+
+def test_for_all_says_what_it_read_and_wrote(tmp_path, config, capsys):
+    make_lora(tmp_path / "in.safetensors")
+    flags = ("--output_name", tmp_path / "out", "--for", "all", "--lora_config_path", config)
+    assert run("--input_name", tmp_path / "in.safetensors", *flags) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"input: '{tmp_path / 'in.safetensors'}' is a LoRA of ")
+    assert first.endswith(f"; scale 0.125 from '{config}'")
+    assert "plays at strength 1 in every client), checked by reading it back" in last
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [WEIGHTS_NAME]
+
+
+def test_a_folder_with_the_users_own_files_is_set_aside_whole(tmp_path, config):
+    make_lora(tmp_path / "in.safetensors")
+    flags = ("--output_name", tmp_path / "out", "--for", "all", "--lora_config_path", config)
+    assert run("--input_name", tmp_path / "in.safetensors", *flags) == 0
+    (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
+    assert run("--input_name", tmp_path / "in.safetensors", *flags) == 2
+    assert run("--input_name", tmp_path / "in.safetensors", *flags, "--overwrite") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [WEIGHTS_NAME]
+    (kept,) = (tmp_path / ".removed").glob("*/out/notes.txt")
+    assert kept.read_text(encoding="utf-8") == "mine"
+
+
+def test_peft_gets_a_folder_not_a_file(tmp_path, config, capsys):
+    make_lora(tmp_path / "in.safetensors")
+    flags = ("--output_name", tmp_path / "out.safetensors", "--for", "peft", "--lora_config_path", config)
+    assert run("--input_name", tmp_path / "in.safetensors", *flags) == 2
+    assert "PEFT loads folders. Choose one, such as out" in capsys.readouterr().err
+
+
+def test_dora_is_refused_and_leads_on(tmp_path, config, capsys):
+    tensors = make_lora(tmp_path / "in.safetensors")
+    layer = next(iter(tensors)).split(".lora_")[0]
+    save_file({**tensors, f"{layer}.dora_scale": torch.ones(20, 1)}, tmp_path / "in.safetensors")
+    for client in ("comfyui", "all", "peft"):
+        flags = ("--output_name", tmp_path / "o", "--for", client, "--lora_config_path", config)
+        assert run("--input_name", tmp_path / "in.safetensors", *flags) == 2
+        assert "trained with DoRA" in capsys.readouterr().err
+
+
+def test_a_smaller_lora_of_unknown_strength_wants_the_configuration_of_its_training(tmp_path, capsys):
+    """Rank 64 to 8 with alpha 1 and rsLoRA would play 2.83 times too strong by the configuration of rank 8."""
+    make_lora(tmp_path / "in.safetensors", rank=2)
+    argv = ["--input_name", str(tmp_path / "in.safetensors"), "--output_name", str(tmp_path / "s"), "--new_rank", "1"]
+    assert run_script(resize_lora.main, resize_lora.parse_args(argv)) == 0
+    for rank in (1, 2):
+        (tmp_path / f"r{rank}.json").write_text(json.dumps({**CONFIG, "r": rank}), encoding="utf-8")
+    args = ("--input_name", tmp_path / "s", "--output_name", tmp_path / "o.safetensors", "--lora_config_path")
+    assert run(*args, tmp_path / "r1.json") == 2
+    assert "which has r = 2" in capsys.readouterr().err
+    assert run(*args, tmp_path / "r2.json") == 0
+    content = load_file(tmp_path / "o.safetensors")
+    alphas = {tensor.item() for key, tensor in content.items() if key.endswith(".alpha")}
+    assert alphas == {torch.tensor(1 / 2**0.5).bfloat16().item()}
+
+
+def test_flags_of_other_programs_lead_to_ours(capsys):
+    for flag, ours in (("--lora_path", "--input_name"), ("--save_to", "--output_name")):
+        with pytest.raises(SystemExit) as caught:
+            add_alpha_in_lora.parse_args([flag, "x", "--output_name", "b"])
+        assert caught.value.code == 2
+        assert f"{flag} is a flag of another program. Use {ours} instead." in capsys.readouterr().err
 
 
 def test_missing_empty_and_damaged_input(tmp_path, config, capsys):

@@ -112,7 +112,7 @@ def test_all_problems_at_once_and_nothing_written(tmp_path, capsys):
     for name in ("twice.wav", "Twice.flac"):
         (folder / name).write_bytes(audio_bytes(Path(name).suffix))
     (folder / "gbk.wav").write_bytes(audio_bytes(".wav"))
-    (folder / "gbk_prompt.txt").write_bytes("民谣".encode("gbk"))
+    (folder / "gbk_prompt.txt").write_bytes(b"\x81\xff\xff\x80\x80\xff\xfe\x81\xff" * 3)
     output = tmp_path / "out"
     assert run("--data_dir", folder, "--output_name", output) == 2
     assert not output.exists() and [path.name for path in tmp_path.iterdir()] == ["songs"]
@@ -120,8 +120,23 @@ def test_all_problems_at_once_and_nothing_written(tmp_path, capsys):
     assert len(errors) == 4
     assert "'Twice.flac' and 'twice.wav' have the same name" in errors[0]
     assert "empty.mp3" in errors[1] and "empty" in errors[1]
-    assert "gbk_prompt.txt' is not UTF-8" in errors[2]
+    assert "gbk_prompt.txt' is neither UTF-8 nor gb18030" in errors[2]
     assert "text.flac" in errors[3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "gbk", "utf-8-sig"])
+def test_texts_of_other_encodings_are_read(tmp_path, capsys, encoding):
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(audio_bytes(".wav"))
+    (folder / "a_prompt.txt").write_bytes("民谣, 吉他, 女声".encode(encoding))
+    (folder / "a_lyrics.txt").write_bytes("灯火在河面慢慢散开\r\n我把名字写进风里来\r\n".encode(encoding))
+    assert run("--data_dir", folder, "--output_name", tmp_path / "out") == 0
+    row = datasets.load_from_disk(str(tmp_path / "out"))[0]
+    assert row["tags"] == ["民谣", "吉他", "女声"]
+    assert row["norm_lyrics"] == "灯火在河面慢慢散开\n我把名字写进风里来"
+    guessed = "a_lyrics.txt is not Unicode; read as gb18030, which is a guess, it says '灯火在河面慢慢散开"
+    assert (guessed in capsys.readouterr().out) == (encoding == "gbk")
 
 
 def test_no_songs_and_no_folder(tmp_path, capsys):
@@ -194,6 +209,77 @@ def test_texts_that_cannot_be_read(tmp_path):
     (tmp_path / "a_lyrics.txt").mkdir()
     with pytest.raises(WrongInput, match=r"a_lyrics\.txt' cannot be read"):
         convert.song_row(SongFiles(tmp_path / "a.wav"), "x", "pop")
+
+
+def test_files_that_end_too_early_are_said_and_used(tmp_path, capsys):
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    whole = audio_bytes(".wav", 2)
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (folder / "whole.wav").write_bytes(whole)
+    assert run("--data_dir", folder, "--output_name", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    words = f"warning: cut.wav: '{folder / 'cut.wav'}' ends after 1.0 s, its header states 2.0 s."
+    assert words in out and "whole.wav: '" not in out
+
+
+def test_a_flac_without_samples_stops_the_step(tmp_path, capsys):
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    content = audio_bytes(".flac")
+    (folder / "a.flac").write_bytes(content[: content.index(b"\xff\xf8")])
+    assert run("--data_dir", folder, "--output_name", tmp_path / "out") == 2
+    assert "a.flac' cannot be decoded (FFmpeg: it holds no audio" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_music_that_is_not_used_is_named(tmp_path, capsys):
+    folder = tmp_path / "songs"
+    (folder / "CD1").mkdir(parents=True)
+    (folder / "CD1" / "b.mp3").touch()
+    assert run("--data_dir", folder, "--output_name", tmp_path / "out") == 2
+    errors = capsys.readouterr().err
+    assert "No audio in" in errors and "'CD1' is a subfolder with 1 song ('CD1/b.mp3' first)" in errors
+    (folder / "a.wav").write_bytes(audio_bytes(".wav"))
+    assert run("--data_dir", folder, "--output_name", tmp_path / "out") == 0
+    assert "warning: 'CD1' is a subfolder with 1 song" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-16-le"])
+def test_unicode_texts_are_read(tmp_path, encoding):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "a_prompt.txt").write_bytes("民谣, guitar".encode(encoding))
+    (tmp_path / "a_lyrics.txt").write_bytes("[verse]\r\n天亮了\r\n".encode(encoding))
+    row, remarks = convert.song_row(SongFiles(tmp_path / "a.wav"), "x", "pop")
+    assert (row["tags"], row["norm_lyrics"], remarks) == (["民谣", "guitar"], "[verse]\n天亮了", [])
+
+
+def test_an_encoding_that_is_a_guess_is_asked_about_and_can_be_named(tmp_path, capsys):
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(audio_bytes(".wav"))
+    (folder / "a_lyrics.txt").write_bytes("我们一起走过的路\n天亮了".encode("gbk"))
+    arguments = ("--data_dir", folder, "--output_name", tmp_path / "out")
+    assert run(*arguments) == 0
+    said = capsys.readouterr().out
+    assert "read as gb18030, which is a guess, it says '我们一起走过的路" in said and "--text_encoding" in said
+    assert run(*arguments, "--text_encoding", "gb18030") == 0
+    assert "guess" not in capsys.readouterr().out
+    assert datasets.load_from_disk(tmp_path / "out")["norm_lyrics"][:] == ["我们一起走过的路\n天亮了"]
+    assert run(*arguments, "--text_encoding", "no-such-code") == 2
+    assert "no-such-code" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_is_removed_but_not_a_file_of_the_users(tmp_path):
+    folder, output = tmp_path / "songs", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(audio_bytes(".wav"))
+    left = tmp_path / ".tmp-out-killed"
+    (left / "out").mkdir(parents=True)
+    (left / "out" / "notes.txt").write_text("mine", encoding="utf-8")
+    assert run("--data_dir", folder, "--output_name", output) == 0
+    (kept,) = tmp_path.glob(".removed/*/.tmp-out-killed/out/notes.txt")
+    assert kept.read_text(encoding="utf-8") == "mine"
 
 
 def test_help_needs_nothing_heavy():

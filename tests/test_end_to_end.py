@@ -107,8 +107,9 @@ def workflow(tmp_path_factory) -> Workflow:
     flow = Workflow(tmp_path_factory.mktemp("work flow"))
     make_songs(flow.songs)
     flow.run("ace_lora.tiny_base", flow.base)
-    flow.run("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis")
-    flow.run("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis", "--lyrics")
+    texts = ("generate_prompts_lyrics.py", "--data_dir", flow.songs, "--backend", "analysis")
+    flow.run(*texts)
+    flow.run(*texts, "--lyrics", "--assume_instrumental")
     filenames = flow.folder / "songs_filenames"
     flow.run("convert2hf_dataset_new.py", "--data_dir", flow.songs, "--output_name", filenames)
     preprocess = ["--input_name", filenames, "--output_dir", flow.prep, "--checkpoint_dir", flow.base]
@@ -170,7 +171,7 @@ def test_checkpoints(workflow):
     assert made == ["epoch=199-step=200_lora", "epoch=99-step=100_lora"]
     files = sorted(path.name for path in workflow.lora.parent.iterdir())
     assert files == [
-        "adapter_config.json",
+        "lora_config.json",
         "pytorch_lora_weights.safetensors",
         "training_state.json",
         "training_state.safetensors",
@@ -241,7 +242,7 @@ def test_the_lora_learned_its_song_and_strength_zero_is_the_base(workflow):
     loss_before, velocity_before = song.measure(base)
 
     fresh = load_transformer(workflow.base / "ace_step_transformer", dtype=torch.float32, device="cpu")
-    inject_adapter(fresh, read_lora_config(workflow.lora.with_name("adapter_config.json")))
+    inject_adapter(fresh, read_lora_config(workflow.lora.with_name("lora_config.json")))
     assert load_lora(fresh, workflow.lora) == []
     loss_after, velocity_after = song.measure(fresh)
     print(f"loss {loss_before:.4f} -> {loss_after:.4f}")

@@ -59,9 +59,10 @@ def songs(tmp_path, beat_files) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str, backend: str | None = "analysis") -> int:
-    """The exit status of the command, run in this process."""
+def run(folder: Path, *arguments: str, backend: str | None = "analysis", decided: bool = True) -> int:
+    """The exit status of the command, run in this process; `decided`: songs without lyrics are instrumental."""
     chosen = [] if backend is None else ["--backend", backend]
+    chosen += ["--assume_instrumental"] if decided else []
     return run_script(main, parse_args(["--data_dir", str(folder), *chosen, *arguments]))
 
 
@@ -96,10 +97,11 @@ def test_prompts(songs, capsys):
         tags = split_tags(prompt)
         assert prompt == ", ".join(tags)
         assert tags == sorted(set(tags))
-        assert len(tags) == 4
-        assert "medium tempo" in tags
+        assert len(tags) == 3
+        assert not any("tempo" in tag or "bpm" in tag for tag in tags)
     out = capsys.readouterr().out
     assert f"song 1/3 | one.mp3 | done: {written['one_prompt.txt']}\n" in out
+    assert "one.mp3: tempo: 100 bpm or 50 bpm or 200 bpm? Not written, because the signal does not tell which" in out
     assert f"song 3/3 | 三 首.wav | done: {written['三 首_prompt.txt']}\n" in out
     assert out.endswith("done 3, skipped 0, failed 0\n")
 
@@ -139,9 +141,79 @@ def test_lyrics_write_prompts_that_are_missing_and_no_others(songs):
 
 def test_assumed_instrumentals_are_said_to_be_assumed(songs, capsys):
     assert run(songs, "--lyrics", "--only", "one") == 0
-    assert "one.mp3: no lyrics found, and nobody listened for a voice: assumed to be instrumental." in (
+    assert "one.mp3: no lyrics found; [instrumental] because of --assume_instrumental.\n" in capsys.readouterr().out
+
+
+def test_nobody_decided_so_the_song_waits(songs, capsys):
+    """Its prompt is written all the same; the run says how many wait and does not end with 0."""
+    (songs / "two.lrc").write_text(LRC, "utf-8")
+    (songs / "三 首.lrc").write_text("[00:01.00]纯音乐，请欣赏", "utf-8")
+    assert run(songs, "--lyrics", decided=False) == 1
+    captured = capsys.readouterr()
+    assert (
+        "song 1/3 | one.mp3 | waits for a decision: no lyrics in file,embedded,model and no model listened"
+        in captured.out
+    )
+    assert captured.out.endswith("done 2, skipped 0, failed 0, waiting 1\n")
+    assert "error: 2 of 3 songs have lyrics, 1 waits for a decision: one.mp3." in captured.err
+    assert "--assume_instrumental" in captured.err
+    written = texts(songs)
+    assert "one_lyrics.txt" not in written and "one_prompt.txt" in written
+    assert written["三 首_lyrics.txt"] == "[instrumental]"
+    assert run(songs, "--lyrics") == 0
+    assert texts(songs)["one_lyrics.txt"] == "[instrumental]"
+
+
+def test_what_is_left_out_is_kept_with_the_reason(songs, capsys):
+    credits = "[00:00.00]作词 : 甲\n[00:00.20]作曲 : 乙\n"
+    source = credits + "[00:01.00]静かな夜に\n[00:01.00]寂静的夜里\n[00:02.00]星の海を\n[00:02.00]星辰的海洋\n"
+    (songs / "one.lrc").write_text(source, "utf-8")
+    assert run(songs, "--lyrics", "--structure", "off", "--only", "one") == 0
+    written = texts(songs)
+    assert written["one_lyrics.txt"] == "静かな夜に\n星の海を"
+    about = json.loads(written["one_lyrics.json"])
+    assert about["source"] == "one.lrc"
+    assert [(line["kind"], line["text"]) for line in about["lines"]] == [
+        ("credit", "作词 : 甲"),
+        ("credit", "作曲 : 乙"),
+        ("sung", "静かな夜に"),
+        ("translation", "寂静的夜里"),
+        ("sung", "星の海を"),
+        ("translation", "星辰的海洋"),
+    ]
+    assert about["lines"][0] == {
+        "time": 0.0,
+        "text": "作词 : 甲",
+        "kind": "credit",
+        "sung": "",
+        "why": "a credit at the head",
+    }
+    assert "lyrics from one.lrc, 2 lines with times; left out: 2 translation, 2 credit." in capsys.readouterr().out
+    # New lyrics of which nothing is left out: the old account is set aside, the language that the user set stays.
+    (songs / "one_lyrics.json").write_text(json.dumps(about | {"language": "ja"}), "utf-8")
+    (songs / "one.lrc").write_text("[00:01.00]Hello morning", "utf-8")
+    assert run(songs, "--lyrics", "--overwrite", "--only", "one") == 0
+    assert json.loads(texts(songs)["one_lyrics.json"]) == {"format": 1, "language": "ja"}
+    assert any('"credit"' in text for text in kept_texts(songs))
+
+
+def test_times_behind_the_end_are_of_another_version(songs, capsys):
+    (songs / "one.lrc").write_text(LRC + "[03:00.00]far away\n", "utf-8")
+    assert run(songs, "--lyrics", "--only", "one") == 0
+    assert "one.mp3: warning: 1 of 5 lines have times behind the end of the song (6 s; the last line is at 180 s)" in (
         capsys.readouterr().out
     )
+
+
+def test_an_encoding_that_is_a_guess_is_a_question(songs, capsys):
+    (songs / "one.lrc").write_bytes("[00:01.00]桜の花が咲いた".encode("cp932"))
+    assert run(songs, "--lyrics", "--only", "one") == 0
+    assert "one.mp3: question: 'one.lrc' is not Unicode. Read as cp932, which is a guess" in capsys.readouterr().out
+    assert "cp932" in json.loads(texts(songs)["one_lyrics.json"])["questions"][0]
+    (songs / "one.lrc").write_bytes("[00:01.00]月亮代表我的心".encode("gbk"))
+    assert run(songs, "--lyrics", "--overwrite", "--only", "one", "--lyric_encoding", "gbk") == 0
+    assert "question:" not in capsys.readouterr().out
+    assert texts(songs)["one_lyrics.txt"] == "[verse]\n月亮代表我的心"
 
 
 def test_overwriting_keeps_the_old_texts(songs, capsys):
@@ -197,7 +269,7 @@ def test_structure_off(songs):
 def test_structure_that_is_there_stays(songs):
     (songs / "one.txt").write_text("[Verse 1]\nHello\n[Drop]\nHello", "utf-8")
     assert run(songs, "--lyrics", "--only", "one") == 0
-    assert texts(songs)["one_lyrics.txt"] == "[Verse 1]\nHello\n[Drop]\nHello"
+    assert texts(songs)["one_lyrics.txt"] == "[verse]\nHello\n[inst]\nHello"
     assert not (songs / "one_lyrics.lrc").exists()
 
 
@@ -353,6 +425,9 @@ def test_without_streams(songs):
         (["--lyric_sources", "file,web,ocr"], [r"--lyric_sources holds 'ocr', 'web'; known are file, embedded, model"]),
         (["--language", "sv"], [r"--language 'sv' is not one that ACE-Step's lyrics know"]),
         (["--lyric_sources", " ,"], [r"--lyric_sources holds none"]),
+        (["--lyric_encoding", "chinese2"], [r"--lyric_encoding 'chinese2' is no encoding that Python knows"]),
+        (["--accept_found"], [r"--accept_found is about lyrics of a service\. Name it with --lyrics_source"]),
+        (["--lyrics_source", "lrclib", "--lyrics_address", "x"], [r"--lyrics_address 'x' is no address of the web"]),
         (["--port", "0", "--timeout", "-1"], [r"--port 0 is no port", r"--timeout -1\.0 must be more than 0"]),
         (["--timeout", "inf", "--seed", "-1"], [r"--seed -1 is no seed", r"--timeout inf must be .* at most 86400"]),
         (["--seed", "9" * 30], [r"--seed 9{30} is no seed"]),
@@ -491,20 +566,20 @@ def test_a_random_model_gives_real_files_or_failed_songs(
 
 
 def test_step_3_after_step_2_asks_for_lyrics_only(songs, thinker, short_lyrics, monkeypatch):
+    from ace_lora.captions.caption import Caption
     from ace_lora.captions.qwen import QwenCaptioner
 
     asked = []
-    original = QwenCaptioner.ask
 
     def ask(self, samples, **wanted):
         asked.append((wanted["tags"], wanted["lyrics"], len(samples)))
-        return original(self, samples, **wanted)
+        return Caption(("pop", "rock"), True) if wanted["tags"] else Caption((), True, ("Hello morning",))
 
     monkeypatch.setattr(QwenCaptioner, "ask", ask)
     options = ("--model", str(thinker), "--device", "cpu", "--only", "two")
     assert run(songs, *options, backend="qwen") == 0
     prompt = texts(songs)["two_prompt.txt"]
-    run(songs, *options, "--lyrics", backend="qwen")
+    assert run(songs, *options, "--lyrics", backend="qwen") == 0
     assert {wanted[:2] for wanted in asked[:1]} == {(True, False)}
     assert {wanted[:2] for wanted in asked} == {(True, False), (False, True)}
     assert {length for *_, length in asked} == {6 * 16000}
@@ -618,7 +693,7 @@ def test_the_transcriber_gives_lyrics_and_measured_tags(songs, thinker, tmp_path
     assert run(songs, "--lyrics", *options, backend="qwen") == 0
     assert questions == [("*Task* Transcribe this audio in detail", None)]
     assert texts(songs)["one_lyrics.txt"] == "[verse]\nHello morning\n[chorus]\nwe are free"
-    assert "medium tempo" in split_tags(texts(songs)["one_prompt.txt"])
+    assert "wide dynamics" in split_tags(texts(songs)["one_prompt.txt"])
     assert "this model gives no tags: measured ones are taken" in capsys.readouterr().out
 
 

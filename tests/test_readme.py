@@ -32,8 +32,10 @@ def test_every_command_is_accepted_by_its_script(name):
         if script == "start.py":
             set_up.parse_args(start.GROUPS, arguments)
         else:
-            name_of_module = f"{arguments.pop(0)}.__main__" if script == "-m" else script.removesuffix(".py")
-            importlib.import_module(name_of_module).parse_args(arguments)  # fails where a flag does not exist
+            module = importlib.import_module(arguments.pop(0) if script == "-m" else script.removesuffix(".py"))
+            if hasattr(module, "__path__"):  # `python -m` of a package
+                module = importlib.import_module(f"{module.__name__}.__main__")
+            module.parse_args(arguments)  # fails where a flag does not exist
         checked += 1
     assert checked >= 14
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,3 +181,49 @@ def test_wrong_input_is_reported_at_once_and_nothing_overwritten(tmp_path, capsy
         assert run("--input_name", tmp_path / "in_lora", "--output_name", tmp_path / "p", *how) == 2
     with pytest.raises(SystemExit):
         resize_lora.parse_args(["--input_name", "a", "--output_name", "b", "--new_rank", "1", "--sv_fro", "1"])
+
+
+def test_overwrite_replaces_the_output_and_never_the_input(tmp_path, capsys):
+    make_lora(tmp_path / "in_lora")
+    before = (tmp_path / "in_lora" / WEIGHTS_NAME).read_bytes()
+    for name in ("in_lora", f"in_lora/{WEIGHTS_NAME}"):
+        flags = ("--output_name", tmp_path / name, "--new_rank", 2, "--overwrite")
+        assert run("--input_name", tmp_path / "in_lora", *flags) == 2
+        assert "the input file itself, or its folder" in capsys.readouterr().err
+    assert (tmp_path / "in_lora" / WEIGHTS_NAME).read_bytes() == before
+    for name in ("o", "o.safetensors"):
+        for rank in (2, 1):
+            flags = ("--output_name", tmp_path / name, "--new_rank", rank, "--overwrite")
+            assert run("--input_name", tmp_path / "in_lora", *flags) == 0
+        file = tmp_path / name / WEIGHTS_NAME if name == "o" else tmp_path / name
+        assert {t.shape[0] for key, t in load_file(file).items() if "lora_A" in key} == {1}
+    assert not (tmp_path / ".removed").exists()
+
+
+def test_the_strength_can_be_stated_where_the_file_is_silent(tmp_path):
+    tensors = make_lora(tmp_path / "in_lora")
+    save_file(tensors, tmp_path / "silent.safetensors")
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    args = ("--input_name", tmp_path / "silent.safetensors", "--new_rank", 2)
+    assert run(*args, "--output_name", tmp_path / "a", "--for", "all") == 2
+    stated = ("--lora_config_path", tmp_path / "c.json")
+    assert run(*args, "--output_name", tmp_path / "a", "--for", "all", *stated) == 0
+    assert run(*args, "--output_name", tmp_path / "b.safetensors", *stated) == 0
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert config["lora_alpha"] / math.sqrt(config["r"]) == pytest.approx(0.5)
+
+
+def test_flags_of_other_programs_lead_to_ours(capsys):
+    with pytest.raises(SystemExit) as caught:
+        resize_lora.parse_args(["--model", "a", "--save_to", "b", "--dynamic_method", "sv_fro"])
+    assert caught.value.code == 2 and "Use --input_name instead" in capsys.readouterr().err
+
+
+def test_parse_args_needs_no_torch():
+    code = (
+        "import sys, resize_lora as s; s.parse_args(['--input_name', 'a', '--output_name', 'b', '--new_rank', '1']); "
+    )
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    folder = Path(resize_lora.__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)

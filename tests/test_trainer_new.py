@@ -20,9 +20,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import ace_gui
 import trainer_new
 from ace_lora.commands import run_script
-from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.config import TRAINING_CONFIG_NAME
 from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.records.record import read_record
 from ace_lora.tiny_base.make import make_tiny_base
@@ -30,6 +31,7 @@ from ace_lora.training import load as training_load
 from ace_lora.training import run as training_run
 from ace_lora.training.checkpoints import STATE_JSON, STATE_TENSORS
 from ace_lora.training.metrics import COLUMNS
+from ace_lora.training.optimizers import OPTIMIZERS
 from ace_lora.training.plan import Plan
 from ace_lora.training.prepare import prepare
 from tests.training_data import make_record, make_records
@@ -154,6 +156,13 @@ def test_defaults_are_the_published_ones():
         "resume": None,
     }
     assert {name: args[name] for name in expected} == expected
+
+
+def test_window_reads_the_choices_without_running_the_script():
+    flags = ace_gui.read_flags(ROOT / "trainer_new.py")
+    assert flags["optimizer"].choices == tuple(OPTIMIZERS)
+    for name in ("base_precision", "logger", "gradient_clip_algorithm", "text_encoder", "plan"):
+        assert len(flags[name].choices) > 1, name
 
 
 def test_parse_args_needs_no_torch():
@@ -315,7 +324,7 @@ def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
     out = capsys.readouterr().out
     assert folders(tmp_path) == ["epoch=0-step=2_lora", "epoch=1-step=4_lora", "epoch=1-step=5_lora"]
     last = tmp_path / "checkpoints" / "epoch=1-step=5_lora"
-    names = {WEIGHTS_NAME, "pytorch_lora_weights_comfyui.safetensors", CONFIG_NAME, STATE_JSON, STATE_TENSORS}
+    names = {WEIGHTS_NAME, "pytorch_lora_weights_comfyui.safetensors", TRAINING_CONFIG_NAME, STATE_JSON, STATE_TENSORS}
     assert {path.name for path in last.iterdir()} == names
 
     steps = re.findall(
@@ -361,7 +370,9 @@ def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
     assert json.loads(metadata["tags"])["female vocals"] == 3
     assert "torch" in json.loads(metadata["versions"]) and metadata["base_model"].startswith("ACE-Step v1")
     assert json.loads(metadata["lora_adapter_metadata"])["r"] == 4
-    assert json.loads((last / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"] == "LORA"
+    config = json.loads((last / TRAINING_CONFIG_NAME).read_text(encoding="utf-8"))
+    assert config == LORA
+    assert not (last / "adapter_config.json").exists()  # with which it would look like a folder for PEFT
     comfy = load_file(last / "pytorch_lora_weights_comfyui.safetensors")
     assert comfy["transformer_blocks.0.attn.to_q.alpha"].item() == 2.0  # 4 / sqrt(4)
 
@@ -483,10 +494,13 @@ def test_lyric_branch_is_computed_once_and_dropped(base, tmp_path, monkeypatch):
 def test_warm_start(base, tmp_path, capsys):
     assert train(base, tmp_path / "first", save_comfyui=True) == 0
     folder = tmp_path / "first" / "checkpoints" / "epoch=1-step=4_lora"
-    for name, note in ((WEIGHTS_NAME, False), ("pytorch_lora_weights_comfyui.safetensors", True)):
+    for name in (WEIGHTS_NAME, "pytorch_lora_weights_comfyui.safetensors"):
         target = tmp_path / name
         assert train(base, target, last_lora_path=folder / name, max_steps=1, learning_rate=1e-30) == 0
-        assert ("alpha values" in capsys.readouterr().out) == note
+        out = capsys.readouterr().out
+        assert "is a LoRA of 24 layers, rank 4, bfloat16: trained by this program, 4 steps" in out
+        for changed in ("scaled by", "grown from", "made smaller", "are left out", "start from zero"):
+            assert changed not in out
         assert folders(target) == ["epoch=0-step=1_lora"]
         start, now = (
             load_file(folder / WEIGHTS_NAME),
@@ -494,9 +508,36 @@ def test_warm_start(base, tmp_path, capsys):
         )
         assert all(torch.equal(start[key], now[key]) for key in start)
     assert train(base, tmp_path / "by_folder", last_lora_path=folder, max_steps=1) == 0
-    config = write_config(tmp_path / "l.json", r=8)
-    assert train(base, tmp_path / "x", last_lora_path=folder / WEIGHTS_NAME, lora_config_path=config) == 2
-    assert "rank 4" in capsys.readouterr().err
+
+
+def test_warm_start_from_another_rank_strength_and_choice_of_layers(base, tmp_path, capsys):
+    """What is played stays what it was; what had to be changed is said. A configuration may lack use_rslora."""
+    assert train(base, tmp_path / "first") == 0
+    folder = tmp_path / "first" / "checkpoints" / "epoch=1-step=4_lora"
+    config = tmp_path / "l.json"
+    content = {"r": 8, "lora_alpha": 2, "target_modules": ["to_q", "linear_q"], "lora_dropout": 0.1}
+    config.write_text(json.dumps(content), encoding="utf-8")
+    capsys.readouterr()
+    flags = {"last_lora_path": folder, "lora_config_path": config, "max_steps": 1, "learning_rate": 1e-30}
+    assert train(base, tmp_path / "second", **flags) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "has no use_rslora: false, as in PEFT",
+        "'lora_dropout' in",
+        "6 layers scaled by 2, so that the strength stays",
+        "6 layers grown from rank 4 to 8",
+        "are not in the file and start from zero, for example 'lyric_encoder.",
+        "18 layers of the file are not in this training and are left out",
+    ):
+        assert said in out, said
+    before = load_file(folder / WEIGHTS_NAME)
+    after = load_file(tmp_path / "second/checkpoints/epoch=0-step=1_lora" / WEIGHTS_NAME)
+    layer = "transformer_blocks.0.attn.to_q"
+    changes = [
+        scale * tensors[f"{layer}.lora_B.weight"].float() @ tensors[f"{layer}.lora_A.weight"].float()
+        for tensors, scale in ((before, 0.5), (after, 0.25))
+    ]
+    torch.testing.assert_close(*changes)
 
 
 def test_compile_goes_on_without_a_compiler(base, tmp_path):

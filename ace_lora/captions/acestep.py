@@ -12,12 +12,11 @@ from pathlib import PurePath
 from ace_lora.captions.caption import (
     Caption,
     UnusableAnswer,
-    check_lyrics,
-    check_tags,
-    clean_tags,
-    heard_lines,
+    gated_lyrics,
+    gated_tags,
 )
-from ace_lora.lyrics.text import stands_for_no_lyrics, sung_lines
+from ace_lora.lyrics.phrases import stands_for_no_lyrics
+from ace_lora.lyrics.text import sung_lines
 
 QUESTIONS = {
     "captioner": "*Task* Describe this audio in detail",
@@ -104,14 +103,14 @@ def parse_description(prose: str) -> Caption:
     text = " ".join(prose.split())
     if not text:
         raise UnusableAnswer("the answer is empty")
-    tags = [tag for names in (_GENRES, _INSTRUMENTS, _MOODS, _TEMPOS) for tag in _named_in(text, names)]
-    has_vocal = bool(_VOICE.search(text)) and not _NO_VOICE.search(text)
+    has_vocal = bool(_VOICE.search(without_negations(text))) and not _NO_VOICE.search(text)
+    text = without_negations(text)
+    # All at once: the longest name wins over one of another list inside it ("acoustic guitar" is no acoustic song).
+    tags = _named_in(text, ",".join((_GENRES, _INSTRUMENTS, _MOODS, _TEMPOS)))
     if has_vocal:
         for match in re.finditer(rf"((?:[\w-]+[\s,]+(?:and\s+)?){{1,4}}){_VOICE_WORDS}\b", text, re.IGNORECASE):
             tags += [f"{voice} vocal" for voice in _named_in(match.group(1), _VOICES)]
-    found = tuple(clean_tags(tags))
-    check_tags(found)
-    return Caption(found, has_vocal)
+    return Caption(gated_tags(tags, has_vocal), has_vocal)
 
 
 def parse_transcription(answer: str) -> Caption:
@@ -125,11 +124,32 @@ def parse_transcription(answer: str) -> Caption:
     if heading is None:
         raise UnusableAnswer("the answer has no '# Lyrics' section")
     body = re.split(r"^#+\s", answer[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0]
-    lines = heard_lines(body)
-    if all(stands_for_no_lyrics(line) for line in sung_lines(lines)):
+    written = [line for line in body.split("\n") if line.strip() and not stands_for_no_lyrics(line)]
+    if not sung_lines(written):
         return Caption((), has_vocal=False)
-    check_lyrics(lines)
-    return Caption((), has_vocal=True, lyrics=tuple(lines))
+    return Caption((), has_vocal=True, lyrics=gated_lyrics(body, has_vocal=True))
+
+
+# "no drums", "lacks electric guitar", "not aggressive or dark", "rather than", up to the end of what is denied.
+_NEGATION = re.compile(
+    r"\b(?:no|not|non|without|lack(?:s|ing)?(?: of)?|absence of|absent|free of|devoid of|never|neither|nor|rather than|"
+    r"instead of|isn't|aren't|doesn't|don't|does not|do not|avoid(?:s|ing)?|exclud(?:es|ing)|omit(?:s|ting)?|minus|"
+    r"hardly|barely)\b"
+    # A comma ends it unless it is one of a list: "no drums, bass or guitar".
+    r"(?:[^.;:!?,]|,(?=[^.;:!?]*\b(?:or|nor)\b))*?"
+    r"(?=[.;:!?,]|,? (?:but|yet|however|although|though|while|instead|featuring|with|it|which|"
+    r"and (?:it|the|a|an|has|features|is|there))\b|$)",
+    re.IGNORECASE,
+)
+_NOT_ONLY = re.compile(
+    r"\bnot (?:only|just|merely)\b|\bno(?:t| longer)? (?:less|doubt|unlike|nonsense|frills)\b|\bnon-stop\b",
+    re.IGNORECASE,
+)
+
+
+def without_negations(text: str) -> str:
+    """`text` without what it says is not there: "no drums, but strings" gives " , but strings"."""
+    return _NEGATION.sub(" ", _NOT_ONLY.sub(" ", text))
 
 
 def _named_in(text: str, names: str) -> list[str]:

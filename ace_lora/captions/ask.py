@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ace_lora.audio.analysis import TooLittleSound, is_silent, mix_down, require_sound
 from ace_lora.captions.caption import Caption, UnusableAnswer
+from ace_lora.captions.tags import united
 from ace_lora.lyrics.cleaners import SUPPORTED_LANGUAGES
 from ace_lora.lyrics.language_id import identify, language_name, squash
 from ace_lora.lyrics.segment import segment
@@ -137,8 +138,8 @@ def caption_waveform(
 
 
 def merge_captions(parts: Sequence[Caption]) -> Caption:
-    """One caption of a song whose parts were captioned in their order: all tags, all lines, any voice."""
-    tags = sorted({tag for part in parts for tag in part.tags})
+    """One caption of a song whose parts were captioned in their order: tags that go together, all lines, any voice."""
+    tags = united([part.tags for part in parts])
     heard = [part.has_vocal for part in parts if part.has_vocal is not None]
     lyrics = [line for part in parts for line in part.lyrics]
     return Caption(tuple(tags), any(heard) if heard else None, tuple(lyrics))

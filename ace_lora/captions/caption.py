@@ -16,8 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ace_lora.lyrics.text import clean_lines, comparable, known_structure, stands_for_no_lyrics, sung_lines
-from ace_lora.lyrics.timed import strip_times
+from ace_lora.captions.refusals import REFUSAL, REFUSED_LINE, UNSAID
+from ace_lora.captions.tags import canonical, contradictions, foreign
+from ace_lora.lyrics.formats import read_entries
+from ace_lora.lyrics.phrases import SUBTITLES_OF_MODELS, stands_for_no_lyrics
+from ace_lora.lyrics.sorting import is_pinyin, sort_lines
+from ace_lora.lyrics.text import clean_lines, comparable, sung_lines
 
 # The tags of the schema at one letter per token come to 650; real ones to about 100.
 MAX_TAG_TOKENS = 1024
@@ -88,18 +92,19 @@ class Caption:
 
 def caption_schema(*, tags: bool, lyrics: bool) -> dict[str, Any]:
     """JSON schema of the answer; every string and list is bounded, or a model may never close one."""
-    properties: dict[str, Any] = {}
+    # First of all, so that what follows need not be made up: every list may be empty then.
+    properties: dict[str, Any] = {"cannot_tell": {"type": "boolean"}}
     if tags:
         properties |= {
-            "genre": _tag_list(1, 3),
-            "subgenre": _tag_list(0, 3),
-            "instrument": _tag_list(1, 6),
-            "tempo": _tag_list(1, 1, _TEMPO_PATTERN),
-            "mood": _tag_list(1, 4),
+            "genre": _tag_list(3),
+            "subgenre": _tag_list(3),
+            "instrument": _tag_list(6),
+            "tempo": _tag_list(1, _TEMPO_PATTERN),
+            "mood": _tag_list(4),
         }
     properties["has_vocal"] = {"type": "boolean"}
     if tags:
-        properties["vocal"] = _tag_list(0, 4)
+        properties["vocal"] = _tag_list(4)
     if lyrics:
         # A list of lines: llama.cpp fails on one long bounded string, and a line cannot swallow the line ends.
         properties["lyrics"] = {
@@ -116,13 +121,16 @@ def caption_schema(*, tags: bool, lyrics: bool) -> dict[str, Any]:
     }
 
 
-def _tag_list(fewest: int, most: int, pattern: str = _TAG_PATTERN) -> dict[str, Any]:
-    return {"type": "array", "minItems": fewest, "maxItems": most, "items": {"type": "string", "pattern": pattern}}
+def _tag_list(most: int, pattern: str = _TAG_PATTERN) -> dict[str, Any]:
+    return {"type": "array", "minItems": 0, "maxItems": most, "items": {"type": "string", "pattern": pattern}}
 
 
 def caption_question(*, tags: bool, lyrics: bool, language: str | None = None) -> str:
     """The instruction that goes with the audio. `language` is the ISO 639-1 code of the lyrics where it is known."""
-    parts = ["Listen to this music and answer with one JSON object with these fields."]
+    parts = [
+        "Listen to this music and answer with one JSON object with these fields.",
+        "cannot_tell: true if you cannot hear or cannot describe it; then leave the lists empty. Else false.",
+    ]
     if tags:
         parts += [
             "genre: list of 1 to 3 music genres.",
@@ -160,10 +168,12 @@ def parse_caption(answer: str, *, tags: bool, lyrics: bool) -> Caption:
     """The caption in `answer`, JSON of `caption_schema` with the same arguments.
 
     Fences, single quotes and trailing commas are mended, because not every server can be constrained. Raises
-    UnusableAnswer when the answer is cut short, is not such an object, holds fewer than two tags, sings without
-    lyrics or repeats itself without end.
+    UnusableAnswer when the answer is cut short, is not such an object, says that it cannot tell or refuses, holds
+    fewer than two tags or too many, contradicts itself, sings without lyrics or repeats itself without end.
     """
     said = _read_object(answer)
+    if said.get("cannot_tell") is True:
+        raise UnusableAnswer("the model says that it cannot tell")
     missing = [name for name in _required(tags, lyrics) if name not in said]
     if missing:
         raise UnusableAnswer(f"the answer lacks {', '.join(missing)}")
@@ -175,19 +185,19 @@ def parse_caption(answer: str, *, tags: bool, lyrics: bool) -> Caption:
     if tags:
         words = [word for name in TAG_FIELDS if name != "tempo" for word in _strings(said, name)]
         words += [_without_numbers(word) for word in _strings(said, "tempo")]
-        if has_vocal:
-            words += [vocal_tag(word) for word in _strings(said, "vocal")]
-        found = tuple(clean_tags(words))
-        check_tags(found)
+        words += [vocal_tag(word) for word in _strings(said, "vocal")]
+        found = gated_tags(words, has_vocal)
     lines: tuple[str, ...] = ()
-    if lyrics and has_vocal:
-        lines = tuple(heard_lines("\n".join(_strings(said, "lyrics"))))
-        check_lyrics(lines)
+    if lyrics:
+        heard = "\n".join(_strings(said, "lyrics")) if has_vocal or said.get("lyrics") else ""
+        lines = gated_lyrics(heard, has_vocal)
     return Caption(found, has_vocal, lines)
 
 
 def _required(tags: bool, lyrics: bool) -> list[str]:
-    return [name for name in caption_schema(tags=tags, lyrics=lyrics)["required"] if name != "vocal"]
+    return [
+        name for name in caption_schema(tags=tags, lyrics=lyrics)["required"] if name not in ("vocal", "cannot_tell")
+    ]
 
 
 def _read_object(answer: str) -> dict[str, Any]:
@@ -254,6 +264,7 @@ def clean_tags(words: Sequence[str]) -> list[str]:
     tags = set()
     for word in words:
         for part in re.split(r"[,、;\n]", unicodedata.normalize("NFKC", word)):
+            part = re.sub(r"^\s*([\w'-]+) \(([a-zA-Z' -]+)\)\s*$", r"\2 \1", part)  # guitar (electric)
             part = "".join(character for character in part if _is_of_a_tag(character))
             tag = " ".join(_BPM.sub(" ", part.lower()).split()).strip(" .:!?\"'`()[]{}*_#-/&")
             tag = " ".join(tag.split())
@@ -262,8 +273,14 @@ def clean_tags(words: Sequence[str]) -> list[str]:
             if _repeats(tag.split(), _MOST_REPEATS_IN_TAG) or _repeats(tag, _MOST_REPEATS_IN_TAG):
                 raise UnusableAnswer(f"a tag repeats itself without end: {_excerpt(tag)}")
             if len(tag) <= _LONGEST_TAG and len(tag.split()) <= _MOST_WORDS:
-                tags.add(tag)
-    return sorted(tags)
+                tags.add(canonical(tag))
+    return sorted(tag for tag in tags if not _is_said_by_another(tag, tags))
+
+
+def _is_said_by_another(tag: str, tags: set[str]) -> bool:
+    """Whether a tag is another one in the plural, or with `music` behind it."""
+    shorter = (tag.removesuffix(" music"), tag.removesuffix(" song"), tag.removesuffix("s"), tag.replace("-", " "))
+    return any(other != tag and other in tags for other in shorter)
 
 
 def _is_of_a_tag(character: str) -> bool:
@@ -288,14 +305,67 @@ def vocal_tag(word: str) -> str:
     parts = []
     for part in re.split(r"[,，、;；\n]", word.lower()):
         part = re.sub(r"\bvocals\b\s*$", "vocal", part.strip(" .:!?\"'`()[]{}*_#-"))
-        if part and part not in _NO_TAG and not re.search(r"\bvocals?\b", part):
+        if (
+            part
+            and part not in _NO_TAG
+            and canonical(part) == part
+            and not re.search(r"\bvocals?\b|[^\x00-\u024f]", part)
+        ):
             part = f"{part} vocal"
         parts.append(part)
     return ", ".join(parts)
 
 
+def gated_tags(words: Sequence[str], has_vocal: bool | None) -> tuple[str, ...]:
+    """The tags in a model's `words`, clean and of one vocabulary. Raises UnusableAnswer where they are none."""
+    for word in words:
+        if REFUSAL.search(word):
+            raise UnusableAnswer(f"the model refuses instead of naming tags: {_excerpt(word)}")
+    tags = tuple(tag for tag in clean_tags(words) if not UNSAID.fullmatch(tag))
+    if has_vocal is False:
+        # What says that there is no voice is said by the lyrics; as a tag it is good only without one.
+        tags = tuple(tag for tag in tags if tag not in ("no vocal", "no vocals", "none vocal"))
+    check_tags(tags)
+    if wrong := foreign(tags):
+        raise UnusableAnswer(f"tags are not in English: {', '.join(wrong[:5])}")
+    if wrong := contradictions(tags, has_vocal):
+        raise UnusableAnswer("; ".join(wrong))
+    return tags
+
+
+def gated_lyrics(text: str, has_vocal: bool) -> tuple[str, ...]:
+    """The sung lines in a model's lyrics, its times, labels and thanks for watching left out.
+
+    Raises UnusableAnswer where that leaves nothing of a song with a voice, or where it refuses, loops, or writes a
+    Chinese song in pinyin.
+    """
+    if refused := next((line for line in text.split("\n") if REFUSAL.search(line) or REFUSED_LINE.search(line)), None):
+        raise UnusableAnswer(f"the model refuses instead of writing the lyrics down: {_excerpt(refused)}")
+    lines = tuple(heard_lines(text))
+    words = [line for line in sung_lines(lines) if not stands_for_no_lyrics(line)]
+    if not has_vocal:
+        if words:
+            raise UnusableAnswer("the answer hears no voice and writes lyrics down")
+        return ()
+    if words and all(SUBTITLES_OF_MODELS.fullmatch(line) for line in words):
+        raise UnusableAnswer(f"the lyrics are what models write for silence: {_excerpt(words[0])}")
+    if not words and (
+        written := [line for line in text.split("\n") if line.strip() and not stands_for_no_lyrics(line)]
+    ):
+        raise UnusableAnswer(f"somebody sings but the lyrics are empty of what is sung: {_excerpt(written[0])}")
+    check_lyrics(lines)
+    if is_pinyin(words):
+        raise UnusableAnswer(f"the lyrics are in pinyin, not in Chinese characters: {_excerpt(words[0])}")
+    return lines
+
+
+MOST_TAGS = 40
+
+
 def check_tags(tags: Sequence[str]) -> None:
-    """Raise UnusableAnswer unless `tags` describe a song: at least two."""
+    """Raise UnusableAnswer unless `tags` describe a song: at least two, and not without end."""
+    if len(tags) > MOST_TAGS:
+        raise UnusableAnswer(f"the answer holds {len(tags)} tags; a song has about ten")
     if not tags:
         raise UnusableAnswer("the answer holds no tag")
     if len(tags) < 2:
@@ -308,8 +378,9 @@ def check_tags(tags: Sequence[str]) -> None:
 
 
 def heard_lines(text: str) -> list[str]:
-    """The lines that a model heard: `clean_lines` with known structure tags; its times go, because they are guesses."""
-    return [known_structure(line) for line in clean_lines(strip_times(text))]
+    """The sung lines that a model heard, with the model's structure tags; its times go, because they are guesses."""
+    lines = sort_lines(read_entries(text)).lines
+    return clean_lines("\n".join(line.sung for line in lines if line.sung or not line.text))
 
 
 def check_lyrics(lines: Sequence[str]) -> None:

@@ -123,14 +123,17 @@ def sample_latents(
     seconds: float,
     seed: int,
     settings: ComfyUISettings,
+    lyric_branch: ACEStepTransformer | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
     """Latents float32 [8, 16, T] on the CPU, T = `latent_frames(seconds)`.
 
     text_states: [1, Lt, width] of the whole prompt. lyric_token_ids: as `ace_lora.comfyui.lyrics.token_ids` gives them.
+    lyric_branch: of `load_lyric_branch`, where the transformer has given its own back.
     """
-    device = next(transformer.parameters()).device
-    ids = torch.tensor([lyric_token_ids], dtype=torch.int64, device=device)
+    device = transformer.final_layer.scale_shift_table.device
+    branch = lyric_branch or transformer
+    ids = torch.tensor([lyric_token_ids], dtype=torch.int64, device=branch.lyric_embs.weight.device)
     text_states = text_states.to(device)
     with torch.inference_mode():
         contexts = {
@@ -138,7 +141,8 @@ def sample_latents(
                 text_states if conditional else torch.zeros_like(text_states),
                 None,
                 # The strength multiplies behind the projection, on both sides.
-                transformer.encode_lyrics(ids if conditional else torch.zeros_like(ids)) * settings.lyrics_strength,
+                branch.encode_lyrics(ids if conditional else torch.zeros_like(ids)).to(device)
+                * settings.lyrics_strength,
                 None,
             )
             for conditional in (True, False)

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from ace_lora.commands import WrongInput, run_script
-from ace_lora.lora.file import UnknownStrength, describe, dora_problems, lora_scales, read_lora_file
+from ace_lora.lora.file import describe, dora_problems, read_lora_file
+from ace_lora.lora.scales import UnknownStrength, lora_scales
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -75,11 +75,11 @@ def read_lora_config(path: Path, *, need_targets: bool = True, notes: list[str] 
         raise WrongInput(problems)
     if notes is not None:
         if "use_rslora" not in content:
-            notes.append(f"'{path}' has no use_rslora: false, as in PEFT (the scale is lora_alpha / r).")
+            notes.append(f"'{path}' has no use_rslora: false, as in PEFT, so the scale is lora_alpha / r.")
         notes += [
             f"'{key}' in '{path}' is {json.dumps(content[key])}, which is not used: {meaning}."
             for key, meaning in _WITHOUT.items()
-            if content.get(key) not in _NEUTRAL
+            if need_targets and content.get(key) not in _NEUTRAL
         ]
     return needed_keys(content, patterns=not need_targets)
 

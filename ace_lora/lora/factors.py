@@ -21,7 +21,7 @@ def best_factors(
     """
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
-    u, values, v = torch.linalg.svd(r_b @ r_a.T)
+    u, values, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     kept_rank = max(1, rank if isinstance(rank, int) else rank(values))
     if kept_rank >= len(a):
         return a, b, 1.0

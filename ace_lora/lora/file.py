@@ -4,16 +4,11 @@ Whatever a file spells (see `keys`), its tensors are known inside as `<module pa
 Files that are written have these keys too and, for ComfyUI, `<module path>.alpha`; the trainer's hold bfloat16. The
 header holds the configuration for diffusers.
 
-What players make of a file: ComfyUI computes alpha / rank per layer from the alpha tensors (1 without), and reads no
-header; ACE-Step's own pages read neither and take one rank for all layers; diffusers reads the header. One file for
-all has the scale in B, one rank, and alpha = rank (`one_for_all`).
-
 This module imports torch only inside functions, so that `--help` of the scripts answers at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -29,12 +24,9 @@ from ace_lora.lora.config import (
     CONFIG_NAME,
     MAX_RANK,
     TRAINING_CONFIG_NAME,
-    config_problems,
-    layer_rank_alpha,
     lora_scale,
     needed_keys,
     peft_config_dict,
-    read_lora_config,
 )
 from ace_lora.lora.keys import Key, is_dora, is_v1_layer, read_key, spelling
 
@@ -46,9 +38,7 @@ COMFYUI_NAME = "pytorch_lora_weights_comfyui.safetensors"
 PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_TENSORS = "training_state.safetensors"  # beside them: the adapter in float32 with the moments of the optimizer
 OWN_NAMES = (WEIGHTS_NAME, COMFYUI_NAME, PEFT_WEIGHTS_NAME, CONFIG_NAME, TRAINING_CONFIG_NAME)  # of a LoRA's folder
-CLIENTS = ("all", "peft")  # whom a file can be written for, beside ComfyUI
 HEADER_CONFIG = "lora_adapter_metadata"  # diffusers' name
-TRAINED_RANK = "trained_rank"  # in the header of a smaller LoRA whose scale is not known: the rank that it depends on
 
 MAX_HEADER_BYTES = 20_000_000
 MAX_KEYS = 20_000  # the largest LoRA of ACE-Step v1 has some 800
@@ -281,6 +271,8 @@ def describe(lora: LoraFile) -> str:
         where += ", trained by kohya's scripts"
     if not any(bool(tensor.any()) for key, tensor in lora.tensors.items() if key.endswith(".lora_B.weight")):
         where += "; all its lora_B are zero, so it changes nothing"
+    if lora.other_keys:
+        where += f"; {len(lora.other_keys)} other tensors are left out, such as '{lora.other_keys[0]}'"
     return f"'{lora.path}' is a LoRA of {len(layers)} layers{of}, {rank}, {' and '.join(kinds)}: {where}"
 
 
@@ -293,117 +285,6 @@ def dora_problems(lora: LoraFile) -> list[str]:
         f"'{next(filter(is_dora, lora.other_keys))}'), which players compute in different ways. Expected a plain LoRA. "
         "Choose another file, or train on from it without DoRA: trainer_new.py --last_lora_path."
     ]
-
-
-# --- Its strength ---
-
-
-def saved_config(lora: LoraFile) -> tuple[dict[str, Any], str] | None:
-    """What the file says of its training, keys as `read_lora_config`, and where: in its header, else beside it.
-
-    None where neither says it, or says it of other ranks; raises WrongInput when the file beside it cannot be used.
-    """
-    with contextlib.suppress(UnusableFile):
-        content = parse_json(lora.metadata.get(HEADER_CONFIG, "null"), "the header")
-        # Other programs put other things there, which are no mistake of the user's.
-        if isinstance(content, dict):
-            if "r" not in content:  # a pipeline of diffusers puts the model's name in front
-                content = {key.removeprefix("transformer."): value for key, value in content.items()}
-            if not config_problems(content, lora.path, need_targets=False):
-                config = needed_keys(content, patterns=True)
-                if not rank_misfits(lora, config):
-                    return config, "its header"
-    for name in (CONFIG_NAME, TRAINING_CONFIG_NAME):
-        beside = lora.path.with_name(name)
-        if beside.exists():
-            config = read_lora_config(beside, need_targets=False)
-            if not rank_misfits(lora, config):
-                return config, f"'{name}' beside it"
-    return None
-
-
-def rank_misfits(lora: LoraFile, config: Mapping[str, Any]) -> bool:
-    """Whether a layer has another rank than the configuration gives it."""
-    return any(layer_rank_alpha(config, layer)[0] != rank for layer, rank in lora.layer_ranks.items())
-
-
-class UnknownStrength(WrongInput):
-    """A LoRA that can be read and does not say its scale."""
-
-
-def lora_scales(lora: LoraFile, stated: Path | None = None) -> tuple[dict[str, float], str]:
-    """The factor s of each layer (W x + s B A x), and where it is written, in words.
-
-    In this order: the configuration in the header, alpha tensors for all layers, a configuration beside the file,
-    `stated`, the configuration that the user names. Raises UnknownStrength when none of them says it, WrongInput when
-    `stated` says otherwise than the file.
-    """
-    saved = saved_config(lora)
-    ranks = lora.layer_ranks
-    by_alpha = {layer: float(lora.alphas[layer]) / rank for layer, rank in ranks.items() if layer in lora.alphas}
-    has_alphas = by_alpha.keys() == ranks.keys()
-    if saved and (saved[1] == "its header" or not has_alphas):
-        config, source = saved
-        scales = {layer: lora_scale(*layer_rank_alpha(config, layer), config["use_rslora"]) for layer in ranks}
-        # Two descriptions of one thing, never to be multiplied. bfloat16 rounds an alpha by up to 0.4 per cent.
-        other = [layer for layer, scale in by_alpha.items() if not math.isclose(scale, scales[layer], rel_tol=0.01)]
-        if other:
-            source += f" (its alpha values say otherwise, for '{other[0]}' {by_alpha[other[0]]:.4g})"
-    elif has_alphas:
-        scales, source = by_alpha, "its alpha values"
-    elif stated is None:
-        raise UnknownStrength(
-            f"'{lora.path}' has no configuration in its header that fits, no alpha in every layer and no {CONFIG_NAME} "
-            "beside it, so the strength of the training is not known. Give the LoRA configuration of the training with "
-            "--lora_config_path."
-        )
-    else:
-        return _stated_scales(lora, read_lora_config(stated, need_targets=False), stated), f"'{stated}'"
-    if stated is not None:
-        _compare(lora, saved, scales, read_lora_config(stated, need_targets=False), stated)
-    return scales, source
-
-
-def _stated_scales(lora: LoraFile, config: Mapping[str, Any], stated: Path) -> dict[str, float]:
-    """The scale by a configuration that the user names, for a file that says nothing itself."""
-    trained = lora.metadata.get(TRAINED_RANK, "")
-    if trained.isdecimal():
-        if int(trained) != config["r"]:
-            raise WrongInput(
-                f"'{lora.path}' was made smaller from rank {int(trained)}, and its strength is that of its training; "
-                f"'{stated}' has r = {config['r']}. Give the LoRA configuration of the training, which has r = "
-                f"{int(trained)}, with --lora_config_path."
-            )
-        return dict.fromkeys(lora.layer_ranks, lora_scale(config["r"], config["lora_alpha"], config["use_rslora"]))
-    if rank_misfits(lora, config):
-        raise WrongInput(
-            f"'{lora.path}' has rank {', '.join(map(str, sorted(lora.ranks)))}, the LoRA configuration has r = "
-            f"{config['r']}. Give the configuration of that training with --lora_config_path."
-        )
-    return {layer: lora_scale(*layer_rank_alpha(config, layer), config["use_rslora"]) for layer in lora.layer_ranks}
-
-
-def _compare(
-    lora: LoraFile,
-    saved: tuple[dict[str, Any], str] | None,
-    scales: Mapping[str, float],
-    config: Mapping[str, Any],
-    stated: Path,
-) -> None:
-    """Raise WrongInput when the configuration that the user names says otherwise than the file."""
-    for key in ("r", "lora_alpha", "use_rslora"):
-        if saved and config[key] != saved[0][key]:
-            raise WrongInput(
-                f"'{stated}' has {key} = {config[key]}, but the training of '{lora.path}' was saved with {key} = "
-                f"{saved[0][key]}. Leave --lora_config_path out to use the saved one."
-            )
-    for layer, scale in scales.items():
-        other = lora_scale(*layer_rank_alpha(config, layer), config["use_rslora"])
-        if not saved and not math.isclose(scale, other, rel_tol=0.01):
-            raise WrongInput(
-                f"'{stated}' gives '{layer}' the scale {other:.4g}, the alpha values of '{lora.path}' say {scale:.4g}. "
-                "Leave --lora_config_path out to use those of the file."
-            )
 
 
 # --- Writing ---
@@ -430,7 +311,7 @@ def save_lora(
         scale = lora_scale(config["r"], config["lora_alpha"], config["use_rslora"])
         layers = [key.removesuffix(".lora_A.weight") for key in content if key.endswith(".lora_A.weight")]
         content = add_alpha(content, dict.fromkeys(layers, scale))
-    header = {"format": "pt", HEADER_CONFIG: _as_text(peft_config_dict(config)), **(metadata or {})}
+    header = {"format": "pt", HEADER_CONFIG: as_text(peft_config_dict(config)), **(metadata or {})}
     with replace_atomically(path) as temporary:
         save_file(content, temporary, metadata=header)
         _sort_metadata(temporary)
@@ -444,76 +325,16 @@ def save_lora_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(Path(folder) / TRAINING_CONFIG_NAME, needed_keys(config))
 
 
-def one_for_all(
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scales: Mapping[str, float]
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and configuration of the file that plays at strength 1 in every client.
-
-    The scale lies in B, every layer has the largest rank (padded with zeros), and alpha is the rank, in tensors and in
-    the configuration: whoever reads one of them, both or neither arrives at 1. Half precision becomes float32, because
-    a folded float16 may be too small for its format; bfloat16 stays.
-    """
-    import torch
-
-    from ace_lora.lora.factors import folded, padded
-
-    rank = max(len(a) for a, _ in factors.values())
-    tensors = {}
-    for layer, pair in factors.items():
-        a, b = (factor if factor.dtype == torch.bfloat16 else factor.float() for factor in pair)
-        a, b = padded(a, folded(b, scales[layer]), rank)
-        tensors[f"{layer}.lora_A.weight"] = a.contiguous()
-        tensors[f"{layer}.lora_B.weight"] = b.contiguous()
-        tensors[f"{layer}.alpha"] = torch.tensor(float(rank))
-    # Few and old fields: an older PEFT refuses those that it does not know.
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": rank,
-        "use_rslora": False,
-        "use_dora": False,
-        "lora_bias": False,
-        "bias": "none",
-        "target_modules": sorted(factors),
-        "rank_pattern": {},
-        "alpha_pattern": {},
-    }
-    return tensors, config
-
-
-def write_for(
-    client: str,
-    output: Path,
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    scales: Mapping[str, float],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write the LoRA for `client`, one of CLIENTS, and read it back.
-
-    "all": `output` is a file, or a folder that gets one of the name that ACE-Step's pages and diffusers look for.
-    "peft": `output` is a folder that `PeftModel.from_pretrained` loads. `metadata`: what else the header tells.
-    """
-    tensors, config = one_for_all(factors, scales)
-    # What described the strength before it was folded in.
-    told = {key: value for key, value in metadata.items() if key not in ("rank", "alpha", "use_rslora", TRAINED_RANK)}
-    header = {**told, "format": "pt", HEADER_CONFIG: _as_text(config)}
-    if client == "all" and is_file_name(output):
-        write_tensors(output, tensors, header)
-        return
-    with replace_atomically(output, own=OWN_NAMES) as folder:
-        if client == "all":
-            write_tensors(folder / WEIGHTS_NAME, tensors, header)
-        else:
-            named = {f"base_model.model.{key}": tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
-            write_tensors(folder / PEFT_WEIGHTS_NAME, named, header)
-            write_json(folder / CONFIG_NAME, config)
-
-
 def write_tensors(path: Path, content: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> None:
     """Write a safetensors file atomically and read it back. Raises StepFailed when it is not what was meant."""
     import torch
     from safetensors.torch import load, save
 
+    if not all(bool(tensor.isfinite().all()) for tensor in content.values()):
+        raise StepFailed(
+            f"'{path}' was not written: with this strength its numbers are too large for their format. "
+            "Check the alpha of the LoRA configuration, or the weights."
+        )
     with replace_atomically(path) as temporary:
         # Not save_file: a full disk would be an error of its own kind.
         temporary.write_bytes(save(dict(content), dict(metadata) if metadata else None))
@@ -542,7 +363,7 @@ def _sort_metadata(path: Path) -> None:
             file.write(ordered.ljust(length))
 
 
-def _as_text(config: Mapping[str, Any]) -> str:
+def as_text(config: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=2, sort_keys=True)
 
 

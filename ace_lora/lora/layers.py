@@ -19,7 +19,8 @@ from torch import nn
 from ace_lora.commands import WrongInput
 from ace_lora.lora.config import lora_scale, matches_target
 from ace_lora.lora.factors import best_factors
-from ace_lora.lora.file import TRAINED_RANK, LoraFile, UnknownStrength, lora_scales, read_lora_file
+from ace_lora.lora.file import LoraFile, read_lora_file
+from ace_lora.lora.scales import TRAINED_RANK, UnknownStrength, lora_scales
 
 ADAPTER = "lora"  # PEFT's name of the adapter inside the model; it appears in no file
 

@@ -13,9 +13,17 @@
     zh_numbers.py   Chinese numbers, and Chinese punctuation as commas
     japanese.py     Japanese lines in Latin letters; needs the optional packages
     packages.py     versions the ids were checked with, MissingLyricSupport
-    text.py         which lines are sung, which are headings; the structure tags of the model, and marking with them
-    sources.py      lyrics that somebody wrote: beside the song, or in the tags of the audio file
-    timed.py        [mm:ss.xx] lyrics: parse, strip, write, put onto edited lyrics, crop with the audio
+    language.py     what the whole text says of its language, beside the vote by lines
+    reading.py      all that the model reads of a song's lyrics, with every warning; mending; the song's own language
+
+    text.py         headings and the structure tags of the model; marking a text with them
+    encoding.py     bytes -> text; what is a guess
+    formats.py      LRC, LRCX, SRT, JSON … -> lines
+    sorting.py      lines -> sung, translation, romanisation, credit, heading, speaker, junk, each with why
+    phrases.py, credit_words.py     the words that sorting goes by
+    sources.py      lyrics beside a song and in the tags of its audio file
+    online.py       lyrics from a service, as a proposal, when the user asks
+    timed.py        [mm:ss.xx] lyrics: parse, strip, write, put onto edited lyrics, crop and split with the audio
 
 Everything is plain functions on strings; only the identifier, the vocabulary and cutlet are loaded objects.
 `ACE_LYRIC_VOCAB=<published vocab.json> python -m pytest tests -k lyrics` compares ids with the reference as well.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput, run_script
+from ace_lora.files import UnusableFile
 from ace_lora.songs import AUDIO_EXTENSIONS, SongFiles, split_tags
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     read.add_argument(
         "--lyric_language",
         default="",
-        help="language code of the lyrics, for example zh; the song's own setting comes before it (default: by the text)",
+        help="language code of the lyrics, for example zh; the song's own setting comes first (default: by the text)",
     )
     read.add_argument(
         "--edited",
@@ -66,23 +67,20 @@ def find_song(path: Path) -> SongFiles:
     found = next((file for file in candidates if file.suffix.lower() in AUDIO_EXTENSIONS and file.is_file()), None)
     if found is None:
         raise WrongInput(
-            f"There is no song '{path}'. Expected an audio file ({' '.join(AUDIO_EXTENSIONS)}), or a text with one beside "
-            "it. Give its path as it is on the disk."
+            f"There is no song '{path}'. Expected an audio file ({' '.join(AUDIO_EXTENSIONS)}), or a text with one "
+            "beside it. Give its path as it is on the disk."
         )
     return SongFiles(found)
 
 
 def text_of(path: Path) -> str:
     """The text of a prompt or lyrics file, as step 4 reads it; "" where there is none."""
-    from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics
+    from ace_lora.lyrics.encoding import UnknownEncoding, read_any_text
 
-    if not path.exists():
-        return ""
     try:
-        text = decode_lyrics(path.read_bytes(), path.name)[0].removeprefix("\ufeff")
-    except UnknownEncoding as error:
-        raise WrongInput(str(error)) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+        return read_any_text(path)[0] if path.exists() else ""
+    except (UnknownEncoding, UnusableFile) as error:
+        raise WrongInput(f"{error} Write the text anew, or move the file away.") from error
 
 
 def read_prompt(prompt: str, checkpoint_dir: Path | None) -> dict[str, Any]:

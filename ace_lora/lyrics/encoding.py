@@ -9,7 +9,9 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 
+from ace_lora.files import MAX_TEXT_BYTES, read_bytes
 from ace_lora.lyrics.language_id import identify, squash
 from ace_lora.lyrics.packages import MissingLyricSupport
 
@@ -65,6 +67,19 @@ def decode_lyrics(data: bytes, name: str, encoding: str | None = None) -> tuple[
     return text, encoding
 
 
+def read_any_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
+    """(text, encoding) of a prompt or lyrics file, its line ends as `\\n`, stripped at both ends.
+
+    `encoding`: of files that are not in Unicode, in place of a guess. Raises UnknownEncoding, UnusableFile (a folder,
+    too large), OSError.
+    """
+    data = read_bytes(path, MAX_TEXT_BYTES)
+    text, found = decode_lyrics(data, path.name)
+    if encoding is not None and is_guess(found):
+        text, found = decode_lyrics(data, path.name, encoding)
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip(), found
+
+
 def is_guess(encoding: str) -> bool:
     """Whether an answer of `decode_lyrics` was guessed from the bytes."""
     return not encoding.startswith(("utf-8", "utf-16")) or encoding == DAMAGED_UTF8
@@ -117,7 +132,7 @@ def legacy_encoding(data: bytes) -> str:
 def _is_western(data: bytes) -> bool:
     """Whether high bytes are what accented letters are: alone or in pairs, and inside words of plain letters.
 
-    Elsewhere they stand together. Pairs alone could be one Chinese character each; then most must be lower-case letters.
+    Elsewhere they stand together. Pairs alone could be a Chinese character each; then most must be small letters.
     """
     runs = list(_HIGH_RUN.finditer(data))
     high = sum(len(run.group()) for run in runs)

@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass
 class Entries:
-    """The lines of a text in their order, and what it says of the song (title, artist, language) or of there being none.
+    """The lines of a text in their order, and what it says of the song (title, artist, language).
 
     `instrumental`: the format has a field for music without a voice, and it is set.
     """
@@ -58,12 +58,20 @@ def read_entries(text: str) -> Entries:
         return read_entries(html.unescape(content.group(1))) if content else Entries([])
     if start.startswith("<") and re.search(r"<tt[\s>]", text):
         return Entries(_ttml(text))
-    text = "\n".join(clean_lines(without_markup(text)))
+    # Two spaces for a tab: what stands behind one may be another language.
+    text = re.sub(" {3,}", "  ", "\n".join(clean_lines(without_markup(text).replace("\t", "  "))))
+    if table := _table(text):
+        return Entries(table)
+    if _ULTRASTAR.search(text):
+        return Entries(_ultrastar(text))
     if re.search(r"^dialogue:", text, re.IGNORECASE | re.MULTILINE):
         return Entries(_ass(text))
-    if _RANGE_LINE.search(text):
+    ranges = sum(_RANGE_LINE.match(line) is not None for line in text.split("\n"))
+    loose = any(_LOOSE_STAMP.match(line) for line in text.split("\n"))
+    # Of a subtitle every line belongs to a range; a model writes one range among other times.
+    if 5 * ranges >= sum(bool(line.strip()) for line in text.split("\n")) and (ranges > 1 or (ranges and not loose)):
         return Entries(_subtitles(text))
-    return _lrc(text)
+    return _lrc("\n".join(_RANGE_LINE.sub("", line) for line in text.split("\n")) if ranges else text)
 
 
 # --- Markup ---
@@ -82,7 +90,7 @@ def without_markup(text: str) -> str:
     if "&" in text:
         for _ in range(2):  # entities of entities: sites encode what was encoded
             text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
-    text = _BREAK.sub("\n", text)
+    text = _BREAK.sub("\n", re.sub(r"<r[tp]>.*?</r[tp]>", "", text, flags=re.IGNORECASE))
     return _ELEMENT.sub("", text).replace("\u00a0", " ").replace("\u200b", "").replace("\u2028", "\n")
 
 
@@ -90,7 +98,7 @@ def without_markup(text: str) -> str:
 
 _TIME = r"(?:(\d{1,2}):)?(\d{1,3}):(\d{1,2})(?:[.,:](\d{1,6}))?"
 _RANGE_LINE = re.compile(
-    rf"^\s*[\[(]?\s*{_TIME}\s*(?:-->|->|→)\s*{_TIME}(?:[^\S\n]*[\])])?(?:[^\S\n]+(?:[a-zA-Z]+:\S+[^\S\n]*)+$)?",
+    rf"^\s*[\[(]?\s*{_TIME}\s*(?:-->|->|→|,(?=\d+:\d\d:\d\d\.))\s*{_TIME}(?:[^\S\n]*[\])])?(?:[^\S\n]+(?:[a-zA-Z]+:\S+[^\S\n]*)+$)?",
     re.MULTILINE,
 )
 
@@ -124,6 +132,30 @@ def _subtitles(text: str) -> list[Entry]:
                 entries.append(Entry(seconds, line.strip()))
                 seconds = None  # further lines of one subtitle follow the first
     return entries
+
+
+# Labels of an audio editor, or a table: start, end, text.
+_ROW = re.compile(r"\s*(\d+(?:\.\d+)?)(?: {2,}|\s*[,;]\s*)\d+(?:\.\d+)?(?: {2,}|\s*[,;]\s*)(.*\S)\s*")
+_ULTRASTAR = re.compile(r"^[:*F] -?\d+ \d+ -?\d+ ", re.MULTILINE)
+
+
+def _table(text: str) -> list[Entry]:
+    lines = [line for line in text.split("\n") if line.strip()]
+    rows = [match for line in lines if (match := _ROW.fullmatch(line))]
+    if len(rows) < 2 or len(rows) < len(lines) - 1:
+        return []
+    return [Entry(float(row.group(1)), row.group(2).strip(' "')) for row in rows]
+
+
+def _ultrastar(text: str) -> list[Entry]:
+    """The lines of a karaoke file in syllables; its beats are not turned into times."""
+    lines: list[str] = [""]
+    for line in text.split("\n"):
+        if match := re.match(r"[:*FRG] -?\d+ \d+ -?\d+ (.*)", line):
+            lines[-1] += match.group(1) if match.group(1).startswith("~") is False else ""
+        elif re.match(r"- ?-?\d+", line):
+            lines.append("")
+    return [Entry(None, line.strip()) for line in lines if line.strip()]
 
 
 def _ass(text: str) -> list[Entry]:
@@ -171,10 +203,10 @@ _FACT_NAMES = {"ti": "title", "ar": "artist", "al": "album", "la": "language", "
 
 
 def _lrc(text: str) -> Entries:
-    facts = {}
+    facts: dict[str, str] = {}
     for name, value in _FACT.findall(text):
         facts.setdefault(_FACT_NAMES.get(name.lower(), name.lower()), value.strip())
-    lines = [_json_line(line) for line in text.split("\n")]
+    lines = [_plain_stamp(_json_line(line)) for line in text.split("\n")]
     if any(_MILLISECONDS.match(line) for line in lines):
         lines = [_WORD_MILLISECONDS.sub("", _MILLISECONDS.sub(_milliseconds_stamp, line)) for line in lines]
     loose = [_LOOSE_STAMP.match(line) for line in lines]
@@ -187,13 +219,22 @@ def _lrc(text: str) -> Entries:
     return Entries([_attached(line) for line in parse_timed("\n".join(lines))], facts)
 
 
+def _plain_stamp(line: str) -> str:
+    """`［００：１２．００］` and `【00:12.00】` as `[00:12.00]`."""
+    match = re.match(r"\s*[\[［【]\s*[\d０-９]{1,3}[:：][\d０-９]{1,2}(?:[.．:：][\d０-９]{1,3})?\s*[\]］】]", line)
+    if match is None or match.group().isascii():
+        return line
+    clock = unicodedata.normalize("NFKC", match.group()).strip("[]【】 ")
+    return f"[{clock}]{line[match.end() :]}"
+
+
 def _milliseconds_stamp(match: re.Match[str]) -> str:
     milliseconds = int(match.group(1))
     return f"[{milliseconds // 60000:02d}:{milliseconds // 1000 % 60:02d}.{milliseconds % 1000:03d}]"
 
 
 def _json_line(line: str) -> str:
-    """A credit of NetEase, `{"t":0,"c":[{"tx":"作词: "},{"tx":"某人"}]}`, as a line with a stamp; others as they are."""
+    """A credit of NetEase, `{"t":0,"c":[{"tx":"作词: "},{"tx":"某人"}]}`, with a stamp; others as they are."""
     if not line.lstrip().startswith('{"t":'):
         return line
     try:

@@ -67,8 +67,8 @@ def language_remarks(lyrics: str, tokens: LyricTokens, chosen: str | None) -> li
         remarks += _doubts(lyrics, sung, weights, tokens)
     if _CANTONESE.search(sung) and main == "zh":
         remarks.append(
-            "This is Cantonese; the model knows Chinese in Mandarin readings only, so it learns other syllables than are "
-            "sung. Expect unclear words."
+            "This is Cantonese; the model knows Chinese in Mandarin readings only, so it learns other syllables than "
+            "are sung. Expect unclear words."
         )
     remarks += _switching(weights, tokens, main)
     return remarks
@@ -79,6 +79,10 @@ def _doubts(lyrics: str, sung: str, weights: dict[str, int], tokens: LyricTokens
     whole, probability = whole_language(lyrics)
     said = any(warning.startswith("The language was detected as") for warning in tokens.warnings)
     set_it = "set the language of this song"
+    too_short = (
+        f"These lyrics are too short to tell their language; they are read as {language_name(main)}. If that is wrong, "
+        f"{set_it}."
+    )
     if whole != main and whole in SUPPORTED_LANGUAGES and probability >= _CERTAIN:
         return [
             f"The model will read these lyrics as {language_name(main)}, line by line; the whole text is "
@@ -92,16 +96,14 @@ def _doubts(lyrics: str, sung: str, weights: dict[str, int], tokens: LyricTokens
     latin = weights.get("latin", 0) + weights.get("cyrillic", 0)
     others = sum(weights.values()) - latin
     if (latin < FEWEST_WORDS or probability < _CERTAIN) and others == 0:
-        return [f"These lyrics are too short to tell their language; they are read as {language_name(main)}. If that is "
-                f"wrong, {set_it}."]  # fmt: skip
+        return [too_short]
     if set(weights) <= {"han"} and not _CHINESE_ONLY.search(sung):
         return [
             f"These lyrics hold Chinese characters alone, which Japanese has as well; they are read as "
             f"{language_name(main)}. If that is wrong, {set_it}."
         ]
     if others and others < FEWEST_CHARACTERS and latin < FEWEST_WORDS and set(weights) & {"han", "kana"}:
-        return [f"These lyrics are too short to tell their language; they are read as {language_name(main)}. If that is "
-                f"wrong, {set_it}."]  # fmt: skip
+        return [too_short]
     return []
 
 
@@ -139,5 +141,5 @@ def _lines(number: int) -> str:
 
 
 def is_decomposed(text: str) -> bool:
-    """Whether letters and their marks are apart (NFD), as macOS writes file names; the model would know none of them."""
+    """Whether letters and their marks are apart (NFD), as macOS writes names; the model would know none of them."""
     return not unicodedata.is_normalized("NFC", text)

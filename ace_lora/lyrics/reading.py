@@ -50,8 +50,8 @@ def read_lyrics(
     warnings = []
     if is_decomposed(lyrics):
         warnings.append(
-            "The letters of these lyrics are decomposed (NFD); they are read as if they were composed. Save them composed "
-            "(NFC) to be sure of what other programs make of them."
+            "The letters of these lyrics are decomposed (NFD); they are read as if they were composed. Save them "
+            "composed (NFC) to be sure of what other programs make of them."
         )
         lyrics, timed_lyrics = (unicodedata.normalize("NFC", text) for text in (lyrics, timed_lyrics))
     lines, text = [], lyrics

@@ -14,12 +14,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ace_lora.lyrics.credit_words import CERTAIN_LABEL, CJK_LABEL, CONNECTING_WORDS, CREDIT_WITH_BY, LABEL_WORDS
+from ace_lora.lyrics.credit_words import SPEAKER as SPEAKER_WORDS
 from ace_lora.lyrics.formats import ROMANISATION, TRANSLATION, Entries
 from ace_lora.lyrics.language_id import identify, squash
 from ace_lora.lyrics.packages import MissingLyricSupport
 from ace_lora.lyrics.phrases import JUNK as NEVER_SUNG
-from ace_lora.lyrics.phrases import NO_VOICE, PLACEHOLDER_ALONE
-from ace_lora.lyrics.text import comparable, heading_of, repeats_of
+from ace_lora.lyrics.phrases import NO_VOICE, NO_VOICE_ALONE, PLACEHOLDER_ALONE
+from ace_lora.lyrics.text import Heading, comparable, heading_of, is_interjection, repeats_of
 
 SUNG, HEADING, CREDIT, SPEAKER, JUNK, EMPTY = "sung", "heading", "credit", "speaker", "junk", "empty"
 KINDS = (SUNG, HEADING, TRANSLATION, ROMANISATION, CREDIT, SPEAKER, JUNK, EMPTY)
@@ -60,15 +62,14 @@ def sort_lines(entries: Entries, title: str = "", artist: str = "") -> SortedLyr
     names = {comparable(name) for name in (title, artist, *_names(entries)) if comparable(name)}
     lines = [
         SortedLine(entry.seconds, entry.text, *((entry.kind or SUNG), "", "the file marks it so" if entry.kind else ""))
+        if 0 < len(entry.text.strip()) <= _LONGEST_TOLD
+        else SortedLine(entry.seconds, entry.text, _LONG)
         if entry.text.strip()
         else SortedLine(entry.seconds, "", EMPTY)
         for entry in entries.lines
     ]
     lines = _without_site_frame(lines)
-    if len(words := [line.text for line in lines if line.kind == SUNG]) == 1 and PLACEHOLDER_ALONE.fullmatch(words[0]):
-        lines = [
-            replace(line, kind=JUNK, why="stands where there are no lyrics") if line.text else line for line in lines
-        ]
+    lines = _alone(_unadorned(lines))
     lines = [_junk(line) for line in lines]
     instrumental = entries.instrumental or any(line.why == _SAYS_NO_VOICE for line in lines)
     lines = _told_by_stamps(lines)
@@ -78,7 +79,7 @@ def sort_lines(entries: Entries, title: str = "", artist: str = "") -> SortedLyr
     lines = _sung_after_all(lines)
     lines, warnings = _two_in_one_line(lines)
     lines, expanded = _repeated(lines)
-    sung = [line for line in lines if line.kind == SUNG]
+    sung = [line for line in lines if line.kind in (SUNG, _LONG)]
     warnings += expanded + _alternating(sung)
     return SortedLyrics(tuple(_with_sung(lines)), instrumental and not sung, tuple(warnings))
 
@@ -88,25 +89,72 @@ def _names(entries: Entries) -> list[str]:
 
 
 def _with_sung(lines: Sequence[SortedLine]) -> list[SortedLine]:
-    return [replace(line, sung=line.sung or line.text) if line.kind == SUNG else line for line in lines]
+    return [
+        replace(line, kind=SUNG, sung=line.sung or line.text) if line.kind in (SUNG, _LONG) else line for line in lines
+    ]
 
 
 # --- Junk ---
 
 _SAYS_NO_VOICE = "says that there is no voice"
-_LONGEST_JUNK = 400  # characters; what is longer is no such line, and the patterns need not be tried
+# What is longer, in characters, is sung: none of the rules is about such lines, and they need not be tried.
+_LONGEST_TOLD, _LONG = 400, "long"
 
 
 def _junk(line: SortedLine) -> SortedLine:
     if line.kind != SUNG:
         return line
     text = line.text.strip()
-    if len(text) > _LONGEST_JUNK:
-        return line
     if NO_VOICE.fullmatch(text):
         return replace(line, kind=JUNK, why=_SAYS_NO_VOICE)
     why = next((why for why, pattern in NEVER_SUNG if pattern.fullmatch(text)), "")
     return replace(line, kind=JUNK, why=why) if why else line
+
+
+def _alone(lines: list[SortedLine]) -> list[SortedLine]:
+    """The only line of a text may be a placeholder in words that are sung elsewhere."""
+    words = [line for line in lines if line.kind == SUNG and not _credit_strength(line.text)]
+    if len(words) != 1:
+        return lines
+    why = ""
+    if NO_VOICE_ALONE.fullmatch(words[0].text):
+        why = _SAYS_NO_VOICE
+    elif PLACEHOLDER_ALONE.fullmatch(words[0].text):
+        why = "stands where there are no lyrics"
+    return [replace(line, kind=JUNK, why=why) if why and line is words[0] else line for line in lines]
+
+
+_FURIGANA = re.compile("([\u3400-\u9fff々]+)[(（]([\u3041-\u3096ー]+)[)）]")
+_CHORD = r"[A-G][#b♯♭]?(?:maj|min|dim|aug|sus|add|m|M)?\d{0,2}(?:sus\d|add\d|b5|#5)?(?:/[A-G][#b♯♭]?)?"
+_CHORD_LINE = re.compile(rf"\W*(?:(?:{_CHORD}|N\.?C\.?|[|/%-])(?:\s+|$))+\W*")
+_CHORD_INSIDE = re.compile(rf"\[{_CHORD}\]")
+_BULLET = re.compile(r"\s*(?:[•·▪►●‣-]|–|—|\*(?!\*))\s+(?=\S)")
+_NUMBERED = re.compile(r"\s*(\d{1,3})\s*[.)、：:]\s*(?=\S)")
+
+
+def _unadorned(lines: list[SortedLine]) -> list[SortedLine]:
+    """Lines without notes around them, readings in brackets, chords inside, bullets or numbers in front."""
+    words = [line.text for line in lines if line.kind == SUNG]
+    bullets = len(words) > 1 and sum(bool(_BULLET.match(text)) for text in words) >= 0.8 * len(words)
+    numbers = [int(match.group(1)) for text in words if (match := _NUMBERED.match(text))]
+    numbered = len(numbers) >= 3 and len(numbers) == len(words) and numbers == list(range(numbers[0], numbers[-1] + 1))
+    readings = sum(len(_FURIGANA.findall(text)) for text in words) >= 2
+    chords = any(len(_CHORD_INSIDE.findall(text)) > 1 or _CHORD_LINE.fullmatch(text) for text in words)
+    result = []
+    for line in lines:
+        if line.kind != SUNG:
+            result.append(line)
+            continue
+        text = line.text.strip(" ♪♫♬♩") or line.text
+        text = _BULLET.sub("", text, count=1) if bullets else _NUMBERED.sub("", text, count=1) if numbered else text
+        text = _FURIGANA.sub(r"\1", text) if readings else text
+        text = _CHORD_INSIDE.sub("", text).strip() if chords else text
+        # "A B C" is sung; a line of chords has one that is no letter of the alphabet alone.
+        if chords and (not text or (_CHORD_LINE.fullmatch(text) and any(len(word) > 1 for word in text.split()))):
+            result.append(replace(line, kind=JUNK, why="chords"))
+        else:
+            result.append(replace(line, text=text))
+    return result
 
 
 def _sung_after_all(lines: list[SortedLine]) -> list[SortedLine]:
@@ -126,9 +174,12 @@ _GENIUS_HEAD = re.compile(
     r"^\s*(?:\d[\d,.]*\s*)?(?:contributors?|contributeurs?|mitwirkende).{0,300}?lyrics\s*", re.IGNORECASE
 )
 _GENIUS_TITLE = re.compile(r"^[^\[\]]{1,100}\blyrics\s*(?=\[|$)", re.IGNORECASE)
+# What a page says about the song, cut off by its button.
+_ABOUT = re.compile(r"^.{0,600}?(?:…|\.{3})\s*Read More\s*", re.IGNORECASE)
 _EMBED = re.compile(r"(?:^|(?<=\S))\d{0,6}K?Embed\s*$")
 _TICKETS = re.compile(
-    r"See [^\n]{1,60}? LiveGet tickets as low as \$?\d+(?:You might also like)?|You might also like(?=$|\[|[A-Z\u3040-\uffff])"
+    r"See [^\n]{1,60}? LiveGet tickets as low as \$?\d+(?:You might also like)?"
+    r"|You might also like(?=$|\[|[A-Z\u3040-\uffff])"
 )
 
 
@@ -139,6 +190,7 @@ def _without_site_frame(lines: list[SortedLine]) -> list[SortedLine]:
     for index, line in enumerate(lines):
         text = line.text
         if index == first or (index and index <= (first or 0) + 2):
+            text = _ABOUT.sub("", text, count=1)
             text = _GENIUS_HEAD.sub("", text, count=1)
             text = _GENIUS_TITLE.sub("", text, count=1)
         text = _TICKETS.sub("", text)
@@ -183,17 +235,21 @@ def script_of(text: str) -> str:
     return best if counts[best] else ""
 
 
+# One syllable each; a word is taken apart from its start, once.
 _ROMAJI = re.compile(
-    r"(?:(?:[kgsztdnhbpmrfjv]|[kgsztdnhbpmr]y|ch|sh|ts|w|y)?[aiueoāīūēōâîûêô]+|n|[kstpgc](?=[kstpgc])|'|-)+",
-    re.IGNORECASE,
+    r"(?:ch|sh|ts|[kgnhbpmr]y|[kgsztdnhbpmrfjvwy])?[aiueoāīūēōâîûêô]|n|[kstpgc](?=[kstpgc])|['-]", re.IGNORECASE
 )
 _PINYIN = re.compile(
-    r"(?:(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?(?:[iuüv]?[aoeiuüvāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}(?:ng|n|r)?)[1-5]?)+",
+    r"(?:zh|ch|sh|[bpmfdtnlgkhjqxrzcsyw])?[iuüv]?[aoeiuüāáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]{1,2}"
+    r"(?:ng|n(?![aoeiuü])|r(?![aoeiuü]))?[1-5]?",
     re.IGNORECASE,
 )
 _PINYIN_TONE = re.compile(r"[āáǎàēéěèōóǒòīíǐìūúǔùǖǘǚǜ]|[a-z][1-5]\b", re.IGNORECASE)
-_PINYIN_ONLY = re.compile(r"\b(?:zh|q(?!u)|x)[a-zü]|\bqu\w|(?:iang|uang|iong|uai|ui|iu|ie|üe)\b", re.IGNORECASE)
-_KOREAN_ROMAN = re.compile(r"(?:eo|eu|ae|yeo|wo|ui|kk|tt|pp|ss|jj)", re.IGNORECASE)
+_PINYIN_ONLY = re.compile(
+    r"\b(?:zh|q(?!u)|x)[a-zü]|\bqu\w|(?:iang|uang|iong|uai|ui|iu|ie|üe|uo|ian|iao)\b|\b(?:zai|kai|lai|deng|feng|zi|ci|cai|ceng)\b",
+    re.IGNORECASE,
+)
+_KOREAN_READING = re.compile(r"(?:eo|eu|ae|yeo|wo|ui|kk|tt|pp|ss|jj)", re.IGNORECASE)
 
 
 def is_romanised(line: str, script: str) -> bool:
@@ -202,12 +258,21 @@ def is_romanised(line: str, script: str) -> bool:
     if not words:
         return False
     if script == "kana":
-        return sum(_ROMAJI.fullmatch(word) is not None for word in words) >= 0.85 * len(words)
+        return sum(not _ROMAJI.sub("", word) for word in words) >= 0.85 * len(words)
     if script == "han":
-        return sum(_PINYIN.fullmatch(word) is not None for word in words) >= 0.9 * len(words)
+        return sum(not _PINYIN.sub("", word) for word in words) >= 0.9 * len(words)
     if script == "hangul":
-        return len(_KOREAN_ROMAN.findall(line)) >= 0.25 * len(words)
+        return len(_KOREAN_READING.findall(line)) >= 0.25 * len(words)
     return False
+
+
+def is_pinyin(lines: Sequence[str]) -> bool:
+    """Whether lines of Latin letters are Chinese in pinyin: nearly all words are, and many could be nothing else."""
+    words = re.findall(r"[A-Za-z\u00c0-\u01ff']+[1-5]?", " ".join(lines))
+    if len(words) < 6 or sum(not _PINYIN.sub("", word) for word in words) < 0.9 * len(words):
+        return False
+    certain = sum(bool(_PINYIN_TONE.search(word) or _PINYIN_ONLY.search(word)) for word in words)
+    return certain >= 0.25 * len(words)
 
 
 def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
@@ -223,6 +288,11 @@ def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
     ]
     position = max(set(places), key=places.count, default=0)
     result = list(lines)
+    if ends := _displaced(lines, groups):
+        # Every translation one line late: the first line has none on its stamp, and the last stamp nothing else.
+        main, position = ends, 0
+        why = "a translation on the stamp of the next line"
+        result[groups[-1][0]] = replace(lines[groups[-1][0]], kind=TRANSLATION, why=why)
     for group in several:
         scripts = [script_of(lines[index].text) for index in group]
         if main == "kana" and "kana" not in scripts and scripts.count("han") > 1:
@@ -241,6 +311,15 @@ def _told_by_stamps(lines: list[SortedLine]) -> list[SortedLine]:
                 result[index] = replace(lines[index], kind=JUNK, why="the same line on the same stamp")
             kept.add(key)
     return _told_by_language(result, several)
+
+
+def _displaced(lines: Sequence[SortedLine], groups: list[list[int]]) -> str:
+    """The song's script where each translation stands on the stamp of the next line, else ""."""
+    scripts = [[script_of(lines[index].text) for index in group] for group in groups]
+    if len(scripts) < 3 or len(scripts[0]) != 1 or len(scripts[-1]) != 1 or scripts[0] == scripts[-1]:
+        return ""
+    song, other = scripts[0][0], scripts[-1][0]
+    return song if other and all(pair == [other, song] for pair in scripts[1:-1]) else ""
 
 
 def _groups(lines: Sequence[SortedLine]) -> list[list[int]]:
@@ -312,6 +391,7 @@ def _told_by_language(lines: list[SortedLine], several: list[list[int]]) -> list
 _INLINE = (
     re.compile(r"^(?P<a>.+?)\s*[/／|｜]\s*(?P<b>.+)$"),
     re.compile(r"^(?P<a>[^()（）]+?)\s*[(（](?P<b>[^()（）]+)[)）]\s*$"),
+    re.compile(r"^(?P<a>.+?)\s[-–—]\s(?P<b>.+)$"),
     re.compile(r"^(?P<a>.+?)(?:\s{2,}|\t|\u3000{1,})(?P<b>.+)$"),
 )
 
@@ -344,6 +424,13 @@ def _alternating(sung: Sequence[SortedLine]) -> list[str]:
     scripts = [script for line in sung if (script := script_of(line.text))]
     if len(scripts) < 6:
         return []
+    half = len(scripts) // 2
+    first_half, second_half = set(scripts[:half]), set(scripts[half:])
+    if len(scripts) % 2 == 0 and len(first_half) == len(second_half) == 1 and first_half != second_half:
+        return [
+            f"The second half is of another language (from '{sung[half].text[:40]}' on): if it is the translation of "
+            "the first, remove it, or it is trained as sung."
+        ]
     even, odd = scripts[::2], scripts[1::2]
     (first, often), (second, also) = ((max(set(part), key=part.count), part) for part in (even, odd))
     if first == second or often.count(first) < 0.85 * len(often) or also.count(second) < 0.85 * len(also):
@@ -356,50 +443,6 @@ def _alternating(sung: Sequence[SortedLine]) -> list[str]:
 
 # --- Credits ---
 
-# What a Chinese or Japanese label is made of: "录音棚", "混音/母带", "音乐制作人", "作詞・作曲".
-_CJK_PART = (
-    r"作?[词詞曲]|填[词詞]|[词詞]曲|[谱譜]曲|[编編][曲写寫程]|改[编編]|演唱|原唱|主唱|[领領]唱|翻唱|独唱|獨唱|合唱|重唱|[对對]唱|伴唱|歌手|[歌曲]名|歌曲|歌[词詞]?|唄|うた|[专專][辑輯]|"
-    r"[制製]作|[监監][制製]|出品|[发發]行|混音|[缩縮]混|[录錄]音|錄音|録音|[录錄][制製]|收[录錄]|母[带帶]|后期|後期|[和合][声聲音]|和聲|吉他|[贝貝]斯|[低高中][音]|[架爵电電木打军軍手大小]?鼓|[键鍵][盘盤]|[钢鋼]琴|"
-    r"[弦管铜銅木拨撥][乐樂管]?|[小中大低]提琴|提琴|二胡|琵琶|古[筝箏琴]|[竹长長短横]?[笛箫簫]|笛子|萨克斯|薩克斯|[小长長圆圓]?[号號]|打[击擊][乐樂]?|口琴|手[风風]琴|合成器|[电電]子|采样|[编編]配|扬琴|阮|唢呐|笙|马头琴|"
-    r"[统統][筹籌]|[企策][划劃畫]|[宣推][传傳广廣]|[营營][销銷]|版[权權]|封面|[设設][计計]|[视視][频頻觉覺]|[导導]演|摄影|剪辑|[总總](?:监|監)?|[监監][督制製]?|[艺藝][人术術][人]?|[经經][纪紀]|[特别別]*[鸣鳴][谢謝]|[感致][谢謝]|"
-    r"配[唱乐樂器]|[声聲][乐樂]|指[导導揮挥]|文案|海[报報]|美[术術工]|[调調][音教校]|曲[绘繪師师]|映像|[动動][画畫]|插[画畫]|[题題]字|[书書]法|[出]版|[词詞]作|曲作|[顾顧][问問]|[项項]目|[推]荐|[联聯]合|协[力助]|[執执]行|[总總]|副|助理|主|"
-    r"[音][乐樂响響]|[人][声聲]|[技]术|[工]程|[乐樂][队隊器手团團]|[交]响|[团團][队隊]?|公司|工作室|棚|室|[单單]位|平台|[中文]?文?[翻译譯]+|[字]幕|[时時][间間][轴軸]?|[制]谱|[首]席|"
-    r"作詞|作曲|編曲|訳詞|補作詞|調声|演奏|歌唱|絵|動画|編集|企画|制作|ボーカル|ヴォーカル|コーラス|ギター|ベース|ドラムス?|キーボード|ピアノ|バイオリン|ストリングス|ミックス|ミキシング|マスタリング|レコーディング|プロデュー(?:ス|サー)|イラスト|アレンジ|ディレクター|エンジニア|アーティスト|アルバム|タイトル|"
-    r"작사|작곡|편곡|노래|보컬|가수|프로듀서|앨범|기타|베이스|드럼|피아노|믹싱|마스터링|코러스"
-)
-_CJK_LABEL = re.compile(rf"(?:{_CJK_PART})+[人师師手者员員家方]?[们們]?")
-_ENGLISH_PARTS = frozenset(
-    "lyrics lyric lyricist lyricists words music composer composers composed composition writer writers written songwriter "
-    "songwriters songwriting songwriting arranger arrangers arranged arrangement arrangements arr producer producers produced production prod executive "
-    "co vocal vocals vocalist vocalists backing background harmony harmonies lead singer singers artist artists performed performer "
-    "performers featuring feat guitar guitars guitarist electric acoustic bass bassist drum drums drummer percussion keyboard keyboards keys "
-    "piano pianist synth synthesizer synthesizers strings violin violins viola cello cellos saxophone sax trumpet brass flute harp "
-    "programming programmer mix mixed mixing mixer master mastered mastering engineer engineers engineered assistant "
-    "recorded recording recordist studio studios label labels publisher publishers published publishing op sp isrc iswc "
-    "copyright album title song track distributed distributor distribution director directed art artwork cover design designer a&r "
-    "project manager supervisor supervision supervised special thanks translated translation translator editing editor edited released release "
-    "year genre original production coordinator coordination management company adapted adaptation orchestra "
-    "conductor orchestration orchestrated digital session musician musicians sound soundtrack mv chorus "
-    # Spanish, Portuguese, French, Italian, German, Russian, Polish, Turkish, Indonesian
-    "letra letras música musica compositor compositores compuesta autor autores intérprete interpretada productor produtor arreglos arranjo composição "
-    "paroles musique auteur auteurs compositeur compositeurs interprète réalisé réalisation arrangements testo testi autori compositore "
-    "musik text texter komponist produzent gesang arrangeur слова музыка автор исполнитель композитор продюсер текст аранжировка słowa muzyka wykonawca "
-    "söz müzik beste düzenleme söz-müzik lirik lagu pencipta penyanyi".split()
-)
-_CONNECTING = frozenset(["by", "and", "&", "of", "at", "in", "the", "de", "del", "da", "do", "par", "von", "und", "y", "e", "et", "for", "in-house", "与", "和", "及"])
-# Labels that are credits wherever a colon follows; the others need another credit beside them.
-_CERTAIN_LABEL = re.compile(
-    r"(?:作|填|译|譯|訳)[词詞]|[作谱譜]曲|[编編]曲|[制製]作人?|出品人?|[监監][制製]|混音.*|[录錄録]音.*|母[带帶].*|[和]声|原唱|演唱|[词詞]曲|发行|發行|OP|SP|ISRC|ISWC|작사|작곡|편곡|"
-    r"(?:lyrics?|music|words|written|composed|produced|arranged|mixed|mastered|recorded|performed|engineered|translated)(?: (?:and|&) \w+)* by|lyricists?|composers?|songwriters?|(?:executive )?producers?|"
-    r"arrangers?|arrangement|arranged|mix(?:ed|ing)? engineer|mastering(?: engineer)?|publishers?|copyright|compositor(?:es)?|paroles|komponist|композитор|söz|music director|writers?|produced",
-    re.IGNORECASE,
-)
-_BY = re.compile(
-    r"(?P<label>(?:(?:lyrics?|music|words|songs?|written|composed|arranged|produced|mixed|mastered|recorded|performed|engineered|vocals?|"
-    r"directed|published|distributed|original|all|instruments?|tracks?|guitars?|bass|drums|keyboards?|programmed|translated|adapted|prod\.?|&|and|,|/|\+)\s*)+\s*by)\b"
-    r"\s*[:：]?\s*(?P<name>\S.{0,80})",
-    re.IGNORECASE,
-)
 _LABELLED = re.compile(r"^\W*(?P<label>[^:：]{1,48}?)\s*[:：]\s*(?P<name>.*)$")
 _DASHED = re.compile(r"^\W*(?P<label>[^-–—/|：:]{1,40}?)\s*(?:\s[-–—|]\s|／)\s*(?P<name>.+)$")
 _SENTENCE_END = re.compile(r"[。！？!?…~～]\s*$")
@@ -428,27 +471,32 @@ def _is_label_part(part: str) -> bool:
     words = part.split()
     known = 0
     for word in words:
-        if _CJK_LABEL.fullmatch(word) or word.casefold().strip(".()") in _ENGLISH_PARTS or word in (
-            "OP",
-            "SP",
-            "VO",
-            "MV",
-            "PV",
-            "Vo.",
-            "Gt.",
-            "Ba.",
-            "Dr.",
-            "Key.",
+        if (
+            CJK_LABEL.fullmatch(word)
+            or word.casefold().strip(".()") in LABEL_WORDS
+            or word
+            in (
+                "OP",
+                "SP",
+                "VO",
+                "MV",
+                "PV",
+                "Vo.",
+                "Gt.",
+                "Ba.",
+                "Dr.",
+                "Key.",
+            )
         ):
             known += 1
-        elif word.casefold().strip(".") not in _CONNECTING and not word.isdigit():
+        elif word.casefold().strip(".") not in CONNECTING_WORDS and not word.isdigit():
             return False
     return known > 0
 
 
 def _credit_strength(text: str) -> int:
     """3: a credit whatever it stands beside; 2: one beside another; 1: a label and a colon, but unknown; 0: none."""
-    if match := _BY.match(text.strip(" *-~【】[]()（）")):
+    if match := CREDIT_WITH_BY.match(text.strip(" *-~【】[]()（）")):
         name = match["name"].strip(" .")
         capitals = all(
             word[:1].isupper() or not word[:1].isalpha() or word in ("and", "of", "the", "de") for word in name.split()
@@ -459,26 +507,40 @@ def _credit_strength(text: str) -> int:
     if match and match["name"].strip("-—/ ") == "" and not _is_label(match["label"]):
         return 0
     if match is None:
+        words = text.strip().split(maxsplit=1)
+        bracketed = re.match(r"\s*[【\[](?P<label>[^】\]]{1,24})[】\]]\s*(?P<name>\S.*)", text)
+        if bracketed and _is_label(bracketed["label"]) and heading_of(text) is None:
+            return 2
+        # "作詞　某人", as Japanese and Korean pages have it.
+        if len(words) == 2 and not words[0].isascii() and CERTAIN_LABEL.fullmatch(words[0]) and len(words[1]) <= 24:
+            return 2
         dashed = _DASHED.match(text)
         return 2 if dashed and _is_label(dashed["label"]) and not _SENTENCE_END.search(text) else 0
-    if heading_of(text) is not None:
+    if heading_of(text) is not None or _SPEAKER_LINE.fullmatch(text):
         return 0
     label = match["label"]
+    name = match["name"].strip()
     if _is_label(label):
+        if name[:1].islower() and not any(CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)):
+            return 1  # "Drums: boom boom"
         if _SENTENCE_END.search(match["name"]) and not any(
-            _CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)
+            CERTAIN_LABEL.fullmatch(part.strip()) for part in _label_parts(label)
         ):
             return 1
         compact = "".join(re.sub(r"\s+", " ", part).strip() for part in _label_parts(label)[:1])
         certain = any(
-            _CERTAIN_LABEL.fullmatch(word) for part in _label_parts(label) for word in (part.strip(), *part.split())
+            CERTAIN_LABEL.fullmatch(word) for part in _label_parts(label) for word in (part.strip(), *part.split())
         )
         return 3 if certain or (len(_label_parts(label)) > 1 and len(compact) > 1) else 2
     return 1
 
 
+_BARE_LABELS = ("作词", "作詞", "作曲", "编曲", "編曲", "填词", "填詞", "作词作曲", "作詞作曲", "작사", "작곡", "편곡")
+
+
 def _credits(lines: list[SortedLine], names: set[str]) -> list[SortedLine]:
     """Credits above the first sung line and below the last, each as a block, with the title line above them."""
+    lines = _names_at_head(lines, names)
     lines = _credit_block(lines, range(len(lines)), names, head=True)
     return _credit_block(lines, range(len(lines) - 1, -1, -1), names, head=False)
 
@@ -491,9 +553,14 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
         if line.kind != SUNG:
             continue
         strength = _credit_strength(line.text)
+        label_above = head and found and lines[found[-1][0]].text.strip() in _BARE_LABELS
         if strength:
             found.append((index, strength))
-        elif (head and len(titles) < 2 and not any(strength > 1 for _, strength in found) and _may_be_title(line.text)) or (head and _is_title(line.text, names)):
+        elif head and (line.text.strip() in _BARE_LABELS or (label_above and _is_short_name(line.text))):
+            found.append((index, 2))  # a label and, on the next line, the name
+        elif (
+            head and len(titles) < 2 and not any(strength > 1 for _, strength in found) and _may_be_title(line.text)
+        ) or (head and _is_title(line.text, names)):
             titles.append(index)
         else:
             break
@@ -521,6 +588,18 @@ def _credit_block(lines: list[SortedLine], order: Iterable[int], names: set[str]
     return [replace(line, kind=CREDIT, why=why) if index in credits else line for index, line in enumerate(lines)]
 
 
+def _names_at_head(lines: list[SortedLine], names: set[str]) -> list[SortedLine]:
+    """Title and artist on the first two lines, as they stand above the lyrics on a page."""
+    first = [index for index, line in enumerate(lines) if line.kind == SUNG][:2]
+    texts = [comparable(lines[index].text) for index in first]
+    if len(first) < 2 or texts[0] == texts[1] or not all(text in names for text in texts):
+        return lines
+    return [
+        replace(line, kind=CREDIT, why="title and artist") if index in first else line
+        for index, line in enumerate(lines)
+    ]
+
+
 def _may_be_title(text: str) -> bool:
     return heading_of(text) is None and not text.startswith("[")
 
@@ -546,8 +625,16 @@ def _is_title(text: str, names: set[str]) -> bool:
 def _headings(lines: list[SortedLine]) -> list[SortedLine]:
     """Headings as the model's tags, and what is sung behind one on a line of its own."""
     result: list[SortedLine] = []
-    for line in lines:
+    others = any(line.kind == SUNG and heading_of(line.text) for line in lines)
+    numbers = [line.text for line in lines if line.kind == SUNG and re.fullmatch(r"\W*\d{1,2}\s*[.)、]", line.text)]
+    for index, line in enumerate(lines):
         heading = heading_of(line.text) if line.kind == SUNG or line.why == _SAYS_NO_VOICE else None
+        begins = index == 0 or lines[index - 1].kind == EMPTY or (bool(result) and result[-1].kind == HEADING)
+        if heading is None and line.kind == SUNG and others and begins and len(line.text) <= 20:
+            heading = heading_of(f"{line.text}:")  # "Hook" among "Verse" and "Chorus"
+            heading = heading if heading and not heading.rest else None
+        if heading is None and len(numbers) > 1 and line.text in numbers:
+            heading = Heading("[verse]")
         if heading is None:
             if line.kind == SUNG and re.fullmatch(r"\[[^\[\]]{1,60}\]", line.text.strip()):
                 line = replace(line, kind=SPEAKER, why="a note in square brackets, which nobody sings")
@@ -561,16 +648,8 @@ def _headings(lines: list[SortedLine]) -> list[SortedLine]:
 
 # --- Speakers ---
 
-_KNOWN_SPEAKER = (
-    r"男[声聲生]?|女[声聲生]?|男女(?:[声聲合]|合唱)?|合[唱声聲]?|[齐齊][唱]?|独[唱白]?|獨[唱白]?|众|眾|全[体體]?|童[声聲]|旁白|[念道对對]白|[说說]唱|领唱|領唱|伴唱|和[声聲]|"
-    r"男女|女男|全員|男性|女性|セリフ|台詞|합창|남|여|함께|"
-    r"all|both|male|female|men|women|man|woman|boys?|girls?|duet|together|everyone|everybody|choir|backing|backing vocals|background|narrator|spoken|"
-    r"singer \d|speaker \d|voice \d|vocalist \d|lead|m|f|m/f|b/g"
-)
-_SPEAKER_LINE = re.compile(
-    rf"\s*[(（\[【<]?\s*(?:{_KNOWN_SPEAKER})\s*[)）\]】>]?\s*[:：]\s*(?P<rest>.*)", re.IGNORECASE
-)
-_SPEAKER_ALONE = re.compile(rf"\s*[(（\[【<]\s*(?:{_KNOWN_SPEAKER})\s*[)）\]】>]\s*(?P<rest>.*)", re.IGNORECASE)
+_SPEAKER_LINE = re.compile(rf"\s*[(（\[【<]?\s*(?:{SPEAKER_WORDS})\s*[)）\]】>]?\s*[:：]\s*(?P<rest>.*)", re.IGNORECASE)
+_SPEAKER_ALONE = re.compile(rf"\s*[(（\[【<]\s*(?:{SPEAKER_WORDS})\s*[)）\]】>]\s*(?P<rest>.*)", re.IGNORECASE)
 _NAMED = re.compile(r"\s*[(（\[【]?(?P<name>[^:：()（）\[\]【】，。,.!?！？…]{1,24}?)[)）\]】]?\s*[:：]\s*(?P<rest>.*)")
 _SAYING = re.compile(
     r"(?:[说說道问問喊唱想叫答是有写寫听聽见見云曰]|告诉我?|whisper\w*|s[ai]\w*d?|says?|tell\w*|told|asks?|asked|know|was|is|like|this|that|be|to|me|you)$",
@@ -581,13 +660,19 @@ _SAYING = re.compile(
 def _speakers(lines: list[SortedLine]) -> list[SortedLine]:
     """Labels of who sings taken off their lines: known ones, and names of which at least two sing in turn."""
     names = _speaker_names(lines)
+    labelled = [line for line in lines if line.kind == SUNG and _SPEAKER_LINE.fullmatch(line.text)]
     result: list[SortedLine] = []
     for line in lines:
         match = None
         if line.kind == SUNG:
-            match = _SPEAKER_LINE.fullmatch(line.text) or _SPEAKER_ALONE.fullmatch(line.text)
-            if match is None and (named := _NAMED.fullmatch(line.text)) and named["name"].strip().casefold() in names:
-                match = named
+            match = _SPEAKER_LINE.fullmatch(line.text)
+            if match and line.text.isascii() and len(labelled) < 2:
+                match = None  # "Everybody: clap your hands" may be sung; singers take turns
+            match = match or _SPEAKER_ALONE.fullmatch(line.text)
+            for pattern in (_NAMED, _NAME_IN_FRONT) if match is None else ():
+                if (named := pattern.fullmatch(line.text)) and named["name"].strip().casefold() in names:
+                    match = named
+                    break
         if match is None:
             result.append(line)
             continue
@@ -599,7 +684,25 @@ def _speakers(lines: list[SortedLine]) -> list[SortedLine]:
     return result
 
 
+_NAME_IN_FRONT = re.compile(r"\s*[(（](?P<name>[^()（）]{1,20})[)）]\s*(?P<rest>\S.*)")
+
+
 def _speaker_names(lines: Sequence[SortedLine]) -> set[str]:
+    return _names_with_colon(lines) | _names_in_brackets(lines)
+
+
+def _names_in_brackets(lines: Sequence[SortedLine]) -> set[str]:
+    """`(Ann) hold the light`: two to four names, of which one comes again; more are what is sung behind."""
+    said = [
+        match["name"].strip()
+        for line in lines
+        if line.kind == SUNG and (match := _NAME_IN_FRONT.fullmatch(line.text)) and not is_interjection(match["name"])
+    ]
+    names = {name.casefold() for name in said if all(word[:1].isupper() or not word.isascii() for word in name.split())}
+    return names if 2 <= len(names) <= 4 and len(said) > len(names) and len(said) >= 3 else set()
+
+
+def _names_with_colon(lines: Sequence[SortedLine]) -> set[str]:
     said: dict[str, set[str]] = {}
     for line in lines:
         if line.kind == SUNG and (match := _NAMED.fullmatch(line.text)):
@@ -610,7 +713,8 @@ def _speaker_names(lines: Sequence[SortedLine]) -> set[str]:
             if words and like_a_name and not _SAYING.search(name):
                 said.setdefault(name.casefold(), set()).add(match["rest"].strip())
     known = any(line.kind == SUNG and _SPEAKER_LINE.fullmatch(line.text) for line in lines)
-    if sum(map(len, said.values())) >= 3 and (len(said) >= 2 or known):
+    # Names that come once each are a list ("Monday: …, Tuesday: …"); singers take turns.
+    if sum(map(len, said.values())) >= 3 and (known or (len(said) >= 2 and max(map(len, said.values())) >= 2)):
         return set(said)
     return set()
 
@@ -677,7 +781,7 @@ def _is_abbreviated(lines: Sequence[SortedLine], index: int, sections: dict[str,
     return following is None or following.kind == HEADING
 
 
-def all_kinds(lines: Iterable[SortedLine]) -> dict[str, int]:
+def counted_kinds(lines: Iterable[SortedLine]) -> dict[str, int]:
     """How many lines there are of each kind, for a sentence; kinds without a line are left out."""
     counts = {kind: 0 for kind in KINDS}
     for kind, group in itertools.groupby(sorted(line.kind for line in lines)):

@@ -7,6 +7,7 @@ Ogg, Opus) and MP4 atoms. mutagen is imported when a file's tags are read.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, is_guess, mend_latin1
+from ace_lora.files import MAX_TEXT_BYTES, read_bytes
+from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, is_guess, mend_latin1, read_any_text
 from ace_lora.lyrics.formats import Entries, Entry, read_entries
 from ace_lora.lyrics.sorting import SortedLyrics, is_romanised, script_of, sort_lines
 from ace_lora.lyrics.text import clean_lines, comparable
@@ -81,9 +83,10 @@ def warn_of_other_version(found: FoundLyrics, song_seconds: float) -> list[str]:
     if not behind:
         return []
     return [
-        f"{len(behind)} of {sum(line.seconds is not None for line in found.lines)} lines have times behind the end of the "
-        f"song ({song_seconds:.0f} s; the last line is at {found.last_seconds:.0f} s): the lyrics in {found.source} are "
-        "of another version of it. Use lyrics of this recording, or remove the lines that are not sung in it"
+        f"{len(behind)} of {sum(line.seconds is not None for line in found.lines)} lines have times behind the end of "
+        f"the song ({song_seconds:.0f} s; the last line is at {found.last_seconds:.0f} s): the lyrics in "
+        f"{found.source} are of another version of it. Use lyrics of this recording, or remove the lines that are not "
+        "sung in it"
     ]
 
 
@@ -98,7 +101,7 @@ def lyrics_beside(
     First `<stem>.lrc`, then the other formats, upper or lower case, then files that name title and artist. A
     `<stem>_lyrics.lrc` that stands without its `<stem>_lyrics.txt` is somebody's own, and comes before all.
     `encoding`: of files that are not Unicode. `remarks` takes sentences on files that were passed over.
-    Raises UnknownEncoding, OSError.
+    Raises UnknownEncoding, UnusableFile, OSError.
     """
     names = names or SongNames()
     present = {path.name.casefold(): path for path in song.audio.parent.iterdir() if path.suffix.lower() in EXTENSIONS}
@@ -108,7 +111,10 @@ def lyrics_beside(
     for path in candidates:
         if path is None or not path.is_file():
             continue
-        text, used = decode_lyrics(path.read_bytes(), path.name, encoding if not _is_unicode(path) else None)
+        data = read_bytes(path, MAX_TEXT_BYTES)
+        text, used = decode_lyrics(data, path.name)
+        if encoding is not None and is_guess(used):
+            text, used = decode_lyrics(data, path.name, encoding)
         if path.suffix.lower() == ".txt" and looks_like_tags(text):
             if remarks is not None:
                 remarks.append(f"'{path.name}' looks like tags and not like lyrics, so it is passed over")
@@ -119,11 +125,15 @@ def lyrics_beside(
     return None
 
 
-def _is_unicode(path: Path) -> bool:
+def caption_beside(song: SongFiles) -> list[str]:
+    """The tags in the `<CAPTION>` of a `<stem>.txt`, as another trainer writes it; empty where there is none."""
+    path = song.audio.with_suffix(".txt")
     try:
-        return not is_guess(decode_lyrics(path.read_bytes(), path.name)[1])
-    except UnknownEncoding:
-        return False
+        text = read_any_text(path)[0] if path.exists() else ""
+    except (UnknownEncoding, ValueError, OSError):
+        return []  # said where it is read for lyrics
+    match = re.search(r"<caption>(.*?)</caption>", text, re.IGNORECASE | re.DOTALL)
+    return split_tags(" ".join(match.group(1).split())) if match else []
 
 
 def _with_encoding(found: FoundLyrics, name: str, encoding: str, *, asked: bool) -> FoundLyrics:
@@ -247,7 +257,8 @@ def song_names(audio: Path) -> SongNames:
 # Vorbis comments, APEv2 items and ID3 TXXX frames have no fixed name for lyrics; these are what players and taggers
 # write, alone or with a language behind ("LYRICS-ENG", "lyrics:jpn"). The ones with times come first.
 _COMMENT_NAME = re.compile(
-    r"(?:synced[ _]?lyrics|lyrics[ _]?synced|syncedlyrics|lyrics?|unsynced[ _]?lyrics|unsyncedlyrics|lyrics[ _]?unsynced|uslt|sylt|wm/lyrics(?:_synchronised)?|songtext|"
+    r"(?:synced[ _]?lyrics|lyrics[ _]?synced|syncedlyrics|lyrics?|unsynced[ _]?lyrics|lyrics[ _]?unsynced|uslt|sylt|"
+    r"wm/lyrics(?:_synchronised)?|songtext|"
     r"歌词|歌詞)(?:[\s:_/-]+(?P<language>[a-z]{2,3})(?:-[a-z]+)?)?(?:[\s:_/-].*)?",
     re.IGNORECASE,
 )
@@ -359,11 +370,6 @@ def _embedded(audio: Path) -> Iterator[_Candidate]:
     tags = _read_tags(audio)
     if isinstance(tags, ID3Tags):
         yield from _id3_lyrics(tags)
-        try:
-            # Behind or before the ID3 tags of MP3 files; mutagen reads one kind.
-            yield from _comments(APEv2(audio), "item")
-        except APENoHeaderError:
-            pass
     elif isinstance(tags, MP4Tags):
         for text in tags.get("\xa9lyr", []):
             yield _Candidate("MP4 lyrics", read_entries(str(text)))
@@ -373,6 +379,10 @@ def _embedded(audio: Path) -> Iterator[_Candidate]:
                 yield _Candidate(name, read_entries(decode_lyrics(bytes(value), name)[0]), _language(match))
     elif tags is not None:
         yield from _comments(tags, "comment")
+    if tags is None or isinstance(tags, ID3Tags):
+        # At the end of MP3 files, with ID3 tags or without; mutagen reads one kind.
+        with contextlib.suppress(APENoHeaderError):
+            yield from _comments(APEv2(audio), "item")
 
 
 def _comments(tags: Any, kind: str) -> Iterator[_Candidate]:

@@ -1,4 +1,4 @@
-"""Lines of lyrics that are not timed: the structure tags of the model, headings in the words that people write, marking.
+"""Lines of lyrics that are not timed: the structure tags of the model, headings as people write them, marking.
 
 Standard library only.
 """
@@ -27,14 +27,14 @@ _TAG_WORDS = {
     "[solo]": "guitar solo|solo|独奏|獨奏|ソロ|솔로",
     "[intro]": "introduction|intro|opening|前奏|开头|開頭|引子|イントロ|인트로|вступление|introducción",
     "[outro]": "outro|ending|coda|尾奏|尾声|尾聲|结尾|結尾|アウトロ|아웃트로|концовка",
-    "[bridge]": "middle eight|middle 8|bridge|桥段|橋段|过渡|過渡|过桥|過橋|cメロ|大サビ前|ブリッジ|브릿지|бридж|puente|ponte|"
-    "pont|brücke",
+    "[bridge]": "middle eight|middle 8|bridge|桥段|橋段|过渡|過渡|过桥|過橋|cメロ|大サビ前|ブリッジ|브릿지|бридж|"
+    "puente|ponte|pont|brücke",
     "[chorus]": "post-chorus|post chorus|postchorus|chorus|refrain|refrein|refren|refrén|refrän|refrão|reff|ritornello|"
     "estribillo|coro|nakarat|kehrvers|副歌|大サビ|サビ|후렴|코러스|припев|приспів",
     "[hook]": "hook|记忆点|記憶點|훅",
     "[break]": "breakdown|break|停顿|停頓|ブレイク",
-    "[verse]": "verse|rap|主歌|说唱|說唱|第一段|第二段|第三段|aメロ|ヴァース|벌스|куплет|verso|vers|estrofa|strophe|strofa|stanza|"
-    "couplet|zwrotka|sloka",
+    "[verse]": "verse|rap|主歌|说唱|說唱|第一段|第二段|第三段|aメロ|ヴァース|벌스|куплет|verso|vers|estrofa|strophe|"
+    "strofa|stanza|couplet|zwrotka|sloka",
     "[end]": "end|fin|结束|結束|完",
     "[start]": "start|begin|开始|開始",
 }
@@ -83,14 +83,75 @@ _NAME = re.compile(
 )
 # Words that are sung as well; they need brackets or a colon.
 _ALSO_SUNG = frozenset(
-    ["solo", "hook", "break", "breakdown", "drop", "end", "fin", "start", "begin", "rap", "coda", "opening", "ending", "pont", "ponte", "puente", "coro", "verso", "vers", "完", "结束", "結束", "开始", "開始", "过渡", "過渡", "停顿", "停頓", "inst", "stanza", "说唱", "說唱", "introduction", "第一段", "第二段", "第三段", "reff", "独奏", "獨奏", "伴奏"]
+    [
+        "solo",
+        "hook",
+        "break",
+        "breakdown",
+        "drop",
+        "end",
+        "fin",
+        "start",
+        "begin",
+        "rap",
+        "coda",
+        "opening",
+        "ending",
+        "pont",
+        "ponte",
+        "puente",
+        "coro",
+        "verso",
+        "vers",
+        "完",
+        "结束",
+        "結束",
+        "开始",
+        "開始",
+        "过渡",
+        "過渡",
+        "停顿",
+        "停頓",
+        "inst",
+        "stanza",
+        "说唱",
+        "說唱",
+        "introduction",
+        "第一段",
+        "第二段",
+        "第三段",
+        "reff",
+        "独奏",
+        "獨奏",
+        "伴奏",
+    ]
 )
 # Words that stand in round brackets for what is sung behind the singer, rather than for a section.
-_ECHOED = frozenset(["end", "fin", "start", "begin", "break", "drop", "完", "结束", "結束", "开始", "開始", "停顿", "停頓", "过渡", "過渡"])
+_ECHOED = frozenset(
+    [
+        "end",
+        "fin",
+        "start",
+        "begin",
+        "break",
+        "drop",
+        "完",
+        "结束",
+        "結束",
+        "开始",
+        "開始",
+        "停顿",
+        "停頓",
+        "过渡",
+        "過渡",
+    ]
+)
 # Sections whose text may follow the colon on the same line.
 _WITH_TEXT = ("[verse]", "[chorus]", "[pre-chorus]", "[bridge]", "[hook]", "[intro]", "[outro]")
 _OPENING, _CLOSING = "(（<＜《〈{｛「『", ")）>＞》〉}｝」』"
 _DECORATION = "*~～-–—=_#♪♫·•. "
+# Characters with what may be sung behind it; what is longer is sung.
+_LONGEST_HEADING = 400
 _TIMES = re.compile(
     r"\s*[(（\[]?\s*(?:[x×✕*]\s*(\d{1,2})|(\d{1,2})\s*(?:[x×✕]|times\b|遍|次|回))\s*[)）\]]?\s*$", re.IGNORECASE
 )
@@ -105,7 +166,9 @@ def heading_of(line: str) -> Heading | None:
     None for any other line, also for one in square brackets that names no section.
     """
     text = line.strip()
-    if match := re.fullmatch(r"\[\s*([^\[\]]{1,60}?)\s*\](.*)|【\s*([^【】]{1,40}?)\s*】()", text):
+    if len(text) > _LONGEST_HEADING:
+        return None
+    if match := re.fullmatch(r"\[\s*([^\[\]]{1,60}?)\s*\](.*)|[【［〔]\s*([^【】］〕]{1,40}?)\s*[】］〕]()", text):
         inner, rest = match.group(1) or match.group(3), (match.group(2) or "").strip()
         return _bracketed(inner, rest)
     core, times = _without_times(text)
@@ -154,10 +217,22 @@ def _without_times(text: str) -> tuple[str, int]:
     return (text[: match.start()].strip(), number) if match and 1 < number <= 16 else (text, 1)
 
 
+_IN_WORDS = re.compile(
+    r"\s*[(（\[]\s*(?:bis|ter|twice|repeat(?:ed)?|(?:重[复複]|反复|再唱|×|x)\s*(?:([一二两兩三四\d])\s*[遍次回]?)?|ripetere|repetir|wdh\.?)\s*[)）\]]\s*$",
+    re.IGNORECASE,
+)
+
+
 def repeats_of(line: str) -> tuple[str, int]:
     """A sung line and how often a mark at its end says that it is sung: `("la la", 3)` for `la la (x3)`."""
     # A bare number behind a word ("route 66 x 2") is rare enough; a line of nothing but the mark stays.
     text, times = _without_times(line)
+    if times == 1 and (match := _IN_WORDS.search(line)):
+        said = {"一": 2, "二": 2, "两": 2, "兩": 2, "三": 3, "四": 4}.get(match.group(1) or "", 2)
+        text, times = (
+            line[: match.start()].strip(),
+            max(2, int(match.group(1)) if (match.group(1) or "").isdigit() else said),
+        )
     return (text, times) if text and times > 1 else (line, 1)
 
 

@@ -11,6 +11,7 @@ Standard library only.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -245,6 +246,35 @@ def crop(lines: Sequence[TimedLine], start_seconds: float, end_seconds: float) -
         if tag := next(before, None):
             texts.insert(0, tag.group().strip())
     return _join(texts)
+
+
+def split(lines: Sequence[TimedLine], edges: Sequence[float]) -> list[list[TimedLine]] | None:
+    """The lyrics of each piece of audio that is cut at `edges` (seconds, rising, the song's start and end among them).
+
+    Piece i has the lines of edges[i] <= time < edges[i + 1] with times from its own start, and the structure tag that
+    governs its first line in front. A piece in which nothing is sung has no lines. None when no line has a time: then
+    nobody knows what is sung where, and no piece may get the lyrics of the whole.
+    """
+    lines = list(lines)
+    if all(line.seconds is None for line in lines):
+        return None
+    owners = _owners(lines)
+    pieces: list[list[TimedLine]] = []
+    for start, end in itertools.pairwise(edges):
+        kept = [index for index, seconds in enumerate(owners) if start <= seconds < end]
+        piece = [
+            TimedLine(None if lines[i].seconds is None else round(owners[i] - start, 3), lines[i].text) for i in kept
+        ]
+        if not any(line.text and not _is_structure_tag(line.text) for line in piece):
+            pieces.append([])
+            continue
+        piece = _strip_empty(piece)
+        if not STRUCTURE_TAG.match(next(line.text for line in piece if line.text)):
+            before = (match for line in reversed(lines[: kept[0]]) if (match := STRUCTURE_TAG.match(line.text)))
+            if tag := next(before, None):
+                piece.insert(0, TimedLine(None, tag.group().strip()))
+        pieces.append(piece)
+    return pieces
 
 
 def _owners(lines: Sequence[TimedLine]) -> list[float]:

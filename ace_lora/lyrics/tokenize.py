@@ -20,7 +20,7 @@ from ace_lora.lyrics.japanese import require_japanese
 from ace_lora.lyrics.language_id import language_name
 from ace_lora.lyrics.packages import EXACT_VERSIONS, MissingLyricSupport, require_package
 from ace_lora.lyrics.segment import segment
-from ace_lora.lyrics.text import STRUCTURE_TAGS, suggest_structure_tag
+from ace_lora.lyrics.text import STRUCTURE_TAGS, heading_of, suggest_structure_tag
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -143,8 +143,8 @@ class LyricTokenizer:
                         raise
                     # Short Chinese lines are often taken for Japanese, so that a single one can ask for it.
                     raise MissingLyricSupport(
-                        f"{error} (The line that needs it: '{_shorten(typed)}'. If it is not Japanese, set the language "
-                        "of this song instead.)"
+                        f"{error} (The line that needs it: '{_shorten(typed)}'. If it is not Japanese, set the "
+                        "language of this song instead.)"
                     ) from error
                 except Exception as error:
                     # The published code drops such a line too, so the ids must; but it is said.
@@ -252,7 +252,6 @@ def _shorten(line: str, length: int = 60) -> str:
 
 _LEADING_TAG = re.compile(r"\s*\[([^\]]*)\]")
 _SPACES_AND_HYPHENS = re.compile(r"[\s-]+")
-_WHOLE_LINE_FULL_WIDTH_TAG = re.compile(r"\s*[【［〔]([^】］〕]{1,20})[】］〕]\s*")
 
 
 class _Report:
@@ -351,10 +350,13 @@ class _Report:
                 "Replace or remove them."
             )
         for line in dict.fromkeys(self._typed_lines):
-            match = _WHOLE_LINE_FULL_WIDTH_TAG.fullmatch(line)
-            suggestion = suggest_structure_tag(match.group(1)) if match else None
-            if suggestion:
-                sentences.append(f"The line '{line}' would be sung, because of its brackets; write {suggestion}.")
+            heading = None if line.startswith("[") else heading_of(line)
+            if heading is not None:
+                sentences.append(
+                    f"The line '{_shorten(line)}' would be sung, because of its brackets; write {heading.tag}."
+                    if line.startswith(("【", "［", "〔"))
+                    else f"The line '{_shorten(line)}' would be sung; if it is a heading, write {heading.tag}."
+                )
         if self._first_cut is not None:
             cut = self._typed_lines[self._first_cut :]
             sentences.append(

@@ -25,6 +25,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ace_lora.commands import run_script
 from ace_lora.files import UnusableFile, parse_json
 
 REPORT_SECONDS = 0.1
+SILENT_SECONDS = 3.0  # a device that takes no samples for so long has been taken away
 MAX_LINE_BYTES = 100_000  # a path is never that long
 OUTPUT_VARIABLE = "ACE_LORA_AUDIO"
 
@@ -68,6 +70,7 @@ def main(args: argparse.Namespace) -> None:
         return
     tell("ready", device=output.name, rate=RATE)
     threading.Thread(target=_read_lines, args=(events,), daemon=True).start()
+    moved_at, place = time.monotonic(), -1.0
     try:
         while True:
             try:
@@ -89,6 +92,12 @@ def main(args: argparse.Namespace) -> None:
                 except NoDevice as error:
                     player.pause()
                     tell("error", message=str(error))
+            if not player.playing or player.seconds != place:
+                moved_at, place = time.monotonic(), player.seconds
+            elif time.monotonic() - moved_at > SILENT_SECONDS:
+                player.pause()
+                output.stop()
+                tell("error", message=f"The sound device '{output.name}' stands still. Connect it again, then play.")
             if player.slot:
                 seconds = player.seconds - (output.latency if player.playing else 0)
                 tell("position", slot=player.slot, seconds=round(max(seconds, 0.0), 3), playing=player.playing)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ace_lora.audio.decode import read_audio
+from ace_lora.audio.decode import AudioError, read_audio
 
 RATE = 48_000  # of everything that is played, so that two tracks can be exchanged in one stream
 LONGEST_SECONDS = 1800  # 0.7 GB of samples
@@ -34,6 +34,8 @@ class Track:
 
 def load_track(path: Path) -> Track:
     """Raises AudioError when the file cannot be decoded."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise AudioError(f"'{path}' is no file. Expected a sound file. Choose another one.")
     wave = read_audio(path, LONGEST_SECONDS)
     samples = wave.samples[:2]
     if len(samples) == 1:

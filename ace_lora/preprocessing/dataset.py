@@ -6,15 +6,20 @@ The folder is written by convert2hf_dataset_new.py, or by the script of that nam
 from __future__ import annotations
 
 import random
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.files import read_text
+from ace_lora.files import MAX_TEXT_BYTES, UnusableFile, read_json
+from ace_lora.lyrics.encoding import UnknownEncoding, read_any_text
 from ace_lora.lyrics.reading import song_language
 from ace_lora.songs import SongFiles, split_tags
+
+MOST_SONGS = 100_000
+MAX_DATASET_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,16 @@ def read_dataset(name: str) -> list[DatasetSong]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise WrongInput(f"--input_name '{name}' {what}. Expected a dataset folder. {next_step}")
+    if problem := _folder_problem(folder):
+        raise WrongInput(f"--input_name '{name}' cannot be read as a dataset ({problem}). {next_step}")
     import datasets
 
     try:
         dataset = datasets.load_from_disk(str(folder))
         missing = {"keys", "filename", "tags", "norm_lyrics"} - set(dataset.column_names)
-        rows = [] if missing else list(dataset)
+        rows = [] if missing or len(dataset) > MOST_SONGS else list(dataset)
+        if len(dataset) > MOST_SONGS:
+            raise ValueError(f"{len(dataset)} rows; at most {MOST_SONGS} songs are possible")
     except Exception as error:  # whatever pyarrow and datasets make of a folder that is not theirs
         raise WrongInput(
             f"--input_name '{name}' cannot be read as a dataset ({error}). Expected the folder of step 4. {next_step}"
@@ -78,12 +87,36 @@ def read_dataset(name: str) -> list[DatasetSong]:
     return songs
 
 
+def _folder_problem(folder: Path) -> str | None:
+    """Why `datasets` should not open a folder: pipes, huge files and paths that lead elsewhere it would follow."""
+    try:
+        read_json(folder / "dataset_info.json")
+        state = read_json(folder / "state.json")
+        names = [entry["filename"] for entry in state["_data_files"]]
+        if not all(isinstance(name, str) and name == Path(name).name and "\\" not in name for name in names):
+            return "its state.json names files elsewhere"
+        for name in names:
+            status = (folder / name).stat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_DATASET_BYTES:
+                return f"its {name} is no file of a dataset's size"
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        return str(error) if isinstance(error, OSError | UnusableFile) else "its state.json is damaged"
+    return None
+
+
 def _wrong_cell(row: dict[str, Any]) -> str | None:
     if not all(isinstance(row[column], str) for column in ("keys", "filename", "norm_lyrics")):
         return "keys, filename and norm_lyrics have to be texts"
     if not isinstance(row["tags"], list) or not all(isinstance(tag, str) for tag in row["tags"]):
         return "tags has to be a list of texts"
+    texts = [row["keys"], row["filename"], row["norm_lyrics"], *row["tags"]]
+    if sum(map(len, texts)) > MAX_TEXT_BYTES:
+        return f"its texts are longer than {MAX_TEXT_BYTES:,} letters"
+    if any(character < " " for text in (row["keys"], row["filename"]) for character in text):
+        return "keys and filename hold control characters"
     keys = row["keys"]
+    if len(keys.encode("utf-8", "replace")) > 240:
+        return f"keys is '{keys[:40]}…', which is too long for the name of a record file"
     if not keys or keys.startswith(".") or keys != Path(keys).name or "\\" in keys:
         return f"keys is '{keys}', which cannot be the name of a record file"
     return None
@@ -106,7 +139,7 @@ def dataset_song(row: dict[str, Any], dataset: Path) -> DatasetSong:
             remarks.append(f"{path.name} is not what the dataset holds; run convert2hf_dataset_new.py again to use it")
     timed = _text_beside(files.timed_lyrics)
     if timed is None and files.timed_lyrics.exists():
-        remarks.append(f"{files.timed_lyrics.name} cannot be read as UTF-8 text; the lyrics are used without times")
+        remarks.append(f"{files.timed_lyrics.name} cannot be read as text; the lyrics are used without times")
     return DatasetSong(
         keys=row["keys"],
         audio=files.audio,
@@ -132,12 +165,13 @@ def find_audio(recorded: Path, dataset: Path) -> Path:
 
 def _text_beside(path: Path) -> str | None:
     try:
-        return read_text(path) if path.exists() else None
-    except (OSError, ValueError):  # no UTF-8, or no file that could be a text
+        return read_any_text(path)[0] if path.exists() else None
+    except (OSError, ValueError, UnknownEncoding):  # no text, or no file that could be one
         return None
 
 
 def choose_prompt(keys: str, tags: list[str], recaption: dict[str, Any] | None) -> str:
     """The tags as one text; where other tools added captions, one of these texts, drawn by the song's name."""
-    captions = [text for _, text in sorted((recaption or {}).items()) if isinstance(text, str) and text]
+    found = recaption.items() if isinstance(recaption, dict) else ()
+    captions = [text for _, text in sorted(found) if isinstance(text, str) and 0 < len(text) <= MAX_TEXT_BYTES]
     return random.Random(zlib.crc32(keys.encode("utf-8"))).choice([", ".join(tags), *captions])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ace_lora.files import set_aside
-from ace_lora.preprocessing.dataset import DatasetSong
 from ace_lora.preprocessing.work import STAGES, VERSIONS, WEIGHTS, SongWork, partial_folder, piece_path
 from ace_lora.records.fingerprints import audio_fingerprint, digest, is_same_audio, weights_identity
-from ace_lora.records.format import HDF5_SUFFIX, RECORD_SUFFIX, NotARecord, RecordError, list_records
+from ace_lora.records.format import HDF5_SUFFIX, RECORD_SUFFIX, NotARecord, RecordError, list_records, metadata_problem
 from ace_lora.records.record import check_record, read_metadata
 from ace_lora.records.tensor_file import read_header
+
+if TYPE_CHECKING:
+    from ace_lora.preprocessing.dataset import DatasetSong
 
 
 def plan_song(song: DatasetSong, output: Path, ssl: str, lyric_language: str, identities: dict[str, str]) -> SongWork:
@@ -77,7 +80,7 @@ def _find_record(work: SongWork, output: Path) -> None:
     path = output / f"{work.song.keys}{RECORD_SUFFIX}"
     hdf5 = path.with_name(f"{work.song.keys}{HDF5_SUFFIX}")
     try:
-        if path.exists():
+        if os.path.lexists(path):
             work.old, work.old_path = check_record(path), path
         elif hdf5.exists():
             read_metadata(hdf5)
@@ -90,7 +93,7 @@ def _find_record(work: SongWork, output: Path) -> None:
 
 def _is_same(now: dict[str, Any], recorded: dict[str, Any] | None) -> bool:
     """Whether a recorded piece is up to date. Base weights that are not on this disk count as unchanged."""
-    if recorded is None:
+    if not isinstance(recorded, dict):
         return False
     return all(recorded.get(key) == value for key, value in now.items() if key != "weights" or value is not None)
 
@@ -102,7 +105,9 @@ def _find_waiting(work: SongWork, stage: str, partial: Path) -> bool:
     except (RecordError, OSError):
         return False
     same_audio = facts.get("audio_sha256") == work.fingerprint["audio"]["sha256"]
-    if not same_audio or not _is_same(work.fingerprint[stage], facts.get("made_by")):
+    if not same_audio or not _is_same(work.fingerprint[stage], facts.get("made_by")) or metadata_problem(facts):
+        return False
+    if not {"seconds", "original_seconds", "cropped"} <= facts.keys():
         return False
     work.fingerprint[stage] = facts["made_by"]
     return True

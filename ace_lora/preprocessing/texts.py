@@ -33,8 +33,8 @@ def prompt_warnings(tokenizer: Tokenizer, prompt: str) -> list[str]:
     if not exceeds_limit(tokenizer, prompt):
         return []
     return [
-        f"its tags are longer than the {len(tokenize_prompt(tokenizer, prompt))} tokens that the model reads, so the last "
-        "ones are left out. Shorten the prompt to the tags that matter."
+        f"its tags are longer than the {len(tokenize_prompt(tokenizer, prompt))} tokens that the model reads, so the "
+        "last ones are left out. Shorten the prompt to the tags that matter."
     ]
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ace_lora.files import TEMPORARY
-from ace_lora.preprocessing.dataset import DatasetSong
 from ace_lora.preprocessing.lock import LOCK_PREFIX, lock_name
 from ace_lora.records.format import RECORD_SUFFIX
+
+if TYPE_CHECKING:
+    from ace_lora.preprocessing.dataset import DatasetSong
+
 
 # Networks in the order in which they run, and the part of the base weights that each is.
 STAGES = {"latents": "dcae", "mert": "mert", "mhubert": "mhubert"}

@@ -31,6 +31,7 @@ from ace_lora.preview.save import BYTES_PER_SECOND, write_audio
 from ace_lora.preview.settings import (
     FORMATS,
     add_flags,
+    add_machine_flags,
     given_settings,
     make_settings,
     number_problems,
@@ -79,17 +80,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--checkpoint_dir",
-        default=None,
-        help="folder of the base weights (default: the download cache ~/.cache/ace-step/checkpoints)",
-    )
-    machine.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
-    machine.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default: auto)")
-
-
 def main(args: argparse.Namespace) -> None:
     text, lora = check(args)
 
@@ -97,15 +87,19 @@ def main(args: argparse.Namespace) -> None:
 
     from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device
-    from ace_lora.preview.render import PARTS, Networks, Rendering, render
+    from ace_lora.preview.render import PARTS, Networks, Rendering, memory_failures_told, render
 
     device = choose_device(args.device, args.dtype)
     weights = ensure_base_weights(Path(args.checkpoint_dir) if args.checkpoint_dir else None, PARTS)
     print(f"device: {device.reason}")
     settings: Any = make_settings(args.way, given_settings(args))
     song = Rendering(0, args.seconds, args.seed, lora, args.strength, args.lora_scale)
-    with tqdm(total=settings.steps, desc="sampling") as bar:
-        for _, wave, rate in render([text], [song], settings, Networks(weights, device), lambda: bar.update()):
+    if args.way == "comfyui":
+        print("note: a ComfyUI from before October 2025 makes another song of the same seed (it left dropout on)")
+    with memory_failures_told(), tqdm(total=settings.steps, desc="sampling") as bar:
+        for _, wave, rate in render(
+            [text], [song], settings, Networks(weights, device, together=False), lambda: bar.update()
+        ):
             write_audio(wave, rate, Path(args.output), bits=16 if args.way == "comfyui" else 24)
             print(f"wrote '{args.output}': {wave.shape[1] / rate:.1f} s")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
-from ace_lora.lora.file import LoraFile, UnknownStrength, describe, dora_problems, lora_scales, read_lora_file
+from ace_lora.lora.file import LoraFile, describe, dora_problems, read_lora_file
+from ace_lora.lora.scales import UnknownStrength, lora_scales
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,27 @@ def _checked_scales(model: nn.Module, lora: LoraFile, stated_scale: float | None
     return scales, source
 
 
+def check_loras(folder: Path, loras: Iterable[tuple[LoraFile, float | None]]) -> None:
+    """Raise WrongInput with every LoRA (and its stated scale) that does not fit the transformer in `folder`.
+
+    Nothing is loaded but the configuration.
+    """
+    import torch
+
+    from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
+
+    with torch.device("meta"):
+        model = ACEStepTransformer(TransformerConfig.from_json(folder / "config.json"))
+    problems = []
+    for lora, stated_scale in loras:
+        try:
+            _checked_scales(model, without_ssl_heads(lora), stated_scale)
+        except WrongInput as error:
+            problems += error.problems
+    if problems:
+        raise WrongInput(problems)
+
+
 def _sentence(lora: LoraFile, scales: dict[str, float], source: str, strength: float) -> str:
     shown = ", ".join(sorted({f"{scale:.4g}" for scale in scales.values()})[:3])
     return f"{describe(lora)}; scale {shown} from {source}, strength {strength:g}"
@@ -134,6 +156,21 @@ def _remove_adapters(model: nn.Module) -> None:
         del model.peft_config
 
 
+def _as_read(lora: LoraFile, scales: dict[str, float]) -> str:
+    """What ComfyUI itself would make of this file, where that is another strength: it reads alpha values only."""
+    own = {
+        name: float(lora.alphas[name]) / len(lora.tensors[f"{name}.lora_A.weight"]) if name in lora.alphas else 1.0
+        for name in scales
+    }
+    ratios = {own[name] / scale for name, scale in scales.items() if scale}
+    if not ratios or max(abs(ratio - 1) for ratio in ratios) < 0.01:
+        return ""
+    return (
+        f"\nwarning: given this very file, ComfyUI plays it {max(ratios):.3g} times as strong. It is heard here as it "
+        "was trained; give ComfyUI the file of add_alpha_in_lora.py."
+    )
+
+
 @contextmanager
 def _merged(model: nn.Module, lora: LoraFile, strength: float, stated_scale: float | None) -> Iterator[str]:
     import torch
@@ -149,7 +186,11 @@ def _merged(model: nn.Module, lora: LoraFile, strength: float, stated_scale: flo
             a, b = (lora.tensors[f"{name}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
             with torch.no_grad():
                 weight.data = (weight.data.float() + strength * scale * (b @ a)).to(weight.dtype)
-        yield _sentence(lora, scales, source, strength) + ", added to the weights as ComfyUI does"
+        yield (
+            _sentence(lora, scales, source, strength)
+            + ", added to the weights as ComfyUI does"
+            + _as_read(lora, scales)
+        )
     finally:
         for name, original in originals.items():
             layer = model.get_submodule(name)

@@ -17,24 +17,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
 from ace_lora.files import UnusableFile, free_bytes, read_json, stamp, write_json
-from ace_lora.preview.__main__ import add_machine_flags
-from ace_lora.preview.plan import Column, Plan, PlannedSong, read_plan
+from ace_lora.preview.plan import Column, Plan, PlannedSong, file_name, read_plan
 from ace_lora.preview.save import BYTES_PER_SECOND, write_audio
-from ace_lora.preview.settings import make_settings
+from ace_lora.preview.settings import add_machine_flags, make_settings
 
 if TYPE_CHECKING:
     from ace_lora.preview.render import Networks
 
 TABLE = "samples.json"
 TABLE_FORMAT = "ace-lora-samples"
-_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     from ace_lora.base_weights.download import ensure_base_weights
     from ace_lora.device import choose_device, free_device_bytes
     from ace_lora.preview.estimate import estimate
-    from ace_lora.preview.render import PARTS, Networks, render
+    from ace_lora.preview.render import PARTS, Networks, memory_failures_told, render
 
     device = choose_device(args.device, args.dtype)
     checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
@@ -90,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
         networks = Networks(weights, device, expected.together)
         texts = [song.text for song in plan.songs]
         begun = time.monotonic()
-        with tqdm(total=len(renderings) * settings.steps, desc="sampling") as bar:
+        with memory_failures_told(), tqdm(total=len(renderings) * settings.steps, desc="sampling") as bar:
             for index, wave, rate in render(texts, renderings, settings, networks, lambda: bar.update()):
                 path = folder / left[index]["file"]
                 write_audio(wave, rate, path, bits=16 if plan.way == "comfyui" else 24)
@@ -155,7 +152,7 @@ def _is_table(value: Any) -> bool:
 def _remember(table: dict[str, Any], sample: dict[str, Any]) -> None:
     """Add a sample, or put what is new about it into its row."""
     for row in table["samples"]:
-        if row["key"] == sample["key"]:
+        if (row["key"], row.get("file")) == (sample["key"], sample["file"]):
             row.update(sample)
             return
     table["samples"].append(dict(sample))
@@ -197,7 +194,7 @@ def planned_samples(plan: Plan, settings: Any, networks: Networks) -> list[dict[
             "format": plan.format,
         }
         key = digest(made_from)[:16]
-        name = "__".join((_file_name(song.name), _file_name(column.name), key[:8]))
+        name = "__".join((file_name(song.name), file_name(column.name), key[:8]))
         rows.append(
             {
                 "key": key,
@@ -216,10 +213,6 @@ def planned_samples(plan: Plan, settings: Any, networks: Networks) -> list[dict[
     return rows
 
 
-def _file_name(name: str) -> str:
-    return _IN_NAMES.sub("_", name).strip("._")[:60] or "song"
-
-
 def _compare_with_training(
     plan: Plan,
     samples: list[dict[str, Any]],
@@ -232,6 +225,7 @@ def _compare_with_training(
     import torch
 
     from ace_lora.base_weights.find import find_base_weights, missing
+    from ace_lora.device import free_device_memory
     from ace_lora.preview.nearness import nearness, sample_features, training_features
     from ace_lora.records.format import RecordError
 
@@ -256,6 +250,7 @@ def _compare_with_training(
             f"nearness to the training songs: not measured, the records in '{plan.training}' hold no features of MERT."
         )
         return
+    free_device_memory(on["device"])
     mert = find_base_weights(checkpoint_dir, ["mert"])["mert"]
     features = sample_features([folder / sample["file"] for sample in left], mert, {**on, "dtype": torch.float32})
     for sample in left:
@@ -269,7 +264,7 @@ def _compare_with_training(
 
 
 def _row(table: dict[str, Any], sample: dict[str, Any]) -> dict[str, Any]:
-    return next((row for row in table["samples"] if row["key"] == sample["key"]), {})
+    return next((row for row in table["samples"] if row.get("file") == sample["file"]), {})
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@
       "training": "Taudio/x_prep"                records, to say how near each sample is to their songs
     }
 
-Every song is rendered in every column, from the same noise. Relative paths start at the folder of the plan, or where
-there is nothing, at the current one.
+Every song is rendered in every column (without any: by the base model), from the same noise. Relative paths start at
+the folder of the plan, or where there is nothing, at the current one.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,9 @@ from ace_lora.preview.settings import FORMATS, WAYS, number_problems, setting_pr
 if TYPE_CHECKING:
     from ace_lora.lora.file import LoraFile
 
-MAX_SONGS, MAX_COLUMNS = 1000, 200
+MAX_SONGS, MAX_COLUMNS = 1000, 50  # the LoRAs of all columns are in memory at once
 MAX_PLAN_BYTES = 20_000_000
+_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ def record_text(path: Path) -> SongText:
     )
 
 
+def file_name(name: str) -> str:
+    """A song's or column's name as a part of a file name: letters and digits of any script, at most 80 bytes."""
+    return _IN_NAMES.sub("_", name).encode()[:80].decode(errors="ignore").strip("._") or "song"
+
+
 def read_plan(path: Path) -> Plan:
     """Raises WrongInput with every problem of the plan and of the files that it names."""
     try:
@@ -119,7 +126,7 @@ def read_plan(path: Path) -> Plan:
     ]
     columns = [
         _column(entry, number, path.parent, way, problems)
-        for number, entry in enumerate(_list(content, "columns", MAX_COLUMNS, problems), start=1)
+        for number, entry in enumerate(_list(content, "columns", MAX_COLUMNS, problems, [{}]), start=1)
     ]
     training = None
     if "training" in content:
@@ -187,8 +194,10 @@ def _choice(content: dict[str, Any], name: str, choices: tuple[str, ...], proble
     return value
 
 
-def _list(content: dict[str, Any], name: str, most: int, problems: list[str]) -> list[Any]:
-    entries = content.get(name)
+def _list(
+    content: dict[str, Any], name: str, most: int, problems: list[str], otherwise: list[Any] | None = None
+) -> list[Any]:
+    entries = content.get(name, otherwise)
     if not isinstance(entries, list) or not 1 <= len(entries) <= most:
         found = f"has {len(entries)} entries" if isinstance(entries, list) else f"is {_shown(entries)}"
         problems.append(f'"{name}" of the plan {found}, expected a list of 1 to {most}. Correct the plan.')

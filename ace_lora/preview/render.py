@@ -8,6 +8,7 @@ Shapes: T latent frames of 4096 samples at 44.1 kHz, N samples.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,10 @@ from ace_lora.audio.decode import SAMPLE_RATE, AudioError, resample
 from ace_lora.comfyui import sampling as comfyui
 from ace_lora.comfyui.lyrics import token_ids, write_lyrics
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.device import Device, free_device_memory
+from ace_lora.device import Device, free_device_memory, is_out_of_memory
 from ace_lora.lyrics.tokenize import LyricTokenizer
 from ace_lora.lyrics.vocabulary import MissingLyricSupport, load_vocabulary
-from ace_lora.preview.adapters import adapted
+from ace_lora.preview.adapters import adapted, check_loras
 from ace_lora.preview.plan import SongText
 from ace_lora.records.format import LATENT_SAMPLE_RATE
 from ace_lora.v1 import sampling as ace_step
@@ -63,7 +64,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Networks:
-    """Where the parts run: `together` says whether transformer and decoder fit on the device at once."""
+    """Where the parts run. `together`: transformer and decoder are on the device at once, else they take turns."""
 
     weights: dict[str, Path]
     device: Device
@@ -86,6 +87,8 @@ def render(
     Raises WrongInput for texts and LoRAs that cannot be used, StepFailed for a network that does not return numbers.
     """
     renderings = list(renderings)
+    loras = {id(job.lora): (job.lora, job.lora_scale) for job in renderings if job.lora is not None}
+    check_loras(networks.weights["transformer"], loras.values())
     on: dict[str, Any] = {"device": networks.device.torch_device, "dtype": _dtype(settings, networks.device)}
     encoded = encode_texts(texts, settings, networks)
     free_device_memory(on["device"])
@@ -94,31 +97,36 @@ def render(
     assert transformer is not None
     transformer.drop_ssl_heads()
     decoders: nn.ModuleList | None = None
+    to_decode = {**on, "dtype": networks.device.dtype}
     for first, last in _runs_of_one_lora(renderings):
         assert transformer is not None
         job = renderings[first]
-        context = adapted(transformer, job.lora, job.strength, job.lora_scale, merge=is_comfyui(settings))
-        with context as sentence:
+        waiting: list[tuple[int, torch.Tensor]] = []
+        with adapted(transformer, job.lora, job.strength, job.lora_scale, merge=is_comfyui(settings)) as sentence:
             if job.lora is not None:
                 print(sentence)
-            # Samples of one LoRA are kept as latents, a few hundred kilobytes each, and decoded together.
-            latents = [
-                sample(transformer, encoded[renderings[index].text], renderings[index], settings, on_step)
-                for index in range(first, last)
-            ]
-        if last == len(renderings):
-            transformer = None  # not needed any more, so the decoder has all the memory
-        elif not networks.together:
+            for index in range(first, last):
+                latents = sample(transformer, encoded[renderings[index].text], renderings[index], settings, on_step)
+                if networks.together:
+                    decoders = decoders or load_decoders(networks.weights, to_decode)
+                    yield index, *decode(latents, decoders, settings)
+                else:
+                    # A few hundred kilobytes each: decoded together, when the transformer has made room.
+                    waiting.append((index, latents))
+        if networks.together:
+            continue
+        is_last = last == len(renderings)
+        if is_last:
+            transformer = None
+        else:
             transformer.to("cpu")
         free_device_memory(on["device"])
         print("decoding …")
-        if decoders is None:
-            decoders = load_decoders(networks.weights, {**on, "dtype": networks.device.dtype})
+        decoders = decoders or load_decoders(networks.weights, to_decode)
         decoders.to(on["device"])
-        for index, song in zip(range(first, last), latents, strict=True):
-            wave, rate = decode(song, decoders, settings)
-            yield index, wave, rate
-        if transformer is not None and not networks.together:
+        for index, latents in waiting:
+            yield index, *decode(latents, decoders, settings)
+        if transformer is not None:
             decoders.to("cpu")
             free_device_memory(on["device"])
             transformer.to(on["device"])
@@ -141,6 +149,20 @@ def _lora_key(rendering: Rendering) -> tuple[int, float, float | None]:
 def _dtype(settings: Settings, device: Device) -> torch.dtype:
     """Of the transformer: ComfyUI runs it in bf16 or float32, never in float16."""
     return torch.float32 if is_comfyui(settings) and device.dtype is torch.float16 else device.dtype
+
+
+@contextlib.contextmanager
+def memory_failures_told() -> Iterator[None]:
+    """Turn running out of memory into what a user can act on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StepFailed(
+            "The memory is full. Expected room for the transformer and one song. Close other programs, render shorter "
+            "songs, or use --device cpu; what was written stays."
+        ) from error
 
 
 # --- Texts ---
@@ -207,12 +229,15 @@ def sample(
     rendering: Rendering,
     settings: Settings,
     on_step: Callable[[], None] = lambda: None,
+    *,
+    lyric_branch: ACEStepTransformer | None = None,
 ) -> torch.Tensor:
     """Latents float32 [8, 16, T] on the CPU."""
     given: dict[str, Any] = {
         "seconds": rendering.seconds,
         "seed": rendering.seed,
         "settings": settings,
+        "lyric_branch": lyric_branch,
         "on_step": lambda step: on_step(),
     }
     if is_comfyui(settings):

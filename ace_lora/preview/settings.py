@@ -110,6 +110,17 @@ def add_flags(group: Any) -> None:
         group.add_argument(f"--{name}", **options)
 
 
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--checkpoint_dir",
+        default=None,
+        help="folder of the base weights (default: the download cache ~/.cache/ace-step/checkpoints)",
+    )
+    machine.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
+    machine.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default: auto)")
+
+
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
 

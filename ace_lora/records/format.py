@@ -90,6 +90,60 @@ class Record:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+# What preprocessing writes of a song, and what it may be: other programs and damaged disks write records too.
+_TEXTS = ("keys", "prompt", "lyrics", "audio", "dataset", "ssl")
+_FACTS = ("seconds", "original_seconds", "cropped", "prompt", "lyrics", "timed_lines", "lyric_language", "audio")
+MOST_FRAMES = 100_000  # two and a half hours
+
+
+def metadata_problem(metadata: Any) -> str | None:
+    """Why `metadata` is not that of a record, or None; what is there has to be right, a fingerprint needs the rest."""
+    if not isinstance(metadata, dict):
+        return f"its metadata is {metadata!r:.50}, not a table"
+    for name in _TEXTS:
+        if not isinstance(metadata.get(name, ""), str):
+            return f"{name} is {metadata[name]!r:.50}, not a text"
+    for name in ("seconds", "original_seconds"):
+        if not _is_number(metadata.get(name, 1)) or not 0 < metadata.get(name, 1) < 1e6:
+            return f"{name} is {metadata[name]!r:.50}, not a number of seconds"
+    if not isinstance(metadata.get("cropped", False), bool):
+        return f"cropped is {metadata['cropped']!r:.50}, not true or false"
+    if not isinstance(metadata.get("lyric_language") or "", str):
+        return f"lyric_language is {metadata['lyric_language']!r:.50}, not a text"
+    lines = metadata.get("timed_lines", [])
+    if not isinstance(lines, list) or not all(map(_is_timed_line, lines)):
+        return "timed_lines is not a list of times and lines"
+    if "fingerprint" not in metadata:
+        return None
+    missing = [name for name in _FACTS if name not in metadata]
+    return f"its metadata has no {missing[0]}" if missing else _fingerprint_problem(metadata["fingerprint"])
+
+
+def _fingerprint_problem(fingerprint: Any) -> str | None:
+    pieces = ("audio", "latents", "text", "lyrics")
+    if not isinstance(fingerprint, dict) or not all(isinstance(value, dict) for value in fingerprint.values()):
+        return "its fingerprint is not a table of tables"
+    missing = [piece for piece in pieces if piece not in fingerprint]
+    if missing:
+        return f"its fingerprint has no {missing[0]}"
+    audio = fingerprint["audio"]
+    if not all(isinstance(audio.get(name), int) for name in ("size", "mtime_ns", "checked_ns")):
+        return "its fingerprint of the audio lacks size or times"
+    return None if isinstance(audio.get("sha256"), str) else "its fingerprint of the audio lacks the checksum"
+
+
+def _is_timed_line(line: Any) -> bool:
+    return isinstance(line, list) and len(line) == 2 and isinstance(line[1], str) and _is_time(line[0])
+
+
+def _is_time(value: Any) -> bool:
+    return value is None or (_is_number(value) and 0 <= value < 1e6)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def list_records(folder: Path) -> list[Path]:
     """The records in `folder`, sorted by name; hidden and temporary files, other files and folders are left out.
 

@@ -6,11 +6,14 @@ h5py and hdf5plugin are imported when the first such record is opened, because f
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
-from ace_lora.records.format import SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError
+from ace_lora.records.format import MOST_FRAMES, SECONDS_PER_LATENT_FRAME, SSL_BRANCHES, Record, RecordError
 
+# Feature rows of the longest record: a compressed table of a few bytes may state any size.
+_LONGEST = 10 * MOST_FRAMES
 SPEAKER_WIDTH = 512  # the published model's speaker embedding, always zeros in version 1
 
 # name -> dtype, number of dimensions, the constant that every element has (None: values of the song)
@@ -32,7 +35,9 @@ def _open(path: Path) -> Any:
     import h5py
     import hdf5plugin  # noqa: F401  registers the Zstandard filter that the records are written with
 
-    path.stat()  # a missing file is an OSError, h5py's errors below are damage
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise RecordError(path, "it is no regular file")
+    # A missing file is an OSError above, h5py's errors below are damage.
     if not os.access(path, os.R_OK):
         raise PermissionError(13, "Permission denied", str(path))
     try:
@@ -57,8 +62,17 @@ def _misfit(file: Any) -> str | None:
     unknown = sorted(set(file) - {"keys", *_TABLES})
     if unknown:
         return f"it holds {unknown[0]}, which no record has"
+    import h5py
+
+    for name in ("keys", *_TABLES):
+        # A link may lead to a group, or to another file of the computer.
+        link = file.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset) or file[name].external:
+            return f"{name} is no table of this file"
     for name, (dtype, dimensions, _) in _TABLES.items():
         table = file[name]
+        if max(table.shape, default=0) > _LONGEST:
+            return f"{name} is {list(table.shape)}; more than {_LONGEST} of anything is not possible"
         if table.dtype != dtype or table.ndim != dimensions or table.size == 0:
             return f"{name} is {table.dtype} {list(table.shape)}, not {dtype} in {dimensions} dimensions"
     lengths = [
@@ -70,8 +84,13 @@ def _misfit(file: Any) -> str | None:
     for name, length in lengths:
         if len(file[name]) != length:
             return f"{name} has {len(file[name])} elements, not {length}"
-    if not isinstance(file["keys"][()], bytes):
+    keys = file["keys"]
+    if keys.shape != () or not isinstance(name := keys[()], bytes) or len(name) > 1000:
         return "keys is not one string"
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return "keys is not a text"
     return None
 
 
@@ -90,6 +109,8 @@ def read_record(path: Path, *, ssl: bool = True) -> Record:
                 raise RecordError(path, f"{name} is damaged ({error})") from error
             if constant is not None and not bool((values[name] == constant).all()):
                 raise RecordError(path, f"{name} is not {constant:g} throughout, as ACE-Step v1 has it")
+            if name.endswith("_ids") and int(values[name].min()) < 0:
+                raise RecordError(path, f"{name} holds {int(values[name].min())}, which is no token")
             if values[name].is_floating_point() and not bool(torch.isfinite(values[name]).all()):
                 raise RecordError(path, f"{name} holds values that are not finite")
         return Record(
@@ -112,7 +133,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def needed_of_base(path: Path) -> dict[str, int]:
     """As `ace_lora.records.record.needed_of_base`, for an HDF5 file."""
     with _open(path) as file:
-        ids = {f"{kind}_tokens": int(file[f"{kind}_token_ids"][()].max()) + 1 for kind in ("text", "lyric")}
+        ids = {"latent_channels": file["target_latents"].shape[0]}
+        ids |= {f"{kind}_tokens": int(file[f"{kind}_token_ids"][()].max()) + 1 for kind in ("text", "lyric")}
         return ids | {branch: file[f"{branch}_ssl_hidden_states"].shape[1] for branch in SSL_BRANCHES}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.records import hdf5
-from ace_lora.records.format import HDF5_SUFFIX, SSL_BRANCHES, Record, RecordError
+from ace_lora.records.format import HDF5_SUFFIX, MOST_FRAMES, SSL_BRANCHES, Record, RecordError, metadata_problem
 from ace_lora.records.tensor_file import check_checksums, read_header, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def read_record(path: Path, *, ssl: bool = True) -> Record:
         path, skip=() if ssl else [name for b in SSL_BRANCHES for name in _branch_names(b)]
     )
     keys = metadata.pop("keys", None)
-    problem = _misfit(tensors) if isinstance(keys, str) else "it has no name of a song"
+    problem = metadata_problem(metadata) or _misfit(tensors)
+    if not isinstance(keys, str):
+        problem = "it has no name of a song"
     if problem:
         raise RecordError(path, problem)
     return Record(keys=keys, metadata=metadata, **tensors)
@@ -49,13 +51,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
     missing = [name for name in ("target_latents", "text_token_ids", "lyric_token_ids") if name not in names]
     if missing:
         raise RecordError(path, f"it has no {missing[0]}")
+    if problem := metadata_problem(metadata):
+        raise RecordError(path, problem)
     metadata.pop("keys", None)
     return metadata
 
 
 def needed_of_base(path: Path) -> dict[str, int]:
     """What a base model needs to have for the record: `text_tokens` and `lyric_tokens` in its vocabularies at least,
-    `mert` and `mhubert` as widths of features exactly, where they are stored. Only token ids are read.
+    `latent_channels`, and `mert` and `mhubert` as widths of features where they are stored, exactly. Only token ids are
+    read.
 
     Raises RecordError and OSError as `read_record` does.
     """
@@ -64,7 +69,8 @@ def needed_of_base(path: Path) -> dict[str, int]:
         return hdf5.needed_of_base(path)
     shapes, _ = read_header(path)
     tensors, _ = read_tensors(path, skip=[name for name in shapes if not name.endswith("_token_ids")])
-    ids = {f"{kind}_tokens": int(tensors[f"{kind}_token_ids"].max()) + 1 for kind in ("text", "lyric")}
+    ids = {"latent_channels": shapes["target_latents"][0]}
+    ids |= {f"{kind}_tokens": int(tensors[f"{kind}_token_ids"].max()) + 1 for kind in ("text", "lyric")}
     return ids | {branch: shapes[branch][1] for branch in SSL_BRANCHES if branch in shapes}
 
 
@@ -151,7 +157,12 @@ def _misfit(tensors: dict[str, torch.Tensor]) -> str | None:
         tensor = tensors[name]
         if tensor.dtype != dtype or tensor.ndim != dimensions or tensor.numel() == 0:
             return f"{name} is {tensor.dtype} {list(tensor.shape)}, not {dtype} in {dimensions} dimensions"
+        if not tensor.is_floating_point() and dimensions == 1 and int(tensor.min()) < 0:
+            return f"{name} holds {int(tensor.min())}, which is no token"
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"{name} holds values that are not finite"
+    frames = tensors["target_latents"].shape[2]
+    if frames > MOST_FRAMES:
+        return f"target_latents has {frames} frames, at most {MOST_FRAMES} are possible"
     unknown = sorted(set(tensors) - set(expected))
     return f"it holds {unknown[0]}, which no record has" if unknown else None

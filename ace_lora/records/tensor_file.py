@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import struct
 import zlib
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_lora.files import replace_atomically
+from ace_lora.files import parse_json, replace_atomically
 from ace_lora.records.format import NotARecord, RecordError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def read_tensors(path: Path, skip: Iterable[str] = ()) -> tuple[dict[str, torch.
         for name, entry in header.entries.items():
             if name in skip:
                 continue
+            if not math.prod(entry["shape"]):
+                raise RecordError(path, f"{name} is empty")
             tensor = torch.empty(entry["shape"], dtype=getattr(torch, _DTYPES[entry["dtype"]][0]))
             data = _bytes_of(tensor)
             file.seek(header.data_start + entry["data_offsets"][0])
@@ -116,7 +119,10 @@ def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, Any]]:
 def _read_header(path: Path) -> _Header:
     """Header of a safetensors file: 8 bytes little-endian length, then JSON, then the tensors without gaps."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise NotARecord(path, "it is no regular file")
+        size = status.st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
@@ -125,7 +131,7 @@ def _read_header(path: Path) -> _Header:
             if length > min(size - 8, _MAX_HEADER_BYTES):
                 raise NotARecord(path, f"it is cut short or no safetensors file ({size} bytes)")
             try:
-                header = json.loads(file.read(length))
+                header = parse_json(file.read(length), "the header")
             except ValueError as error:
                 raise NotARecord(path, f"it is damaged or no safetensors file ({size} bytes)") from error
         own = header.pop("__metadata__", {})
@@ -133,16 +139,21 @@ def _read_header(path: Path) -> _Header:
             raise NotARecord(path, "it is a safetensors file, but not a training record")
         if own.get("version") != str(FORMAT_VERSION):
             raise NotARecord(path, f"its format version is {own.get('version')}, this program's is {FORMAT_VERSION}")
-        checksums = json.loads(own["crc32"])
+        checksums = parse_json(own["crc32"], "the checksums")
         if zlib.crc32(own["metadata"].encode("utf-8")) != checksums["metadata"]:
             raise RecordError(path, "its metadata is damaged (its checksum does not fit)")
         end = 0
         for entry in sorted(header.values(), key=lambda entry: entry["data_offsets"]):
             begin, next_begin = entry["data_offsets"]
+            if any(type(number) is not int or number < 0 for number in (*entry["shape"], begin, next_begin)):
+                raise RecordError(path, "its header is damaged (sizes are no whole numbers)")
             if begin != end or next_begin - begin != math.prod(entry["shape"]) * _DTYPES[entry["dtype"]][1]:
                 raise RecordError(path, "its header is damaged (sizes do not fit)")
             end = next_begin
-        parsed = _Header(header, json.loads(own["metadata"]), checksums, 8 + length)
+        metadata = parse_json(own["metadata"], "the metadata")
+        if not isinstance(metadata, dict):
+            raise RecordError(path, "its metadata is not a table")
+        parsed = _Header(header, metadata, checksums, 8 + length)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RecordError(path, f"its header is damaged ({type(error).__name__})") from error
     if size != parsed.data_start + end:

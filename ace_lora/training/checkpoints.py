@@ -3,7 +3,7 @@
     <output_dir>/epoch=E-step=S_lora/
         pytorch_lora_weights.safetensors    the LoRA, bfloat16
         pytorch_lora_weights_comfyui.safetensors    the same with alpha, where asked for
-        adapter_config.json                 PEFT's configuration
+        lora_config.json                    the LoRA configuration of the training
         training_state.safetensors          adapter in float32, moments of the optimizer, averages
         training_state.json                 everything else, and a CRC-32 of each file
 
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.files import TEMPORARY, remove_own, replace_atomically, set_aside, write_json
-from ace_lora.lora.config import CONFIG_NAME, peft_config_dict
-from ace_lora.lora.file import COMFYUI_NAME, STATE_TENSORS, WEIGHTS_NAME, save_lora
+from ace_lora.lora.config import CONFIG_NAME, TRAINING_CONFIG_NAME
+from ace_lora.lora.file import COMFYUI_NAME, STATE_TENSORS, WEIGHTS_NAME, save_lora, save_lora_config
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,8 @@ STATE_JSON = "training_state.json"
 STATE_VERSION = 1
 _NAME = re.compile(r"epoch=(\d+)-step=(\d+)_lora")
 # Name patterns of all that a checkpoint folder holds; one that holds anything else is not removed.
-OWN_FILES = (WEIGHTS_NAME, COMFYUI_NAME, CONFIG_NAME, STATE_TENSORS, STATE_JSON)
+# CONFIG_NAME: in checkpoints of earlier versions.
+OWN_FILES = (WEIGHTS_NAME, COMFYUI_NAME, TRAINING_CONFIG_NAME, CONFIG_NAME, STATE_TENSORS, STATE_JSON)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def write_checkpoint(
         save_lora(temporary / WEIGHTS_NAME, lora, config, metadata)
         if comfyui:
             save_lora(temporary / COMFYUI_NAME, lora, config, metadata, with_alpha=True)
-        write_json(temporary / CONFIG_NAME, peft_config_dict(config))
+        save_lora_config(temporary, config)
         # Copies, because optimizers share tables between tensors, which safetensors refuses.
         tensors = {key: tensor.detach().cpu().clone() for key, tensor in state.tensors.items()}
         with replace_atomically(temporary / STATE_TENSORS) as state_file:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-from pathlib import Path
 
-from ace_lora.lora.file import WEIGHTS_NAME
 from ace_lora.processes import outside_launcher
 from ace_lora.records.format import SECONDS_PER_LATENT_FRAME
 from ace_lora.training.optimizers import optimizer_problems
 
-BASE_PRECISIONS = ("bf16", "int8", "nf4")  # from the most memory to the least
-LOGGERS = ("tensorboard", "wandb", "csv", "none")
 # As Lightning names them; the short forms are Lightning's too.
 PRECISIONS = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 SHORT_PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
@@ -33,6 +29,19 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"--{name} is {value}, expected a finite number. Correct it.")
+    every = args.save_every_n_train_steps
+    need(
+        args.sample_every >= 0 and (every < 1 or args.sample_every % every == 0),
+        "sample_every",
+        f"0 or a multiple of --save_every_n_train_steps {every}",
+        "Samples are made after a save.",
+    )
+    need(
+        not args.sample_every or args.logger != "none",
+        "sample_every",
+        "0 where --logger is none",
+        "Samples go to the log folder; use --logger csv.",
+    )
     for flag in ("batch_size", "accumulate_grad_batches", "save_every_n_train_steps", "devices", "num_nodes"):
         need(getattr(args, flag) >= 1, flag, "1 or more", "Use 1 if in doubt, 100 for saving.")
     need(
@@ -122,9 +131,3 @@ def wanted_precision(args: argparse.Namespace) -> str:
 def max_frames(args: argparse.Namespace) -> int | None:
     """Latent frames of --max_seconds; None for whole songs."""
     return max(1, round(args.max_seconds / SECONDS_PER_LATENT_FRAME)) if args.max_seconds > 0 else None
-
-
-def last_lora_file(args: argparse.Namespace) -> Path:
-    """The file meant by --last_lora_path, which may be the folder of a checkpoint."""
-    path = Path(args.last_lora_path)
-    return path / WEIGHTS_NAME if path.is_dir() else path

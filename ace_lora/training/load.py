@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ace_lora.processes import say
 from ace_lora.records.cache import RecordCache
 from ace_lora.records.record import read_record
 from ace_lora.training.batches import SampleReader, SampleSettings
-from ace_lora.training.flags import last_lora_file, max_frames
+from ace_lora.training.flags import max_frames
 from ace_lora.training.memory_plan import Recomputation, choose_recomputation
 from ace_lora.training.prepare import Prepared, crops_lyrics
 from ace_lora.training.songs import TrainingSong
@@ -72,8 +73,10 @@ def load(args: argparse.Namespace, prepared: Prepared) -> Loaded:
             for key, parameter in adapter.items():
                 parameter.copy_(prepared.resumed.state.tensors[f"adapter/{key}"])
     elif args.last_lora_path:
-        load_lora(model, last_lora_file(args))
+        notes = load_lora(model, Path(args.last_lora_path))
         say(f"starting from the weights of '{args.last_lora_path}'")
+        for note in notes:
+            say(f"note: {note}")
     if args.ssl_coeff == 0:
         # The heads do not run, so adapters in them stay as they are.
         in_heads = [parameter for key, parameter in adapter.items() if key.startswith("projectors.")]

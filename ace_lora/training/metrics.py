@@ -17,7 +17,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,15 @@ class MetricsLog:
         for logger in self.loggers:
             logger.write(scalars, step)
 
+    def audio_of(self, step: int) -> Callable[[str, Any, int], None]:
+        """What takes the sounds of a step: name, wave float32 [2, N], rate in Hz."""
+
+        def write(name: str, wave: Any, rate: int) -> None:
+            for logger in self.loggers:
+                logger.audio(f"samples/{name}", wave, rate, step)
+
+        return write
+
     def close(self) -> None:
         """Close the files and draw the curve of what was logged."""
         for logger in self.loggers:
@@ -164,6 +173,11 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def audio(self, name: str, wave: Any, rate: int, step: int) -> None:
+        # TensorBoard keeps one channel of 16 bits.
+        self._writer.add_audio(name, wave.mean(dim=0, keepdim=True).clamp(-1, 1), step, sample_rate=rate)
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -176,6 +190,11 @@ class _WeightsAndBiases:
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         self._run.log(dict(scalars), step=step)
+
+    def audio(self, name: str, wave: Any, rate: int, step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Audio(wave.T.numpy(), sample_rate=rate)}, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -13,7 +13,7 @@ from ace_lora.commands import WrongInput
 if TYPE_CHECKING:
     import torch
 
-# name: (package that it needs beside torch, what pip calls it)
+# name, of those that trainer_new.py offers: (package that it needs beside torch, what pip calls it)
 OPTIMIZERS = {
     "adamw": None,
     "adamw8bit": ("bitsandbytes", "bitsandbytes"),

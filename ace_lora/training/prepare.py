@@ -19,7 +19,7 @@ from ace_lora.commands import WrongInput
 from ace_lora.device import Device, choose_device, has_native_bf16
 from ace_lora.files import free_bytes
 from ace_lora.lora.config import read_lora_config
-from ace_lora.lora.file import read_lora_file
+from ace_lora.lora.file import describe, read_lora_file
 from ace_lora.lora.layers import adapter_shapes, lora_mismatches, target_layers
 from ace_lora.processes import is_first_process
 from ace_lora.records.fingerprints import weights_identity
@@ -28,12 +28,12 @@ from ace_lora.training.checkpoints import checkpoint_bytes, find_checkpoints, fi
 from ace_lora.training.flags import (
     PRECISIONS,
     flag_problems,
-    last_lora_file,
     max_frames,
     package_problems,
     wanted_precision,
 )
 from ace_lora.training.optimizers import optimizer_warnings
+from ace_lora.training.origins import remarks_on_origins
 from ace_lora.training.plan import Plan
 from ace_lora.training.resume import Resumed, check_unchanged, find_checkpoint, unchanging
 from ace_lora.training.songs import TrainingSong, has_timed_lyrics, scan_dataset
@@ -85,15 +85,14 @@ def prepare(args: argparse.Namespace) -> Prepared:
         problems += output_problems(output_dir, args.resume)
         problems += folder_problems("log_dir", Path(args.log_dir)) if args.logger != "none" else []
     songs = attempt(scan_dataset, Path(args.dataset_path), need_ssl=args.ssl_coeff > 0)
-    config = attempt(read_lora_config, Path(args.lora_config_path))
+    config = attempt(read_lora_config, Path(args.lora_config_path), notes=notes)
     checkpoint_dir = Path(args.checkpoint_dir) if args.checkpoint_dir else None
     found = find_base_weights(checkpoint_dir, ["transformer", "text_encoder"])
     shapes, base_problems = check_base(args, found, songs, config)
     problems += base_problems
-    if args.last_lora_path and (last_lora := attempt(read_lora_file, last_lora_file(args))):
+    if args.last_lora_path and (last_lora := attempt(read_lora_file, Path(args.last_lora_path))):
         problems += lora_mismatches(last_lora, shapes) if shapes else []
-        if last_lora.alphas:
-            notes.append(f"'{last_lora.path}' holds alpha values for ComfyUI, which training does not need.")
+        notes.append(f"{describe(last_lora)}.")
     resumed = attempt(find_checkpoint, output_dir, args.resume, notes) if args.resume else None
     problems += disk_problems(args, shapes, resumed) if shapes else []
 
@@ -141,7 +140,10 @@ def prepare(args: argparse.Namespace) -> Prepared:
         validation_indices=validation_indices,
         unchanging=now,
         resumed=resumed,
-        notes=notes + precision_notes + settings_notes(args, max_steps, len(training_indices)),
+        notes=[
+            *(*notes, *precision_notes, *settings_notes(args, max_steps, len(training_indices))),
+            *([] if args.trial_attempt else remarks_on_origins(songs)),
+        ],
     )
 
 
@@ -291,6 +293,8 @@ def foreign_records(
             for name, width in widths.items()
             if needed.get(name, width) != width
         ]
+        if needed["latent_channels"] != config.in_channels:
+            reasons.append(f"latents of {needed['latent_channels']} channels, the base expects {config.in_channels}")
         if reasons:
             wrong.append(f"'{song.path.name}' ({'; '.join(reasons)})")
     if not wrong:

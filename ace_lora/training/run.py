@@ -159,8 +159,17 @@ def warn_of_small_d(args: argparse.Namespace, report: StepReport, max_steps: int
 # --- Around the loop ---
 
 
-def train(args: argparse.Namespace, prepared: Prepared, stop: StopRequest, trial: Trial | None = None) -> None:
-    """One training from loading to its last checkpoint; a `trial` saves and logs nothing but its measurements."""
+def train(
+    args: argparse.Namespace,
+    prepared: Prepared,
+    stop: StopRequest,
+    trial: Trial | None = None,
+    sampler: Callable[..., None] | None = None,
+) -> None:
+    """One training from loading to its last checkpoint; a `trial` saves and logs nothing but its measurements.
+
+    `sampler` (of ace_lora.preview.during_training) is called after every save at a multiple of --sample_every.
+    """
     device = prepared.device.torch_device
     resumed = prepared.resumed
     saved = (resumed.folder, resumed.step) if resumed else (None, 0)
@@ -185,6 +194,9 @@ def train(args: argparse.Namespace, prepared: Prepared, stop: StopRequest, trial
     def save_here() -> None:
         if first:
             save(args, prepared, state, metrics.csv_path)
+            if sampler and metrics.folder and state.step % args.sample_every == 0 and not stop.requested():
+                with state.weights_to_keep():
+                    sampler(loaded.model, state.step, metrics.folder / "samples", metrics.audio_of(state.step))
 
     fabric = make_fabric(args, device)
     step = TrainedStep(

@@ -33,7 +33,7 @@ from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.device import peak_process_bytes
 from ace_lora.files import free_bytes, write_json
 from ace_lora.training.checkpoints import checkpoint_bytes
-from ace_lora.training.flags import BASE_PRECISIONS, launcher_problem, max_frames, package_problems
+from ace_lora.training.flags import launcher_problem, max_frames, package_problems
 from ace_lora.training.load import Loaded
 from ace_lora.training.prepare import Prepared, make_plan, prepare
 from ace_lora.training.resume import find_checkpoint
@@ -194,7 +194,8 @@ def _is_new(args: argparse.Namespace, savings: dict[str, Any], extra: dict[str, 
     if name == "checkpointing":
         return now[name] != "all"
     if name == "base_precision":
-        return BASE_PRECISIONS.index(now[name]) < BASE_PRECISIONS.index(value)
+        smaller = [saving[name] for saving in SAVINGS if name in saving]  # from the most memory to the least
+        return now[name] not in smaller[smaller.index(value) :]
     if name == "optimizer":
         return now[name] == "adamw"
     return on_card

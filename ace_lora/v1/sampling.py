@@ -145,6 +145,7 @@ def sample_latents(
     seed: int,
     settings: SamplingSettings | None = None,
     weakened_text_states: Tensor | None = None,
+    lyric_branch: ACEStepTransformer | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
     """Latents float32 [8, 16, T] on the CPU, T = `latent_frames(seconds)`.
@@ -152,10 +153,12 @@ def sample_latents(
     text_states: [1, Lt, width], the text encoder's last hidden states of the prompt.
     weakened_text_states: the same from weakened queries, for `erg_tags`.
     lyric_token_ids: [0] for a song without lyrics.
+    lyric_branch: of `load_lyric_branch`, where the transformer has given its own back.
     """
     settings = settings or SamplingSettings()
-    device = next(transformer.parameters()).device
-    ids = torch.tensor([lyric_token_ids], dtype=torch.int64, device=device)
+    device = transformer.final_layer.scale_shift_table.device
+    branch = lyric_branch or transformer
+    ids = torch.tensor([lyric_token_ids], dtype=torch.int64, device=branch.lyric_embs.weight.device)
     # As the published pipeline has it: no lyrics are one masked token.
     lyric_mask = torch.ones(1, len(lyric_token_ids)) if lyric_token_ids != [0] else torch.zeros(1, 1)
     text_states = text_states.to(device)
@@ -169,9 +172,9 @@ def sample_latents(
                 raise ValueError("erg_tags needs weakened_text_states")
             other_text = weakened_text_states.to(device)
     with torch.inference_mode():
-        lyrics = transformer.encode_lyrics(ids, lyric_mask)
-        with weakened_queries(lyric_queries(transformer) if settings.erg_lyrics else ()):
-            other_lyrics = transformer.encode_lyrics(other_ids, lyric_mask)
+        lyrics = branch.encode_lyrics(ids, lyric_mask).to(device)
+        with weakened_queries(lyric_queries(branch) if settings.erg_lyrics else ()):
+            other_lyrics = branch.encode_lyrics(other_ids, lyric_mask).to(device)
         contexts = {
             True: transformer.encode_context(text_states, None, lyrics, lyric_mask),
             False: transformer.encode_context(other_text, None, other_lyrics, lyric_mask),

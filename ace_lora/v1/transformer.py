@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ace_lora.base_weights.loading import load_safetensors_strict
+from ace_lora.base_weights.loading import load_safetensors_strict, read_safetensors_strict
 from ace_lora.device import send
 from ace_lora.model import lean_autograd as lean
 from ace_lora.v1.flow_matching import Padding
@@ -517,6 +517,28 @@ def load_transformer(
     load_safetensors_strict(
         model, folder / "diffusion_pytorch_model.safetensors", ignored=is_unused, dtype=dtype, device=device
     )
+    return model.requires_grad_(False).eval()
+
+
+LYRIC_BRANCH = ("lyric_embs.", "lyric_encoder.", "lyric_proj.")
+
+
+def load_lyric_branch(folder: Path) -> ACEStepTransformer:
+    """The parts that `encode_lyrics` needs, in float32 on the CPU; nothing else of the result can be used.
+
+    For a transformer that has given its own back (`drop_lyric_branch`). Raises as `load_transformer`.
+    """
+    folder = Path(folder)
+    with torch.device("meta"):
+        model = ACEStepTransformer(TransformerConfig.from_json(folder / "config.json"))
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(LYRIC_BRANCH)}
+    tensors = read_safetensors_strict(
+        folder / "diffusion_pytorch_model.safetensors",
+        expected,
+        ignored=lambda name: not name.startswith(LYRIC_BRANCH),
+        dtype=torch.float32,
+    )
+    model.load_state_dict(tensors, strict=False, assign=True)
     return model.requires_grad_(False).eval()
 
 

@@ -31,7 +31,7 @@ def test_description_with_a_voice():
         "anthemic",
         "energetic",
         "fast tempo",
-        "pop-punk",
+        "pop punk",
         "male vocal",
         "raspy vocal",
     }

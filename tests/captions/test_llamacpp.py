@@ -19,7 +19,7 @@ from ace_lora.captions.llamacpp import LlamaServer
 from ace_lora.commands import StepFailed
 
 ROOT = Path(__file__).parents[2]
-TAGS = ("drums", "fast", "female vocal", "guitar", "happy", "indie rock", "rock")
+TAGS = ("drums", "fast tempo", "female vocal", "guitar", "happy", "indie rock", "rock")
 LINES = ("Hello morning", "we are free", "Goodbye evening", "we are free")
 
 
@@ -92,7 +92,8 @@ def test_the_request_is_what_the_server_wants(serve):
     assert request["audio"] == [16000, 1, 2, 40000]
     assert request["peak"] == pytest.approx(32767 / 2, abs=2)
     assert request["type"] == "json_schema"
-    assert request["fields"] == ["genre", "subgenre", "instrument", "tempo", "mood", "has_vocal", "vocal", "lyrics"]
+    names = ("cannot_tell", "genre", "subgenre", "instrument", "tempo", "mood", "has_vocal", "vocal", "lyrics")
+    assert request["fields"] == [*names]
     assert request["temperature"] == 0
 
 
@@ -102,7 +103,7 @@ def test_only_what_is_wanted_is_asked(serve):
     assert ask(client, tags=False).tags == ()
     assert ask(client, lyrics=False).lyrics == ()
     assert [request["fields"][-1] for request in server.requests()] == ["lyrics", "vocal"]
-    assert server.requests()[0]["fields"] == ["has_vocal", "lyrics"]
+    assert server.requests()[0]["fields"] == ["cannot_tell", "has_vocal", "lyrics"]
 
 
 def test_one_connection_for_everything(serve):
@@ -309,7 +310,7 @@ def texts(songs: Path) -> dict[str, str]:
 
 def test_command(songs, serve):
     # The first song's first answer is of no use; its second is taken.
-    server = serve(chat=["prose", "good", {"has_vocal": False}])
+    server = serve(chat=["prose", "good", {"has_vocal": False, "vocal": [], "lyrics": []}])
     result = run_command(songs, "--lyrics", "--port", str(server.port))
     assert result.returncode == 0, result.stderr
     assert texts(songs) == {
@@ -317,7 +318,7 @@ def test_command(songs, serve):
         "one_lyrics.txt": (
             "[verse]\nHello morning\n\n[chorus]\nwe are free\n\n[verse]\nGoodbye evening\n\n[chorus]\nwe are free"
         ),
-        "two_prompt.txt": "drums, fast, guitar, happy, indie rock, rock",
+        "two_prompt.txt": "drums, fast tempo, guitar, happy, indie rock, rock",
         "two_lyrics.txt": "[instrumental]",
     }
     assert f"song 1/2 | one.wav | done: {', '.join(TAGS)}\n" in result.stdout

@@ -85,6 +85,8 @@ def test_trajectories_equal_the_golden(name):
     assert_close(result, STORED[f"final.{name}"], 2e-6)
     assert float(result.norm()) == pytest.approx(case["norm"], rel=2e-6)
     assert len(calls) == settings.evaluations
+    if name == "official10":
+        assert_close(calls[2][0], STORED["official10.step1"], 2e-6)  # what the second step begins with
 
 
 def test_loudness_is_limited_not_raised():

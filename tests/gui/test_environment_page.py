@@ -39,7 +39,7 @@ def test_settings_of_the_environment_page_are_stored(make_window, tmp_path: Path
     window.type(page.widgets["endpoint"], "https://hf-mirror.com")
     window.key("Return", page.widgets["endpoint"])
     app.questions.choose_folder = lambda title: str(tmp_path)
-    page._browse("checkpoint_dir", "folder")
+    page._browse("checkpoint_dir")
     stored = json.loads(app.session.settings.path.read_text(encoding="utf-8"))
     assert (stored["endpoint"], stored["checkpoint_dir"]) == ("https://hf-mirror.com", str(tmp_path))
     assert app.session.settings.child_environment()["HF_ENDPOINT"] == "https://hf-mirror.com"

@@ -297,7 +297,7 @@ def test_places_of_a_project_are_asked_about_once(desk: Callable[..., Desk], tmp
     assert second.asked == [] and second.session.space.checkpoints() == Path("/elsewhere/loras")
     second.close()
     third = desk(home)
-    question(third.asked[0]).answer("cancel")
+    question(third.asked[0]).answer("default")
     third.close()
     assert json.loads(path.read_text(encoding="utf-8"))["values"] == {
         "train": {"max_steps": "7"},

@@ -209,7 +209,7 @@ def test_curve_starts_again_when_the_file_was_written_anew(tmp_path: Path):
 def test_a_resumed_run_replaces_the_steps_that_it_repeats():
     curve = Curve()
     for step in (1, 2, 3, 4, 3, 4, 5):
-        curve.add(step, step / 10, None, None)
+        curve.add(step, step / 10)
     assert curve.steps == [1, 2, 3, 4, 5] and len(curve.loss) == len(curve.smooth) == len(curve.rate) == 5
 
 

@@ -295,10 +295,10 @@ def test_loras_sort_by_step_not_by_name(tmp_path: Path):
 def test_the_last_step_follows_the_lora_that_was_chosen(place: Place):
     place.make("train")
     later = place.write(place.program / "checkpoints" / "epoch=1-step=200_lora" / ace_gui.LORA_FILE)
-    place.write(later.with_name("adapter_config.json"), "{}")
+    place.write(later.with_name("lora_config.json"), "{}")
     arguments = place.space.arguments("strength")
     assert arguments[1] == "checkpoints/epoch=1-step=200_lora/pytorch_lora_weights.safetensors"
-    assert arguments[3:6:2] == ["xxx-step200.safetensors", "checkpoints/epoch=1-step=200_lora/adapter_config.json"]
+    assert arguments[3:6:2] == ["xxx-step200.safetensors", "checkpoints/epoch=1-step=200_lora/lora_config.json"]
     place.project.values["strength"] = {"input_name": f"checkpoints/epoch=0-step=100_lora/{ace_gui.LORA_FILE}"}
     arguments = place.space.arguments("strength")
     assert arguments[3:6:2] == ["xxx-step100.safetensors", "config/lora_config_transformer_only.json"]
@@ -567,11 +567,11 @@ def test_a_chosen_python_may_be_an_environments_folder_and_a_missing_one_is_said
     assert ace_gui.python_candidates(settings, tmp_path)[0] == ("setting", python)
     place.space.settings.python = str(tmp_path / "nowhere")
     found = ace_gui.python_candidates(place.space.settings, place.space.program)[0]
-    findings = ace_gui.judge_environment(place.space, place.songs, found, None)
+    findings = list(ace_gui.judge_environment(place.space, place.songs, found, None))
     assert "env.python_setting" in [finding.key for finding in findings]
     place.space.settings.python = settings.python
     found = ace_gui.python_candidates(place.space.settings, place.space.program)[0]
-    findings = ace_gui.judge_environment(place.space, place.songs, found, None)
+    findings = list(ace_gui.judge_environment(place.space, place.songs, found, None))
     assert found == ("setting", python) and "env.python_setting" not in [finding.key for finding in findings]
 
 
@@ -613,7 +613,7 @@ CARD = {"name": "RTX 3080", "gb": 10.0, "free_gb": 9.0, "bf16": True, "capabilit
     ],
 )
 def test_findings(place: Place, answer: dict | None, level: str, key: str):
-    findings = ace_gui.judge_environment(place.space, place.songs, ("running", Path(sys.executable)), answer)
+    findings = list(ace_gui.judge_environment(place.space, place.songs, ("running", Path(sys.executable)), answer))
     assert (level, key) in [(finding.level, finding.key) for finding in findings]
     for language in ace_gui.LANGUAGES:
         text = ace_gui.report_text(findings, language)
@@ -621,7 +621,7 @@ def test_findings(place: Place, answer: dict | None, level: str, key: str):
 
 
 def test_no_python_is_a_finding_with_a_button(place: Place):
-    findings = ace_gui.judge_environment(place.space, place.songs, None, None)
+    findings = list(ace_gui.judge_environment(place.space, place.songs, None, None))
     assert ("bad", "env.no_python", "python") in [(finding.level, finding.key, finding.mend) for finding in findings]
 
 

@@ -240,7 +240,7 @@ def test_a_training_whose_window_was_killed_still_keeps_its_folder(tmp_path: Pat
     assert child.stdout is not None and child.stdout.readline() == b"on\n"
     lock._file.close()  # as when the window's process ends: unlocking by hand would free it for the child as well
     assert ace_gui.FolderLock.take(tmp_path) is None
-    ace_gui.kill_tree(child, None)
+    ace_gui.kill_tree(child)
     child.wait()
     child.stdout.close()
     assert ace_gui.FolderLock.take(tmp_path) is not None

@@ -589,7 +589,7 @@ def test_the_view_menu_marks_the_language_and_size_of_the_window(make_window):
     choose("中文")
     choose("125 %")
     assert marked() == ["中文", "125 %"]
-    app.questions.show_about()
+    app.questions.explain("about", "app")
     choose("English")  # refused while a dialog is open: the mark goes back
     assert marked() == ["中文", "125 %"]
     window.press("cancel")

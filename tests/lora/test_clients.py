@@ -21,7 +21,8 @@ import add_alpha_in_lora
 import merge_lora
 import resize_lora
 from ace_lora.commands import run_script
-from ace_lora.lora.file import COMFYUI_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, one_for_all, save_lora, save_lora_config
+from ace_lora.lora.clients import one_for_all
+from ace_lora.lora.file import COMFYUI_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, save_lora, save_lora_config
 from ace_lora.lora.layers import adapter_shapes, target_layers
 from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
 

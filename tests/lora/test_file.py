@@ -10,27 +10,27 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ace_lora.commands import WrongInput
-from ace_lora.lora.config import CONFIG_NAME, TRAINING_CONFIG_NAME, lora_scale
+from ace_lora.commands import StepFailed, WrongInput
+from ace_lora.lora.config import TRAINING_CONFIG_NAME
 from ace_lora.lora.file import (
     PEFT_WEIGHTS_NAME,
     WEIGHTS_NAME,
-    UnknownStrength,
     describe,
     dora_problems,
-    lora_scales,
     output_problems,
     read_lora_file,
     save_lora,
     save_lora_config,
+    write_tensors,
 )
+from ace_lora.lora.scales import lora_scales
 
 CONFIG = {"r": 2, "lora_alpha": 1, "use_rslora": True, "target_modules": ["to_q", "to_out.0"]}
 LAYERS = [f"transformer_blocks.{block}.attn.{layer}" for block in range(2) for layer in ("to_out.0", "to_q")]
 
 
-def make(rank=2, **changed):
-    """Tensors by key, as our trainer names them; `changed`: replaced by (or, when None, lacking) the given ones."""
+def make(rank=2):
+    """Tensors by key, as our trainer names them."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for layer in LAYERS:
@@ -62,6 +62,12 @@ def test_saved_file(tmp_path):
         "use_rslora": True,
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["l.safetensors"]
+
+
+def test_the_configuration_of_a_training_is_one_for_the_next(tmp_path):
+    save_lora_config(tmp_path, CONFIG)
+    assert json.loads((tmp_path / TRAINING_CONFIG_NAME).read_text(encoding="utf-8")) == CONFIG
+    assert [path.name for path in tmp_path.iterdir()] == [TRAINING_CONFIG_NAME]
 
 
 # --- Spellings ---
@@ -133,6 +139,8 @@ def test_what_it_is_is_told(tmp_path):
     foreign = {key.replace("transformer_blocks", "layers"): tensor for key, tensor in make().items()}
     save_file(foreign, path)
     assert "none of them a layer of ACE-Step v1" in describe(read_lora_file(path))
+    save_file({**make(), "some.thing": torch.ones(1)}, path)
+    assert describe(read_lora_file(path)).endswith("; 1 other tensors are left out, such as 'some.thing'")
     two = make(3)
     two |= {key: tensor for key, tensor in make().items() if LAYERS[0] in key}
     save_file(two, path, metadata={"ss_network_module": "networks.lora"})
@@ -266,70 +274,13 @@ def test_eight_bits_are_read(tmp_path):
         assert lora.tensors[key].dtype == torch.bfloat16 and torch.equal(lora.tensors[key].float(), tensor.float())
 
 
-# --- Strength ---
+# --- Writing ---
 
 
-def test_where_the_scale_is_written(tmp_path):
-    """In the header, else in alpha values, else beside the file, else in what the user names."""
-    path = tmp_path / "x.safetensors"
-    stated = tmp_path / "stated.json"
-    save_lora(path, make(), {**CONFIG, "lora_alpha": 2}, with_alpha=True)
-    scales, source = lora_scales(read_lora_file(path))
-    assert set(scales) == set(LAYERS) and set(scales.values()) == {lora_scale(2, 2, True)} and source == "its header"
-    save_file({**make(), **{f"{layer}.alpha": torch.tensor(4.0) for layer in LAYERS}}, path)
-    assert lora_scales(read_lora_file(path)) == (dict.fromkeys(scales, 2.0), "its alpha values")
-    save_file(make(), path)
-    with pytest.raises(UnknownStrength, match="so the strength of the training is not known"):
-        lora_scales(read_lora_file(path))
-    stated.write_text(json.dumps({"r": 2, "lora_alpha": 6}), encoding="utf-8")
-    assert lora_scales(read_lora_file(path), stated) == (dict.fromkeys(scales, 3.0), f"'{stated}'")
-    for name in (TRAINING_CONFIG_NAME, CONFIG_NAME):
-        (tmp_path / name).write_text(json.dumps({**CONFIG, "use_rslora": False}), encoding="utf-8")
-        assert lora_scales(read_lora_file(path)) == (dict.fromkeys(scales, 0.5), f"'{name}' beside it")
-    with pytest.raises(WrongInput, match="Leave --lora_config_path out"):
-        lora_scales(read_lora_file(path), stated)
-
-
-def test_the_configuration_of_a_training_is_one_for_the_next(tmp_path):
-    save_lora_config(tmp_path, CONFIG)
-    assert json.loads((tmp_path / TRAINING_CONFIG_NAME).read_text(encoding="utf-8")) == CONFIG
-    assert [path.name for path in tmp_path.iterdir()] == [TRAINING_CONFIG_NAME]
-
-
-def header_of(config):
-    return {"lora_adapter_metadata": json.dumps(config)}
-
-
-def test_patterns_and_prefixes_of_a_header(tmp_path):
-    path = tmp_path / "l.safetensors"
-    tensors = make() | {key: t for key, t in make(4).items() if LAYERS[0] in key}
-    patterns = {"rank_pattern": {LAYERS[0]: 4}, "alpha_pattern": {LAYERS[0]: 6}}
-    save_file(tensors, path, metadata=header_of({"r": 2, "lora_alpha": 1, "use_rslora": False, **patterns}))
-    expected = {**dict.fromkeys(LAYERS, 0.5), LAYERS[0]: 1.5}
-    assert lora_scales(read_lora_file(path)) == (expected, "its header")
-    save_file(make(), path, metadata=header_of({"transformer.r": 2, "transformer.lora_alpha": 3}))
-    assert lora_scales(read_lora_file(path)) == (dict.fromkeys(LAYERS, 1.5), "its header")
-
-
-def test_a_header_of_other_ranks_is_not_believed(tmp_path):
-    """What a tool leaves that changes the rank and copies the header."""
-    path = tmp_path / "l.safetensors"
-    save_file(make(), path, metadata=header_of({"r": 64, "lora_alpha": 1, "use_rslora": True}))
-    with pytest.raises(UnknownStrength):
-        lora_scales(read_lora_file(path))
-    alphas = {f"{layer}.alpha": torch.tensor(1.0) for layer in LAYERS}
-    save_file(make() | alphas, path, metadata=header_of({"r": 64, "lora_alpha": 1, "use_rslora": True}))
-    assert lora_scales(read_lora_file(path))[1] == "its alpha values"
-
-
-def test_alpha_values_that_contradict_the_header_are_said(tmp_path):
-    alphas = {f"{layer}.alpha": torch.tensor(2.0) for layer in LAYERS}
-    save_file(make() | alphas, tmp_path / "l.safetensors", metadata=header_of({"r": 2, "lora_alpha": 1}))
-    scales, source = lora_scales(read_lora_file(tmp_path / "l.safetensors"))
-    assert set(scales.values()) == {0.5} and "its alpha values say otherwise" in source and LAYERS[0] in source
-
-
-# --- Where to write ---
+def test_numbers_that_the_format_cannot_hold_are_not_written(tmp_path):
+    with pytest.raises(StepFailed, match="too large for their format"):
+        write_tensors(tmp_path / "l.safetensors", {"a": torch.tensor([70000.0]).half()}, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_may_be_replaced(tmp_path):

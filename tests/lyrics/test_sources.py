@@ -8,7 +8,7 @@ import mutagen
 import numpy as np
 import pytest
 import soundfile
-from mutagen.id3 import ID3, SYLT, TXXX, USLT, Encoding
+from mutagen.id3 import ID3, SYLT, TIT2, TLAN, TXXX, USLT, Encoding
 
 from ace_lora.lyrics.encoding import UnknownEncoding, decode_lyrics, legacy_encoding
 from ace_lora.lyrics.sources import FoundLyrics, UnreadableTags, embedded_lyrics, lyrics_beside
@@ -190,11 +190,57 @@ def test_bytes_of_no_encoding(song):
         ("Я помню чудное мгновенье\nПередо мной явилась ты", "cp1251"),
         ("Elle était si belle\nÀ l'été passé, ça ira", "cp1252"),
         ("Für dich über alles\nschön", "cp1252"),
+        ("Süße Grüße aus der Tiefe,\nfüße, büße, große Lüge", "cp1252"),
+        ("Süßer Regen über den Dächern", "cp1252"),
+        ("l’été “déjà” vu", "cp1252"),
+        ("我love你", "gb18030"),
+        ("爱 baby 我 want you", "gb18030"),
+        ("Kocham cię, żółta łąko, jeszcze śnię", "cp1250"),
+        ("Příliš žluťoučký kůň úpěl ďábelské ódy", "cp1250"),
+        ("Aşkım seni çok özledim güneş doğuyor", "cp1254"),
+        ("Я помню чудное мгновенье", "koi8-r"),
     ],
 )
 def test_legacy_encodings(text, encoding):
     assert legacy_encoding(text.encode(encoding)) == encoding
     assert decode_lyrics(text.encode(encoding), "name") == (text, encoding)
+
+
+def test_a_damaged_utf8_file_is_no_other_encoding(song):
+    data = "月亮代表我的心，你问我爱你有多深".encode()[:-1]
+    found = beside(song("mp3"), "song.lrc", data)
+    assert found.text == "月亮代表我的心，你问我爱你有多"
+    assert "broken bytes" in found.questions[0]
+
+
+def test_the_user_names_the_encoding(song):
+    audio = song("mp3").audio
+    audio.with_suffix(".lrc").write_bytes("Привет".encode("cp866"))
+    assert lyrics_beside(SongFiles(audio), encoding="cp866").text == "Привет"
+    audio.with_suffix(".lrc").write_text("Привет", "utf-8")  # what is Unicode stays what it is
+    assert lyrics_beside(SongFiles(audio), encoding="cp866").text == "Привет"
+
+
+@pytest.mark.parametrize("name", ["song.srt", "song.vtt", "song.lrcx", "song.json", "song.ass"])
+def test_other_files_beside_the_song(song, name):
+    texts = {
+        "song.json": '{"lyrics": "Hello morning\\nGoodbye night"}',
+        "song.lrcx": "[00:01.00]Hello morning\n[00:01.00][tr:zh]早\n[00:02.00]Goodbye night",
+        "song.ass": "Dialogue: 0,0:00:01.00,0:00:02.00,D,,0,0,0,,Hello morning\n"
+        "Dialogue: 0,0:00:02.00,0:00:03.00,D,,0,0,0,,Goodbye night",
+    }
+    text = texts.get(
+        name, "1\n00:00:01,000 --> 00:00:02,000\nHello morning\n\n2\n00:00:02,000 --> 00:00:03,000\nGoodbye night\n"
+    )
+    assert beside(song("mp3"), name, text.encode()).text == TEXT
+
+
+def test_tags_beside_the_song_are_no_lyrics(song):
+    remarks: list[str] = []
+    audio = song("mp3").audio
+    audio.with_suffix(".txt").write_text("rock, electric guitar, 120 bpm, female vocal", "utf-8")
+    assert lyrics_beside(SongFiles(audio), remarks=remarks) is None
+    assert "'song.txt' looks like tags" in remarks[0]
 
 
 @pytest.mark.parametrize("data", [bytes((0, 1, 2, 255, 254)) * 50, bytes(range(256)) * 4, b"\x00" * 64])
@@ -294,6 +340,71 @@ def test_chords_and_empty_frames_are_no_lyrics(song):
         TXXX(encoding=3, desc="Comment", text=["not lyrics"]),
     )
     assert embedded_lyrics(audio) is None
+
+
+JAPANESE = "静かな夜に船が出る\n星の海を渡って行こう\nもう一度会えるなら"
+CHINESE = "寂静的夜里船出航\n一起渡过星辰的海洋"
+
+
+def uslt(text: str, language: str, desc: str = "", encoding: int = 3) -> USLT:
+    return USLT(encoding=encoding, lang=language, desc=desc, text=text)
+
+
+@pytest.mark.parametrize(
+    ("frames", "text", "asked"),
+    [
+        # The song's own language, not the shortest and not the first.
+        ([uslt(CHINESE, "chi"), uslt(JAPANESE, "jpn")], JAPANESE, True),
+        ([uslt(JAPANESE, "jpn"), uslt(CHINESE, "chi", "translation")], JAPANESE, True),
+        ([uslt(CHINESE, "chi"), uslt(TEXT, "eng"), TIT2(encoding=3, text=["Good Morning"])], TEXT, True),
+        ([uslt(TEXT, "eng"), uslt(CHINESE, "chi"), TIT2(encoding=3, text=["夜航"])], CHINESE, True),
+        ([uslt(TEXT, "eng"), uslt(CHINESE, "chi"), TLAN(encoding=3, text=["zho"])], CHINESE, True),
+        ([uslt("shizuka na yoru ni fune ga deru", "jpn", "romaji"), uslt(JAPANESE, "jpn")], JAPANESE, True),
+        # A timed translation beside an untimed original.
+        (
+            [SYLT(encoding=3, lang="chi", format=2, type=1, text=[("寂静的夜里", 500)]), uslt(JAPANESE, "jpn")],
+            JAPANESE,
+            True,
+        ),
+        (
+            [SYLT(encoding=3, lang="eng", format=2, type=1, text=[("Hello morning", 500)]), uslt(TEXT, "eng")],
+            "Hello morning",
+            False,
+        ),
+        # UTF-8 in a frame that says Latin-1.
+        ([uslt(CHINESE.encode().decode("latin-1"), "chi", encoding=0)], CHINESE, False),
+        ([TXXX(encoding=3, desc="LYRICS-ENG", text=[TEXT])], TEXT, False),
+        ([TXXX(encoding=3, desc="Lyrics:jpn", text=[JAPANESE])], JAPANESE, False),
+    ],
+)
+def test_of_several_lyrics_the_songs_own(song, frames, text, asked):
+    found = embedded_lyrics(save_id3(song("mp3").audio, *frames))
+    assert found.text == text
+    assert bool(found.questions) == asked
+
+
+def test_apev2(song):
+    from mutagen.apev2 import APEv2
+
+    audio = song("mp3").audio
+    tags = APEv2()
+    tags["Lyrics"] = TEXT
+    tags.save(audio)
+    assert embedded_lyrics(audio).lines == TEXT_LINES
+    save_id3(audio, TXXX(encoding=3, desc="Comment", text=["x"]))  # both kinds, the lyrics in the one behind
+    assert embedded_lyrics(audio).lines == TEXT_LINES
+
+
+@pytest.mark.parametrize(
+    "name", ["LYRICS-ENG", "LYRICS_ENG", "lyrics-jpn", "UNSYNCEDLYRICS-ENG", "Lyric", "UNSYNCED LYRICS"]
+)
+def test_comments_with_a_language(song, name):
+    audio = song("flac").audio
+    file = mutagen.File(audio)
+    file[name] = TEXT
+    file["LYRICIST"] = "Ann"
+    file.save()
+    assert embedded_lyrics(audio).lines == TEXT_LINES
 
 
 def test_txxx(song):

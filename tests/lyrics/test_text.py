@@ -2,7 +2,7 @@
 
 import pytest
 
-from ace_lora.lyrics.text import clean_lines, known_structure, mark_structure
+from ace_lora.lyrics.text import clean_lines, mark_structure
 
 
 def test_clean_lines():
@@ -42,18 +42,21 @@ def test_chinese_repetitions():
 
 
 @pytest.mark.parametrize(
-    ("line", "known"),
+    ("lyrics", "sections"),
     [
-        ("[Verse 1]", "[verse]"),
-        ("[CHORUS]", "[chorus]"),
-        ("[Chorus - loud]", "[chorus]"),
-        ("[Pre-Chorus]", "[pre-chorus]"),
-        ("[Interlude]", "[inst]"),
-        ("[Verse 2: Anna]", "[verse]"),
-        ("[Drop]", "[Drop]"),
-        ("[Verse] sung", "[Verse] sung"),
-        ("Chorus", "Chorus"),
+        ("a b\nc d\na b\nc d", ["[verse]", "[verse]"]),  # a verse sung twice is no chorus
+        ("a b\nc d\n\ne f\ng h\n\na b\nc d\n\ne f\ng h\n\ne f\ng h", ["[verse]", "[chorus]"] * 2 + ["[chorus]"]),
+        ("oh\na lantern burns\noh\nuntil the morning\noh\nthe river", ["[verse]"]),
+        ("a b\nla la la\nc d\nla la la\ne f", ["[verse]"]),
+        ("a b\na b\nc d\nc d\ne f", ["[verse]"]),  # sung twice in a row
+        ("yeah\nwe are free\na b\nyeah\nwe are free\nc d", ["[chorus]", "[verse]"] * 2),
+        ("oh\noh oh\nah", ["[verse]"]),
+        ("灯火\n啊\n慢慢散开\n啊\n写进风里", ["[verse]"]),
     ],
 )
-def test_structure_tags_of_models_become_those_of_the_vocabulary(line, known):
-    assert known_structure(line) == known
+def test_sections(lyrics, sections):
+    marked = mark_structure(lyrics)
+    assert [line for line in marked.split("\n") if line.startswith("[")] == sections
+    assert [line for line in marked.split("\n") if line and not line.startswith("[")] == [
+        line for line in lyrics.split("\n") if line
+    ]

@@ -4,7 +4,16 @@ import random
 
 import pytest
 
-from ace_lora.lyrics.timed import TimedLine, attach_times, crop, format_timed, has_times, parse_timed, strip_times
+from ace_lora.lyrics.timed import (
+    TimedLine,
+    attach_times,
+    crop,
+    format_timed,
+    has_times,
+    parse_timed,
+    split,
+    strip_times,
+)
 
 
 def lines(*pairs):
@@ -282,3 +291,28 @@ def test_random_text_is_read_without_errors_and_quickly():
         text = part * (100_000 // len(part))
         parse_timed(text)
         strip_times(text)
+
+
+# --- Pieces of a song ---
+
+LINES = parse_timed("[verse]\n[00:10.00]a\n[00:20.00]b\n\n[chorus]\n[00:30.00]c\n[00:40.00]d\n[00:95.00]e")
+
+
+def test_pieces_of_a_song_get_their_own_lines():
+    assert [format_timed(piece) for piece in split(LINES, [0, 35, 60, 90, 120])] == [
+        "[verse]\n[00:10.00]a\n[00:20.00]b\n\n[chorus]\n[00:30.00]c",
+        "[chorus]\n[00:05.00]d",
+        "",
+        "[chorus]\n[00:05.00]e",
+    ]
+
+
+def test_a_line_on_an_edge_belongs_to_the_piece_behind_it():
+    assert [[line.text for line in piece if line.seconds is not None] for piece in split(LINES, [0, 30, 100])] == [
+        ["a", "b"],
+        ["c", "d", "e"],
+    ]
+
+
+def test_no_piece_gets_the_lyrics_of_the_whole():
+    assert split([TimedLine(None, "[verse]"), TimedLine(None, "a")], [0, 30, 60]) is None

@@ -126,5 +126,6 @@ def test_the_outline_is_the_loudest_of_each_part():
 
 def test_what_is_no_sound_is_refused(tmp_path):
     (tmp_path / "x.mp3").write_text("no sound", encoding="utf-8")
-    with pytest.raises(AudioError):
-        load_track(tmp_path / "x.mp3")
+    for path in (tmp_path / "x.mp3", tmp_path / "none.mp3", tmp_path):
+        with pytest.raises(AudioError):
+            load_track(path)

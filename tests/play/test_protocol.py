@@ -161,3 +161,46 @@ def test_the_variable_chooses_the_device_too():
     process = Process("", ACE_LORA_AUDIO="dummy")
     assert process.wait("ready")[1]["device"] == "dummy"
     assert process.end() == 0
+
+
+STAND_IN = '''
+class PortAudioError(Exception):
+    pass
+
+def query_devices(kind):
+    return {"name": "headphones"}
+
+class OutputStream:
+    """A device that is taken away after the first samples."""
+    latency = 0.25
+    active = False
+
+    def __init__(self, **options):
+        assert options["samplerate"] == 48000 and options["channels"] == 2 and options["dtype"] == "float32"
+        self.callback = options["callback"]
+
+    def start(self):
+        import numpy
+        self.active = True
+        self.callback(numpy.zeros((4800, 2), numpy.float32), 4800, None, None)
+
+    def stop(self):
+        self.active = False
+
+    abort = close = stop
+'''
+
+
+def test_a_device_that_is_taken_away_is_told(songs, tmp_path):
+    (tmp_path / "sounddevice.py").write_text(STAND_IN, encoding="utf-8")
+    process = Process("", PYTHONPATH=str(tmp_path), ACE_LORA_AUDIO="")
+    assert process.wait("ready")[1]["device"] == "headphones"
+    process.tell("load", slot="A", path=str(songs[0]))
+    process.wait("loaded")
+    process.tell("seek", seconds=1)
+    process.tell("play")
+    # What is heard is behind what was handed over.
+    assert process.wait("position", playing=True)[1]["seconds"] == pytest.approx(1 + 0.1 - 0.25)
+    assert "'headphones' stands still" in process.wait("error")[1]["message"]
+    process.wait("position", playing=False)
+    assert process.end() == 0

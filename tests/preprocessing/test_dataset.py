@@ -1,5 +1,8 @@
 """The dataset of step 4, read back with what lies beside the songs."""
 
+import os
+from pathlib import Path
+
 import datasets
 import pytest
 
@@ -45,7 +48,7 @@ def test_texts_that_changed_since_are_remarked(tmp_path):
     assert read_dataset(name)[0].remarks == ()
     (tmp_path / "a_prompt.txt").write_text("rock, fast", encoding="utf-8")
     (tmp_path / "a_lyrics.txt").write_text("lalala", encoding="utf-8")
-    (tmp_path / "a_lyrics.lrc").write_bytes("民谣".encode("gbk"))
+    (tmp_path / "a_lyrics.lrc").write_bytes(b"\x81\xff\xff\x80\x80\xff\xfe\x81\xff" * 3)
     remarks = read_dataset(name)[0].remarks
     assert [remark.split(" ")[0] for remark in remarks] == ["a_prompt.txt", "a_lyrics.txt", "a_lyrics.lrc"]
 
@@ -89,3 +92,54 @@ def test_rows_that_cannot_be_used_are_listed_together(tmp_path):
     assert [problem.split(" of the dataset")[0] for problem in problems[:4]] == ["Row 3", "Row 4", "Row 5", "Row 6"]
     assert "would share one record" in problems[4] and "A.wav" in problems[4]
     assert len(problems) == 5
+
+
+def good_folder(path: Path, **cells) -> Path:
+    row = {"keys": "a", "filename": "a.wav", "tags": ["pop"], "norm_lyrics": "la", **cells}
+    datasets.Dataset.from_list([row]).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("state.json", b"[" * 100_000, "nested too deeply"),
+        ("state.json", b"{}", "its state.json is damaged"),
+        ("state.json", b'{"_data_files": 7}', "its state.json is damaged"),
+        ("state.json", b'{"_data_files": [{"filename": "../secret.arrow"}]}', "names files elsewhere"),
+        ("state.json", b'{"_data_files": [{"filename": "gone.arrow"}]}', "No such file"),
+        ("dataset_info.json", b'{"features": ' + b"[" * 5000, "nested too deeply"),
+        ("dataset_info.json", None, "No such file"),
+        ("data-00000-of-00001.arrow", b"no arrow", "cannot be read as a dataset"),
+    ],
+)
+def test_folders_of_strangers_are_refused(tmp_path, file, content, message):
+    folder = good_folder(tmp_path / "data")
+    assert read_dataset(str(folder))[0].keys == "a"
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    with pytest.raises(WrongInput, match=message):
+        read_dataset(str(folder))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no named pipes in folders")
+def test_a_pipe_in_a_dataset_is_not_waited_for(tmp_path):
+    folder = good_folder(tmp_path / "data")
+    (folder / "data-00000-of-00001.arrow").unlink()
+    os.mkfifo(folder / "data-00000-of-00001.arrow")
+    with pytest.raises(WrongInput, match="is no file of a dataset"):
+        read_dataset(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"norm_lyrics": "la" * 600_000}, "texts are longer than 1,000,000 letters"),
+        ({"filename": "a\0.wav"}, "control characters"),
+        ({"keys": "a\nb"}, "control characters"),
+        ({"keys": "长" * 100}, "too long for the name of a record file"),
+        ({"keys": "../a"}, "cannot be the name of a record file"),
+    ],
+)
+def test_rows_that_no_record_could_have_are_refused(tmp_path, cells, message):
+    with pytest.raises(WrongInput, match=message):
+        read_dataset(str(good_folder(tmp_path / "data", **cells)))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from ace_lora.commands import WrongInput
-from ace_lora.preview.plan import SongText, read_plan
+from ace_lora.preview.plan import SongText, file_name, read_plan
 from ace_lora.records.format import Record
 from ace_lora.records.record import write_record
 
@@ -59,6 +59,12 @@ def test_songs_come_from_texts_files_and_records_and_paths_start_at_the_plan(tmp
     ]
     assert plan.columns[0].lora is None and plan.columns[1].lora.path == folder / "l.safetensors"
     assert (plan.way, plan.format, plan.settings) == ("ace-step", "mp3", {"steps": 8, "sampler": "heun"})
+
+
+def test_names_become_parts_of_file_names():
+    assert file_name("夜 / rock: no. 1?") == "夜_rock_no._1"
+    assert file_name("..") == file_name("\x00\u202e") == "song"
+    assert len(file_name("歌" * 100).encode()) <= 80
 
 
 def test_every_problem_is_reported_at_once(tmp_path):

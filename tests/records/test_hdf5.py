@@ -90,3 +90,45 @@ def test_an_hdf5_record_can_be_kept_in_our_format(tmp_path):
     new = read_record(tmp_path / "track_a.safetensors")
     assert torch.equal(new.target_latents, old.target_latents)
     assert float(torch.cosine_similarity(new.mert.float(), old.mert).min()) > 1 - 4e-4
+
+
+def changed_copy(path: Path) -> h5py.File:
+    path.write_bytes((GOLDEN / "record_track_a.hdf5").read_bytes())
+    return h5py.File(path, "r+")
+
+
+def test_hdf5_files_of_strangers_are_refused_unread(tmp_path):
+    path = tmp_path / "song.hdf5"
+    huge = {"shape": (8, 16, 10**11), "dtype": "float32", "chunks": (8, 16, 64), "fillvalue": 0.0}
+    with changed_copy(path) as file:
+        del file["target_latents"]
+        file.create_dataset("target_latents", **huge)
+    assert path.stat().st_size < 1e6
+    with pytest.raises(RecordError, match="more than 1000000 of anything is not possible"):
+        read_record(path)
+
+    with changed_copy(path) as file:
+        ids = file["lyric_token_ids"][()]
+        ids[1] = -3
+        file["lyric_token_ids"][...] = ids
+    with pytest.raises(RecordError, match="lyric_token_ids holds -3, which is no token"):
+        read_record(path)
+
+    with changed_copy(path) as file:
+        del file["text_token_ids"]
+        file["text_token_ids"] = h5py.ExternalLink(str(GOLDEN / "record_track_b.hdf5"), "text_token_ids")
+    with pytest.raises(RecordError, match="text_token_ids is no table of this file"):
+        read_record(path)
+
+    with changed_copy(path) as file:
+        del file["lyric_mask"]
+        file.create_group("lyric_mask")
+    with pytest.raises(RecordError, match="lyric_mask is no table of this file"):
+        read_record(path)
+
+    for keys in (b"\xff\xfe", 7, [b"a", b"b"]):
+        with changed_copy(path) as file:
+            del file["keys"]
+            file["keys"] = keys
+        with pytest.raises(RecordError, match="keys is not"):
+            read_record(path)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ace_lora.records.format import Record
+from ace_lora.records.format import Record, RecordError
 from ace_lora.records.record import (
+    check_record,
     needed_of_base,
     quantise_rows,
     read_metadata,
@@ -14,6 +15,7 @@ from ace_lora.records.record import (
     restore_rows,
     write_record,
 )
+from ace_lora.records.tensor_file import write_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "audio"
 TENSORS = ["target_latents", "text_token_ids", "lyric_token_ids", "mert", "mhubert"]
@@ -95,6 +97,7 @@ def test_what_a_base_model_needs_for_a_record(record, tmp_path):
         "text_tokens": int(record.text_token_ids.max()) + 1,
         "lyric_tokens": int(record.lyric_token_ids.max()) + 1,
     }
+    tokens["latent_channels"] = 8
     assert needed_of_base(path) == {**tokens, "mert": record.mert.shape[1], "mhubert": record.mhubert.shape[1]}
     record.mert = record.mhubert = None
     write_record(path, record)
@@ -102,6 +105,7 @@ def test_what_a_base_model_needs_for_a_record(record, tmp_path):
     golden = GOLDEN / "record_track_a.hdf5"
     old = read_record(golden)
     assert needed_of_base(golden) == {
+        "latent_channels": 4,
         "text_tokens": int(old.text_token_ids.max()) + 1,
         "lyric_tokens": int(old.lyric_token_ids.max()) + 1,
         "mert": old.mert.shape[1],
@@ -143,3 +147,57 @@ def test_a_record_that_training_could_not_use_is_not_written(record, tmp_path, c
     with pytest.raises(ValueError, match=message.replace("[", r"\[").replace(".", r"\.")):
         write_record(tmp_path / "song.safetensors", record)
     assert list(tmp_path.iterdir()) == []
+
+
+FINGERPRINT = {
+    "audio": {"size": 1, "mtime_ns": 1, "checked_ns": 1, "sha256": "x"},
+    **{piece: {"version": 1, "weights": "x", "input": None} for piece in ("latents", "text", "lyrics")},
+}
+WHOLE = {"seconds": 3.0, "original_seconds": 3.0, "cropped": False, "prompt": "", "lyrics": "", "timed_lines": []}
+WHOLE |= {"lyric_language": None, "audio": "a.wav"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": 7}, "prompt is 7, not a text"),
+        ({"lyrics": ["la"]}, "lyrics is .*, not a text"),
+        ({"seconds": -1}, "seconds is -1, not a number of seconds"),
+        ({"seconds": "3"}, "seconds is '3', not a number of seconds"),
+        ({"original_seconds": 1e300}, r"original_seconds is 1e\+300"),
+        ({"cropped": 1}, "cropped is 1, not true or false"),
+        ({"timed_lines": [[None, "a"], ["1", "b"]]}, "timed_lines is not a list of times and lines"),
+        ({"timed_lines": [[-1, "a"]]}, "timed_lines is not"),
+        ({"timed_lines": "a"}, "timed_lines is not"),
+        ({"lyric_language": 3}, "lyric_language is 3"),
+        ({"audio": {}}, "audio is {}, not a text"),
+        ({"fingerprint": FINGERPRINT}, "its metadata has no seconds"),
+        ({**WHOLE, "fingerprint": []}, "its fingerprint is not a table of tables"),
+        ({**WHOLE, "fingerprint": {**FINGERPRINT, "text": 1}}, "its fingerprint is not a table of tables"),
+        ({**WHOLE, "fingerprint": {"audio": FINGERPRINT["audio"]}}, "its fingerprint has no latents"),
+        ({**WHOLE, "fingerprint": {**FINGERPRINT, "audio": {"size": 1}}}, "lacks size or times"),
+        ({**WHOLE, "fingerprint": {**FINGERPRINT, "audio": {**FINGERPRINT["audio"], "sha256": 1}}}, "the checksum"),
+    ],
+)
+def test_metadata_of_another_kind_is_refused(record, tmp_path, change, message):
+    path = tmp_path / "song.safetensors"
+    record.metadata |= {**WHOLE, "fingerprint": FINGERPRINT}
+    write_record(path, record)
+    check_record(path)
+    record.metadata = change
+    write_record(path, record)
+    for read in (read_record, read_metadata, check_record):
+        with pytest.raises(RecordError, match=message):
+            read(path)
+
+
+def test_negative_ids_and_impossible_lengths_are_refused(record, tmp_path):
+    tensors = {name: getattr(record, name) for name in ("target_latents", "text_token_ids", "lyric_token_ids")}
+    path = tmp_path / "song.safetensors"
+    for name, value, message in (
+        ("lyric_token_ids", torch.tensor([261, -7]), "lyric_token_ids holds -7, which is no token"),
+        ("target_latents", torch.zeros(1, 1, 100_001), "target_latents has 100001 frames, at most 100000"),
+    ):
+        write_tensors(path, tensors | {name: value}, {"keys": "song"})
+        with pytest.raises(RecordError, match=message):
+            read_record(path)

@@ -1,8 +1,10 @@
 """Tensors under checksums: no damaged or foreign file is accepted."""
 
+import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,56 @@ def test_the_header_is_read_without_torch(small_file):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.stdout.strip() == "False False"
+
+
+def hostile_file(path: Path, header: str, data: bytes = b"") -> Path:
+    """A safetensors file of ours with any header, whose checksums fit."""
+    encoded = header.encode("utf-8")
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+    return path
+
+
+def header_of(entries: str, metadata: str = "{}", checksums: str = "") -> str:
+    crc = json.dumps({"metadata": zlib.crc32(metadata.encode("utf-8"))})
+    own = {"format": "ace-lora-record", "version": "1", "metadata": metadata, "crc32": checksums or crc}
+    return f'{{"__metadata__": {json.dumps(own)}{", " if entries else ""}{entries}}}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 200_000,
+        "[" * 50 + "]" * 50,
+        header_of("", "[" * 100_000),
+        header_of("", "[1, 2]"),
+        header_of("", '{"seconds": NaN}'),
+        header_of("", '{"seconds": 1e999}'),
+        header_of("", "{}", "[" * 100_000),
+        header_of("", "{}", "[]"),
+        header_of('"a": {"dtype": "F32", "shape": [-1, -4], "data_offsets": [0, 16]}'),
+        header_of('"a": {"dtype": "F32", "shape": [true, 4], "data_offsets": [0, 16]}'),
+        header_of('"a": {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]}'),
+        header_of('"a": {"dtype": "F32", "shape": [0, 1000000000000000000000], "data_offsets": [0, 0]}'),
+        header_of('"a": {"dtype": "F32", "shape": "four", "data_offsets": [0, 16]}'),
+        header_of('"a": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]}'),
+        header_of('"a": []'),
+        header_of('"a": 1'),
+    ],
+)
+def test_headers_of_strangers_are_refused(tmp_path, header):
+    path = hostile_file(tmp_path / "song.safetensors", header, bytes(16))
+    for read in (read_tensors, read_record, check_record):
+        with pytest.raises(RecordError):
+            read(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has neither named pipes nor devices as files")
+@pytest.mark.parametrize("suffix", [".safetensors", ".hdf5"])
+def test_pipes_devices_and_folders_are_no_records(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    (tmp_path / f"folder{suffix}").mkdir()
+    for path in tmp_path.iterdir():
+        for read in (read_record, check_record):
+            with pytest.raises(RecordError, match="no regular file"):
+                read(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.lora.config import CONFIG_NAME
+from ace_lora.lora.config import TRAINING_CONFIG_NAME
 from ace_lora.lora.file import COMFYUI_NAME, WEIGHTS_NAME
 from ace_lora.training import checkpoints
 
@@ -29,7 +29,7 @@ def names(folder):
 def test_files_and_state_come_back(tmp_path):
     folder = write(tmp_path, 7, epoch=2, comfyui=True)
     assert folder.name == "epoch=2-step=7_lora" and names(tmp_path) == [folder.name]
-    expected = {WEIGHTS_NAME, COMFYUI_NAME, CONFIG_NAME, checkpoints.STATE_JSON, checkpoints.STATE_TENSORS}
+    expected = {WEIGHTS_NAME, COMFYUI_NAME, TRAINING_CONFIG_NAME, checkpoints.STATE_JSON, checkpoints.STATE_TENSORS}
     assert set(names(folder)) == expected
     state = checkpoints.read_state(folder)
     assert state.values["step"] == 7 and torch.equal(state.tensors["x"], torch.arange(4.0) + 7)
@@ -107,7 +107,9 @@ def test_the_one_just_written_is_never_removed(tmp_path):
     assert names(tmp_path) == ["epoch=0-step=5_lora"]
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_NAME, CONFIG_NAME, checkpoints.STATE_TENSORS, checkpoints.STATE_JSON])
+@pytest.mark.parametrize(
+    "name", [WEIGHTS_NAME, TRAINING_CONFIG_NAME, checkpoints.STATE_TENSORS, checkpoints.STATE_JSON]
+)
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
 def test_damage_of_any_file_is_found(tmp_path, name, how):
     write(tmp_path, 1)
