@@ -1480,7 +1480,7 @@ class Step:
     fields: tuple[Field, ...] = ()
     paths: tuple[tuple[str, str], ...] = ()  # flags that are filled in with a path of the project, and with which
     filled: tuple[str, ...] = ()  # other flags that the window fills in itself
-    # rail, title (when it is another), about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
+    # rail, title, about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
     texts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -1616,6 +1616,7 @@ TRAIN_FIELDS = (
 STEPS = (
     Step("songs", 1, "", "songs", texts={
         "rail": ("准备音频", "Songs"),
+        "title": ("准备音频", "Songs"),
         "about": ("添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。", "Add the songs to learn from. They are copied under readable file names; your originals stay untouched."),
     }),
     Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, (("data_dir", "home"),), ("lyrics", "only"), texts={
@@ -1650,6 +1651,7 @@ STEPS = (
               help=("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything.")),
     ), (("input_name", "dataset"), ("output_dir", "records")), texts={
         "rail": ("音频预处理", "Preprocessing"),
+        "title": ("音频预处理", "Preprocessing"),
         "about": ("把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。", "Turn every song into what the model learns from. Stop at any time; the next start goes on from there."),
         "start": ("开始预处理", "Preprocess"),
         "result": ("结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
@@ -1657,6 +1659,7 @@ STEPS = (
     }),
     Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, (("dataset_path", "records"),), ("resume", "trial"), texts={
         "rail": ("训练", "Training"),
+        "title": ("训练", "Training"),
         "about": ("训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。", "Train the LoRA. The defaults are right for a first try; stopping saves what was learned."),
         "start": ("开始训练", "Start training"),
     }),
@@ -3194,7 +3197,6 @@ class Session:
         return self.outcome("bad", "failed.file", error=error)
 
     def python(self) -> Path | None:
-        """What runs the scripts."""
         return find_python(self.settings, self.program)
 
     def in_background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
@@ -6737,7 +6739,6 @@ def main(argv: list[str] | None = None) -> int:
 
 # key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
 TEXTS: dict[str, tuple[str, str]] = {
-    **{f"title.{step.key}": step.texts["rail"] for step in STEPS},
     **{f"{part}.{step.key}": texts for step in STEPS for part, texts in step.texts.items()},
     # Steps
     "title.environment": ("环境检查", "Environment"),

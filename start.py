@@ -14,7 +14,7 @@ is done is in ace_lora/set_up/.
 import struct
 import sys
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)
 # The optional groups: requirements/GROUP.txt, and what each is for. The window reads this table too.
 GROUPS = {
     "captioning": "prompts and lyrics from Qwen2.5-Omni on an NVIDIA card",

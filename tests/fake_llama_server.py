@@ -164,6 +164,11 @@ class Handler(BaseHTTPRequestHandler):
             while True:
                 self.wfile.write(b" ")
                 time.sleep(0.05)
+        elif behaviour == "trickling headers":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.05)
         elif behaviour == "endless":
             self.reply(200, b"{", length=str(1 << 40))
             while True:

@@ -12,12 +12,21 @@ each request, makes it misbehave:
     status     {file name: S}   answers with status S; the name of a repository concerns its listing
     no_ranges  true             ranges are ignored and the whole file is sent
     bare       true             listings say neither size nor checksum
+    commit     C                listings are of the commit C
+    claim      {file name: N}   listings say that the file has N bytes
+    forge      [file name]      every byte is replaced, and listings state the checksum of that
+    more       {file name: N}   N bytes more are sent than the file has
+    drip       [name]           of a file or repository: a header line of one byte every 20 ms
+    endless    [name]           of a repository: the listing never ends
+    redirect   {file name: URL} where the request is sent on to
 """
 
+import contextlib
 import hashlib
 import json
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -30,11 +39,13 @@ def read_faults() -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def describe(repo: Path, path: Path, bare: bool) -> dict:
+def describe(repo: Path, path: Path, faults: dict) -> dict:
     entry: dict = {"rfilename": path.relative_to(repo).as_posix()}
     content = path.read_bytes()
-    if not bare:
-        entry["size"] = len(content)
+    if path.name in faults.get("forge", []):
+        content = bytes(255 - byte for byte in content)
+    if not faults.get("bare"):
+        entry["size"] = faults.get("claim", {}).get(path.name, len(content))
         entry["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         if path.suffix in (".safetensors", ".bin"):
             entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
@@ -49,6 +60,9 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range") or "-"
         with (ROOT / "requests.txt").open("a", encoding="utf-8") as log:
             log.write(f"{path} {wanted}\n")
+        if self.headers.get("Authorization"):
+            with (ROOT / "tokens.txt").open("a", encoding="utf-8") as log:
+                log.write(f"{path} {self.headers['Authorization']}\n")
         faults = read_faults()
         if path.startswith("/api/models/"):
             self.send_listing(path.removeprefix("/api/models/"), faults)
@@ -59,14 +73,34 @@ class Handler(BaseHTTPRequestHandler):
             self.send_content(ROOT / "plain" / path.lstrip("/"), wanted, faults)
 
     def send_listing(self, name: str, faults: dict) -> None:
+        name, _, revision = name.partition("/revision/")
+        if revision not in ("", faults.get("commit", COMMIT)):
+            self.send_bytes(404, b'{"error": "no such revision"}', {"X-Error-Code": "RevisionNotFound"})
+            return
+        if name in faults.get("drip", []):
+            self.drip()
+        if name in faults.get("endless", []):
+            self.send_without_end()
         repo = ROOT / "repos" / name
         status = faults.get("status", {}).get(name)
         if status or not repo.is_dir():
             self.send_bytes(status or 404, b'{"error": "no such repository"}', {"X-Error-Code": "RepoNotFound"})
             return
         files = sorted(path for path in repo.rglob("*") if path.is_file())
-        siblings = [describe(repo, path, bool(faults.get("bare"))) for path in files]
-        self.send_bytes(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
+        siblings = [describe(repo, path, faults) for path in files]
+        listing = {"id": name, "sha": faults.get("commit", COMMIT), "siblings": siblings}
+        self.send_bytes(200, json.dumps(listing).encode())
+
+    def drip(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while True:
+            self.wfile.write(b"x")
+            time.sleep(0.02)
+
+    def send_without_end(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            self.wfile.write(b"[" * (1 << 16))
 
     def send_content(self, path: Path, wanted: str, faults: dict) -> None:
         name = path.name
@@ -75,8 +109,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_bytes(status or 404, b"not here")
             return
         content = path.read_bytes()
-        if name in faults.get("corrupt", []):
+        if name in faults.get("drip", []):
+            self.drip()
+        if name in faults.get("redirect", {}):
+            self.send_bytes(302, b"elsewhere", {"Location": faults["redirect"][name]})
+            return
+        if name in faults.get("corrupt", []) + faults.get("forge", []):
             content = bytes(255 - byte for byte in content)
+        content += bytes(faults.get("more", {}).get(name, 0))
         start = 0 if wanted == "-" or faults.get("no_ranges") else int(wanted.removeprefix("bytes=").rstrip("-"))
         ranges = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         cut = faults.get("cut", {}).get(name) if wanted == "-" else None
@@ -95,6 +135,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[:cut])
         if cut is not None:
             self.close_connection = True
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # a client that hung up is what some of the tests are about
+            super().handle()
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -17,7 +17,8 @@ import pytest
 
 import ace_gui
 import build_exe
-from ace_lora.commands import WrongInput
+from ace_lora.commands import StepFailed, WrongInput
+from tests.tiny_program import make_program, variables_of_a_fresh_user
 
 HOME = Path(build_exe.__file__).resolve().parent
 LARGEST_BYTES = 25_000_000
@@ -217,3 +218,62 @@ def test_version_resource_of_windows(tmp_path: Path):
 
 def test_icon_is_one():
     assert (HOME / "docs" / "icon.ico").read_bytes()[:4] == b"\x00\x00\x01\x00"
+
+
+# --- The pack ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows lays out an environment otherwise than a Python")
+def test_the_pack_holds_everything_and_is_checked_before_it_gets_its_name(tmp_path, monkeypatch, capfd):
+    """Everything for real but in small: two tiny packages, a stand-in for the exe, a demo that ends at once."""
+    home = make_program(tmp_path)
+    (home / "ace_gui.py").write_text('VERSION = "1.2"\n', encoding="utf-8")
+    (home / "tests").mkdir()
+    (home / "tests" / "test_x.py").touch()
+    (home / "demo.py").write_text("import torch, base_package, sys; print(sys.prefix)", encoding="utf-8")
+    python = tmp_path / "a Python"
+    subprocess.run([sys.executable, "-m", "venv", "--copies", str(python)], check=True, capture_output=True)
+    monkeypatch.setattr(build_exe, "HOME", home)
+    monkeypatch.setattr(build_exe, "build_exe", lambda folder: (folder / "ACE-Step-LoRA").write_bytes(b"exe"))
+    for name, value in variables_of_a_fresh_user(home).items():
+        monkeypatch.setenv(name, value)
+    words = ["--pack", "--torch", "auto", "--python", str(python), "--output_dir", str(tmp_path / "dist")]
+    build_exe.main(build_exe.parse_args(words))
+    (archive,) = (tmp_path / "dist").iterdir()
+    assert archive.name.startswith("ACE-Step-LoRA-1.2-") and archive.suffix == ".gz"
+    assert f"Made {archive}: " in capfd.readouterr().out
+
+    shutil.unpack_archive(archive, tmp_path / "unpacked", filter="fully_trusted")
+    pack = tmp_path / "unpacked" / "ACE-Step-LoRA"
+    assert {"ACE-Step-LoRA", "start.py", "python", "requirements.txt", "SHA256SUMS.txt"} <= {
+        path.name for path in pack.iterdir()
+    }
+    assert not (pack / "tests").exists() and not list(pack.rglob("__pycache__"))
+    if shutil.which("sha256sum"):
+        assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS.txt"], cwd=pack).returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for a Python is a shell script")
+def test_a_pack_that_does_not_work_or_is_not_whole_is_refused(tmp_path):
+    pack = tmp_path / "made" / "ACE-Step-LoRA"
+    python = pack / "python" / "bin" / "python3"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$2" = demo ] && echo no sound && exit 1\nexit 0\n', encoding="utf-8")
+    python.chmod(0o755)
+    lines = [f"{checksum}  {name}" for name, checksum in build_exe.checksums(pack).items()]
+    (pack / "SHA256SUMS.txt").write_text("\n".join(lines), encoding="utf-8")
+    archive = Path(shutil.make_archive(str(tmp_path / "pack"), "gztar", tmp_path / "made", "ACE-Step-LoRA"))
+    with pytest.raises(StepFailed, match="'start.py demo' ends with 1: no sound"):
+        build_exe.check_pack(archive, tmp_path / "one")
+    (pack / "more.txt").touch()
+    archive = Path(shutil.make_archive(str(tmp_path / "pack"), "gztar", tmp_path / "made", "ACE-Step-LoRA"))
+    with pytest.raises(StepFailed, match="does not hold what was packed"):
+        build_exe.check_pack(archive, tmp_path / "two")
+
+
+def test_a_folder_that_is_no_python_is_refused(tmp_path):
+    with pytest.raises(WrongInput, match="is no folder"):
+        build_exe.make_pack(build_exe.parse_args(["--pack", "--python", str(tmp_path / "none")]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WrongInput, match="Expected a Python's folder"):
+        build_exe.bring_python(tmp_path / "empty", tmp_path / "python")

@@ -16,10 +16,10 @@ SCRIPT = Path(start.__file__)
     ("version", "bits", "sentence"),
     [
         ((3, 9), 64, "Python 3.9 is too old"),
-        ((3, 14), 64, "Python 3.14 is too new"),
+        ((3, 15), 64, "Python 3.15 is too new"),
         ((3, 11), 32, "is a 32-bit build"),
         ((3, 10), 64, None),
-        ((3, 13), 64, None),
+        ((3, 14), 64, None),
     ],
 )
 def test_python_that_cannot_be_used(version, bits, sentence):
@@ -35,7 +35,7 @@ def starts_as(python: str | Path, version: str) -> bool:
     return f"Python {version}." in answer.stdout + answer.stderr
 
 
-@pytest.mark.parametrize("version", ["2.7", "3.6", "3.8", "3.9", "3.14"])
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.8", "3.9", "3.15"])
 def test_python_of_this_version_says_it_itself(version, tmp_path):
     # Version managers keep all Pythons in folders beside each other.
     beside = Path(sys.base_prefix).parent.glob(f"{version}.*/bin/python")
@@ -45,5 +45,5 @@ def test_python_of_this_version_says_it_itself(version, tmp_path):
         pytest.skip(f"there is no Python {version} on this machine")
     answer = subprocess.run([pythons[0], str(SCRIPT)], capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert answer.returncode == 2
-    assert answer.stderr.startswith(f"error: Python {version} is too {'new' if version == '3.14' else 'old'};")
+    assert answer.stderr.startswith(f"error: Python {version} is too {'new' if version == '3.15' else 'old'};")
     assert len(answer.stderr.splitlines()) == 1

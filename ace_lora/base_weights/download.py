@@ -1,7 +1,6 @@
 """Base weights that are missing are fetched from the hub, or from a mirror of it.
 
-Downloads use HF_ENDPOINT (a mirror), HF_TOKEN and the proxy variables as huggingface_hub does; HF_HUB_OFFLINE=1 keeps
-everything off the network. An interrupted download goes on where it stopped, also days later.
+HF_HUB_OFFLINE=1 keeps everything off the network. An interrupted download goes on where it stopped, also days later.
 
 The files are fetched here and not by `huggingface_hub.snapshot_download`, because since its version 1.1x that deletes
 the unfinished file when it is interrupted: a slow connection would never finish 6.6 GB. What is left on the disk is
@@ -12,12 +11,12 @@ ACE-Step's own scripts find the weights too.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ace_lora.base_weights.find import (
     DEFAULT_CHECKPOINT_DIR,
@@ -27,6 +26,20 @@ from ace_lora.base_weights.find import (
     holds_any_part,
     missing,
     missing_sentences,
+)
+from ace_lora.base_weights.hub import (
+    FAILURES,
+    OFFICIAL_HUB,
+    Listing,
+    Refused,
+    RemoteFile,
+    described,
+    endpoint,
+    file_address,
+    is_offline,
+    list_repository,
+    open_reply,
+    withheld_token,
 )
 from ace_lora.base_weights.parts import (
     LYRIC_VOCABULARY,
@@ -41,13 +54,14 @@ from ace_lora.base_weights.parts import (
     format_bytes,
 )
 from ace_lora.commands import StepFailed, WrongInput
-from ace_lora.files import free_bytes, replace_atomically, write_text
+from ace_lora.files import free_bytes, rename, replace_atomically, write_text
+from ace_lora.replies import Deadline, pieces
 
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
-
-TIMEOUT_SECONDS = 20
-# Waits between attempts that brought no new byte; an attempt that brought some starts the count again.
+# A reply that brings less than this in this time counts as broken off, and so does an attempt that brings less.
+STEADY_BYTES, STEADY_SECONDS = 600_000, 60
+# A part that is said to be larger than this many times what is known of it is not what was published.
+LARGEST_SHARE = 2
+# Waits between attempts that brought next to nothing; an attempt that brought more starts the count again.
 RETRY_WAITS_SECONDS = (1, 2, 4)
 BLOCK_BYTES = 1 << 20
 # Left free on the disk, so that a download does not stop the computer.
@@ -136,49 +150,13 @@ def _disk_problems(folder: Path, needed: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repository. `key` names its content: sha256 for large files, git's sha1 for small ones."""
-
-    repo: str
-    commit: str
-    name: str
-    size: int
-    key: str
-
-    def digest_of(self, path: Path) -> str:
-        """What `key` should be, computed from the bytes of `path`."""
-        digest = hashlib.sha256() if len(self.key) == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-        return digest.hexdigest()
-
-
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE keeps everything off the network."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
-
-
-def download(checkpoint_dir: Path | None, parts: Iterable[str]) -> None:
-    """Fetch `parts` into the cache below `checkpoint_dir` (None is the default one); see `ensure_base_weights`.
-
-    What is already there of a file is not fetched again.
-    """
-    parts = list(parts)
-    check_names(parts)
-    root = BaseWeights(checkpoint_dir).folder
-    _carry_out(root, _plan_download(root, parts))
-
-
-@dataclass(frozen=True)
 class DownloadPlan:
     """What the servers say: all files of the parts, and those of them that are to be fetched."""
 
     files: list[RemoteFile]
     to_fetch: list[RemoteFile]
     lyric_vocabulary: bytes | None  # 0.4 MB, so fetched to see whether it can be; None where it is not wanted
+    notes: list[str]  # what the user should know before
 
 
 def _plan_download(root: Path, parts: list[str]) -> DownloadPlan:
@@ -186,10 +164,19 @@ def _plan_download(root: Path, parts: list[str]) -> DownloadPlan:
     if is_offline():
         raise WrongInput(f"Cannot download {', '.join(parts)}: HF_HUB_OFFLINE is set. Unset it, and try again.")
     sources = [PARTS[part] for part in parts if part in PARTS]
+    withheld = withheld_token() if sources else None
+    notes = [withheld] if withheld else []
     unreachable: list[str] = []
-    listings, vocabulary = {}, None
+    listings: dict[str, Listing] = {}
+    vocabulary = None
     try:
-        listings = {repo: _list_repository(repo) for repo in dict.fromkeys(source.repo for source in sources)}
+        for repo in dict.fromkeys(source.repo for source in sources):
+            listings[repo], unvouched = list_repository(repo)
+            if unvouched:
+                notes.append(
+                    f"Only {endpoint()} vouches for {repo}: {OFFICIAL_HUB} could not be asked ({unvouched}). Its "
+                    "checksums show that a download is whole, not that it is what was published."
+                )
     except WrongInput as error:
         unreachable += error.problems
     try:
@@ -203,10 +190,12 @@ def _plan_download(root: Path, parts: list[str]) -> DownloadPlan:
     problems = _disk_problems(root, sum(file.size - _bytes_there(_partial(root, file)) for file in to_fetch))
     if problems:
         raise WrongInput(problems)
-    return DownloadPlan(files, to_fetch, vocabulary)
+    return DownloadPlan(files, to_fetch, vocabulary, notes)
 
 
 def _carry_out(root: Path, plan: DownloadPlan) -> None:
+    for note in plan.notes:
+        print(note)
     vocabularies = int(plan.lyric_vocabulary is not None)
     total = len(plan.to_fetch) + vocabularies
     if plan.lyric_vocabulary is not None:
@@ -226,47 +215,32 @@ def _carry_out(root: Path, plan: DownloadPlan) -> None:
             write_text(main, file.commit)
 
 
-def _list_repository(repo: str) -> ModelInfo:
-    import httpx
-    from huggingface_hub import HfApi, constants
-
-    try:
-        return HfApi().model_info(repo, files_metadata=True, timeout=TIMEOUT_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise WrongInput(
-            f"Cannot download {repo} from {constants.ENDPOINT}: {_reason(error)}. "
-            "Check the connection, set HF_ENDPOINT to a mirror that works where you are (for example "
-            "https://hf-mirror.com), or copy the folder from another computer and name it with --checkpoint_dir."
-        ) from error
-
-
-def _needed_files(source: PartSource, listing: ModelInfo) -> list[RemoteFile]:
+def _needed_files(source: PartSource, listing: Listing) -> list[RemoteFile]:
     """The files of one part that are needed, as its repository lists them."""
     prefix = f"{source.folder}/" if source.folder else ""
-    there = {file.rfilename: file for file in listing.siblings or []}
-    in_folder = [name[len(prefix) :] for name in there if name.startswith(prefix)]
+    in_folder = [name[len(prefix) :] for name in listing.files if name.startswith(prefix)]
     names = _needed_names([name for name in in_folder if "/" not in name], source)
     if not names:
         raise StepFailed(
             f"The server has no whole '{source.plain_folder}' of {source.repo}: expected config.json and "
             f"{' or '.join(source.weights)}. Check HF_ENDPOINT, or get the folder elsewhere."
         )
-    return [_remote_file(source.repo, listing.sha, there[prefix + name]) for name in names]
-
-
-def _remote_file(repo: str, commit: str | None, sibling: RepoSibling) -> RemoteFile:
-    key = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
-    # Both become file names, so nothing but a checksum is taken for one.
-    if sibling.size is None or not _is_hexadecimal(key, (40, 64)) or not _is_hexadecimal(commit, (40,)):
+    files = []
+    for name in names:
+        file = listing.files[prefix + name]
+        if file is None:
+            raise StepFailed(
+                f"The server does not say size and checksum of '{prefix + name}' of {source.repo}. "
+                "Expected a mirror that serves file metadata. Set HF_ENDPOINT to another one."
+            )
+        files.append(file)
+    stated = sum(file.size for file in files)
+    if stated > LARGEST_SHARE * source.approximate_bytes:
         raise StepFailed(
-            f"The server does not say size and checksum of '{sibling.rfilename}' of {repo}. "
-            "Expected a mirror that serves file metadata. Set HF_ENDPOINT to another one."
+            f"The server states {format_bytes(stated)} for '{source.plain_folder}' of {source.repo}; expected about "
+            f"{format_bytes(source.approximate_bytes)}. Nothing was downloaded. Set HF_ENDPOINT to another server."
         )
-    return RemoteFile(repo, str(commit), sibling.rfilename, sibling.size, str(key))
-
-
-def _is_hexadecimal(text: str | None, lengths: tuple[int, ...]) -> bool:
-    return text is not None and len(text) in lengths and all(letter in "0123456789abcdef" for letter in text)
+    return files
 
 
 def _needed_names(names: list[str], source: PartSource) -> list[str]:
@@ -280,6 +254,15 @@ def _needed_names(names: list[str], source: PartSource) -> list[str]:
     # The last two are for whoever loads the tokenizer through transformers, as ACE-Step does.
     settings = [name for name in ("tokenizer_config.json", "special_tokens_map.json") if name in names]
     return ["config.json", *weights, *tokenizer, *settings]
+
+
+def _digest(file: RemoteFile, path: Path) -> str:
+    """What the key of `file` should be, computed from the bytes of `path`."""
+    digest = hashlib.sha256() if len(file.key) == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as content:
+        while block := content.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _target(root: Path, file: RemoteFile) -> Path:
@@ -314,7 +297,7 @@ def _fetch(root: Path, file: RemoteFile) -> None:
         if _is_whole(target, file):
             return
         _fetch_rest(file, partial)
-        found = file.digest_of(partial)
+        found = _digest(file, partial)
         if found != file.key:
             partial.unlink()
             raise StepFailed(
@@ -323,18 +306,15 @@ def _fetch(root: Path, file: RemoteFile) -> None:
                 "proxy between is at fault: set HF_ENDPOINT to another one."
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, target)
+        rename(partial, target)
     finally:
         lock.release()
 
 
 def _fetch_rest(file: RemoteFile, partial: Path) -> None:
-    """Download until `partial` has all bytes; StepFailed when several attempts in a row bring none."""
-    import httpx
-    from huggingface_hub import hf_hub_url
+    """Download until `partial` has all bytes; StepFailed when several attempts in a row bring next to nothing."""
     from tqdm import tqdm
 
-    url = hf_hub_url(file.repo, file.name, revision=file.commit)
     if _bytes_there(partial) > file.size:
         partial.unlink()
     there = _bytes_there(partial)
@@ -344,14 +324,13 @@ def _fetch_rest(file: RemoteFile, partial: Path) -> None:
         attempts = 0
         while there < file.size:
             try:
-                _append(url, partial, bar)
+                _append(file, partial, bar)
                 reason = "the server closed the connection"
-            except httpx.HTTPError as error:
-                reason = _reason(error)
-                response = getattr(error, "response", None)
-                if response is not None and response.status_code < 500 and response.status_code not in (408, 429):
+            except FAILURES as error:
+                reason = described(error)
+                if isinstance(error, Refused) and error.status < 500 and error.status not in (408, 429):
                     attempts = len(RETRY_WAITS_SECONDS)  # asking again would bring the same answer
-            attempts = 0 if _bytes_there(partial) > there else attempts
+            attempts = 0 if _bytes_there(partial) >= there + STEADY_BYTES else attempts
             there = _bytes_there(partial)
             if there >= file.size:
                 break
@@ -365,28 +344,28 @@ def _fetch_rest(file: RemoteFile, partial: Path) -> None:
             attempts += 1
 
 
-def _append(url: str, partial: Path, bar) -> None:
-    """One request for what `partial` lacks. Raises httpx.HTTPError; keeps what arrived."""
-    from huggingface_hub import get_session
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-
+def _append(file: RemoteFile, partial: Path, bar) -> None:
+    """One request for what `partial` lacks. Raises one of FAILURES; keeps what arrived, never more than is stated."""
     there = _bytes_there(partial)
-    # Compressed in transit, byte ranges would count compressed bytes.
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    if there:
-        headers["Range"] = f"bytes={there}-"
-    request = get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True)
-    with request as response:
-        hf_raise_for_status(response)
+    deadline = Deadline(STEADY_SECONDS)
+    with open_reply(file_address(file), deadline, {"Range": f"bytes={there}-"} if there else None) as reply:
         # A server that knows no ranges answers 200 and starts from the beginning.
-        goes_on = response.status_code == 206
+        goes_on = reply.status == 206
+        if goes_on and not (reply.headers["Content-Range"] or "").startswith(f"bytes {there}-"):
+            raise http.client.HTTPException("the server sends another part than was asked for")
         if not goes_on:
             bar.update(-there)
+            there = 0
+        arrived = 0
         with partial.open("ab" if goes_on else "wb") as out:
-            # Blocks as they come: gathered into larger ones, the last would be lost when the connection breaks.
-            for block in response.iter_bytes():
-                out.write(block)
-                bar.update(len(block))
+            # Pieces as they come: gathered into larger ones, the last would be lost when the connection breaks.
+            for piece in pieces(reply, file.size - there):
+                out.write(piece)
+                bar.update(len(piece))
+                arrived += len(piece)
+                if arrived >= STEADY_BYTES:
+                    deadline.put_off(STEADY_SECONDS)
+                    arrived = 0
 
 
 def fetch_lyric_vocabulary() -> bytes:
@@ -395,25 +374,22 @@ def fetch_lyric_vocabulary() -> bytes:
     Raises WrongInput where no server answers, StepFailed where one has something else; both say where else to get it.
     ACE_LYRIC_VOCAB_URL replaces the addresses.
     """
-    import httpx
-    from huggingface_hub import get_session
-
     own = os.environ.get(LYRIC_VOCABULARY_URL_VARIABLE)
     failures, answered = [], False
     for url in [own] if own else LYRIC_VOCABULARY_URLS:
         try:
-            response = get_session().get(url, timeout=TIMEOUT_SECONDS, follow_redirects=True)
-            response.raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            failures.append(f"{url}: {_reason(error)}")
-            answered = answered or getattr(error, "response", None) is not None
+            with open_reply(url, Deadline(STEADY_SECONDS)) as reply:
+                answered = True
+                content = b"".join(pieces(reply, LYRIC_VOCABULARY_BYTES))
+        except FAILURES as error:
+            failures.append(f"{url}: {described(error)}")
+            answered = answered or isinstance(error, Refused)
             continue
-        answered = True
-        found = hashlib.sha256(response.content).hexdigest()
+        found = hashlib.sha256(content).hexdigest()
         if found != LYRIC_VOCABULARY_SHA256:
             failures.append(f"{url}: sha256 is {found}, expected {LYRIC_VOCABULARY_SHA256}")
             continue
-        return response.content
+        return content
     problem = (
         f"The lyric vocabulary could not be downloaded. {'; '.join(failures)}. "
         "Save acestep/models/lyrics_utils/vocab.json of the ACE-Step repository as "
@@ -421,11 +397,3 @@ def fetch_lyric_vocabulary() -> bytes:
         f"or set {LYRIC_VOCABULARY_URL_VARIABLE} to an address that works where you are."
     )
     raise StepFailed(problem) if answered else WrongInput(problem)
-
-
-def _reason(error: Exception) -> str:
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"the server answered {response.status_code}"
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

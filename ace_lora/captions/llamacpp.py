@@ -28,6 +28,7 @@ from ace_lora.captions.caption import (
     parse_caption,
 )
 from ace_lora.commands import StepFailed
+from ace_lora.replies import Deadline, pieces, reply_before
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,33 +214,21 @@ class LlamaServer:
                 connection.connect()
                 self._connection = connection
             self._connection.sock.settimeout(timeout)
+            self._connection.response_class = reply_before(Deadline(timeout))  # type: ignore[assignment]
             self._connection.request(method, path, body, headers)
-            return self._read(self._connection, time.monotonic() + timeout)
+            return self._read(self._connection)
         except BaseException:
             # Half a reply may still be under way on it. A server also closes a connection that stood idle, which only
             # shows when it is used again.
             self.close()
             raise
 
-    def _read(self, connection: http.client.HTTPConnection, deadline: float) -> tuple[int, bytes]:
-        response = connection.getresponse()
-        chunks: list[bytes] = []
-        size = 0
-        # In pieces, so that a reply that trickles in for ever ends as well.
-        while chunk := response.read1(1 << 16):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > LARGEST_REPLY:
-                raise http.client.HTTPException(f"the reply is longer than {LARGEST_REPLY >> 20} MB")
-            if time.monotonic() > deadline:
-                raise TimeoutError("the reply did not end in time")
-        if response.length:
-            raise http.client.IncompleteRead(b"".join(chunks), response.length)
-        # Tells the connection that it may be used again: read1 leaves a reply open that it has read to its end.
-        response.close()
-        if response.will_close:
+    def _read(self, connection: http.client.HTTPConnection) -> tuple[int, bytes]:
+        reply = connection.getresponse()
+        content = b"".join(pieces(reply, LARGEST_REPLY))
+        if reply.will_close:
             self.close()
-        return response.status, b"".join(chunks)
+        return reply.status, content
 
     def _is_alive(self) -> bool:
         try:
@@ -302,6 +291,4 @@ def _server_message(body: bytes) -> str:
 def _described(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, http.client.IncompleteRead):
-        return f"the reply broke off after {len(error.partial)} bytes"
     return " ".join(str(error).split()) or type(error).__name__

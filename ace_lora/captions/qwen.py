@@ -19,6 +19,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ace_lora.base_weights.hub import withheld_token
 from ace_lora.captions.acestep import QUESTIONS, answer_style, parse_description, parse_transcription
 from ace_lora.captions.ask import CAPTION_RATE, LONGEST_SECONDS, TEMPERATURES, SongFailed
 from ace_lora.captions.caption import (
@@ -224,7 +225,12 @@ def _checkpoint_folder(name: str, say: Callable[[str], None]) -> str:
 
     if not isinstance(try_to_load_from_cache(name, "config.json"), str) and not _offline():
         say(f"'{name}' is not in the download cache: downloading it, which for a 7B model are 22 GB …")
-    return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+    withheld = withheld_token()
+    if withheld:
+        say(withheld)
+    return snapshot_download(
+        name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], token=False if withheld else None
+    )
 
 
 def _offline() -> bool:

@@ -1,9 +1,9 @@
 """What `start.py` does once Python is known to be new enough: make `.venv`, fill it, and start what was asked for.
 
-Reads `requirements.txt` and `requirements/GROUP.txt`; writes the environment `.venv` in the program folder, with what
-pip said in `.venv/install.log` and what is installed completely in `.venv/ace_setup.json`. What that file names is not
-installed again, so a later start needs no network; what is missing from it is installed, so an interrupted set-up goes
-on with the same command. Standard library only.
+Reads `requirements.txt`, `requirements/GROUP.txt` and `requirements/torch.txt`; writes the environment `.venv` in the
+program folder, with what pip said in `.venv/install.log` and what is installed completely in `.venv/ace_setup.json`.
+What that file names is not installed again, so a later start needs no network; what is missing from it is installed, so
+an interrupted set-up goes on with the same command. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -25,19 +26,26 @@ from typing import IO
 
 from ace_lora.commands import EXIT_INTERRUPTED, StepFailed, run_script
 from ace_lora.files import free_bytes, write_json
-from ace_lora.set_up.pip import LOG, explain_pip_failure, pip_install
-from ace_lora.set_up.torch_build import CUDA_12_DRIVER, CUDA_13_DRIVER, choose_torch, read_nvidia_driver
+from ace_lora.set_up.pip import LOG, PACKAGES_HELP, TORCH_HELP, explain_pip_failure, pip_install
+from ace_lora.set_up.torch_build import Torch, choose_torch, read_nvidia_card, why_no_card
 
 HOME = Path(__file__).resolve().parents[2]
+TORCH = HOME / "requirements" / "torch.txt"
 # The tests exercise every group that installs on a machine without a card.
 TEST_GROUPS = ("captioning", "japanese", "prodigy", "small_cards", "test")
 # More test processes than this gain little and take a gigabyte of memory each.
 MOST_TEST_PROCESSES = 4
 # What more packages take on the disk at the most.
 ADDED_GB = 1
+# The folder of a Python that was brought along: packages go into it, and the whole program can be moved.
+BROUGHT = "python"
 STAMP, LOCK = "ace_setup.json", "ace_setup.lock"
 # How long a program may take to end after Ctrl+C before it is told again.
 INTERRUPT_SECONDS = 10.0
+# A window that is still there after this long is up.
+WINDOW_SECONDS, WINDOW_LOG = 5.0, "window.log"
+# start.bat was double-clicked, or songs were dropped on it: the whole command line, which only Windows knows to read.
+COMMAND_LINE = "ACE_COMMAND_LINE"
 
 
 # --- The checks that need no environment -----------------------------------------------------------------------------
@@ -77,8 +85,17 @@ def check_window() -> str | None:
 # --- The environment -------------------------------------------------------------------------------------------------
 
 
+def environment_folder() -> Path:
+    """Where everything is installed: the Python that was brought along (start.bat, a pack), else `.venv`."""
+    brought = HOME / BROUGHT
+    has_own = environment_python(brought).is_file() and "requirements.txt" not in (read_stamp(HOME / ".venv") or {})
+    return brought if has_own else HOME / ".venv"
+
+
 def environment_python(environment: Path) -> Path:
-    """The interpreter inside a virtual environment."""
+    """The interpreter inside a virtual environment, or in the folder of a Python that stands for itself."""
+    if environment.name == BROUGHT:
+        return environment / ("python.exe" if os.name == "nt" else "bin/python3")
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
@@ -222,13 +239,13 @@ def compile_analysis(python: Path) -> None:
     subprocess.run([str(python), "-c", program], cwd=HOME, capture_output=True)
 
 
-def set_up(environment: Path, groups: list[str], torch_request: str) -> Path:
+def set_up(environment: Path, groups: list[str], torch_request: str, torch_index: str | None = None) -> Path:
     """Make the environment and install what is missing from it. Returns its interpreter.
 
     Raises StepFailed with a sentence for people.
     """
     python = environment_python(environment)
-    wanted = {path.name: digest(path) for path in requirement_files(groups)}
+    wanted = {path.name: digest(path) for path in (*requirement_files(groups), TORCH)}
     if torch_request != "auto":
         wanted["torch"] = torch_request
 
@@ -254,7 +271,13 @@ def set_up(environment: Path, groups: list[str], torch_request: str) -> Path:
             return python
         if stamp is not None:
             drop_half_installed(environment)
-        _fill(environment, stamp or {}, wanted, groups, torch_request, lock)
+        card = read_nvidia_card()
+        torch = choose_torch(torch_request, card, platform.system(), torch_index)
+        if torch_request in ("auto", "cuda"):
+            unusable = why_no_card(card)
+            if unusable:
+                print(unusable, flush=True)
+        _fill(environment, stamp or {}, wanted, groups, torch, torch_request, lock)
     print(f"The environment is ready: {environment}", flush=True)
     return python
 
@@ -264,26 +287,20 @@ def _fill(
     stamp: dict[str, str],
     wanted: dict[str, str],
     groups: list[str],
+    torch: Torch,
     torch_request: str,
     lock: IO[bytes],
 ) -> None:
     python = environment_python(environment)
-    driver = read_nvidia_driver()
-    torch = choose_torch(torch_request, driver, platform.system())
     whole = has_pip(python)
-    needed_gb = (
-        ADDED_GB
-        if whole and "torch" in stamp and stamp["torch"] == wanted.get("torch", stamp["torch"])
-        else torch.disk_gb
-    )
-    problem = check_disk(free_bytes(HOME), needed_gb)
+    same_build = "torch" in stamp and stamp["torch"] == wanted.get("torch", stamp["torch"])
+    problem = check_disk(free_bytes(HOME), ADDED_GB if whole and same_build else torch.disk_gb)
     if problem:
         raise StepFailed(problem)
-    if driver is not None and driver < CUDA_12_DRIVER and torch.name.startswith("CUDA"):
-        print(
-            f"The NVIDIA driver ({driver}) is too old for any CUDA build of PyTorch. "
-            f"Update it to {CUDA_13_DRIVER} or newer.",
-            flush=True,
+    if not whole and environment.name == BROUGHT:
+        raise StepFailed(
+            f"The Python in '{environment}' does not start or has no pip: it is damaged. Rename or move that folder, "
+            "then start the program again; it fetches another one. A pack: unpack it again."
         )
     if not whole:
         if stamp:
@@ -293,42 +310,82 @@ def _fill(
         make_environment(environment, lock)
         stamp = {}
 
-    base = requirement_files([])[0]
-    if "torch" not in stamp or stamp["torch"] != wanted.get("torch", stamp["torch"]):
-        pin = next((line for line in base.read_text(encoding="utf-8").split() if line.startswith("torch==")), None)
-        if pin is None:
-            raise StepFailed(
-                f"'{base}' names no version of torch; expected the file that came with start.py. Restore it."
-            )
-        # PyTorch's own indexes have other versions of the packages that it needs; the base requirements follow anyway.
-        source = ["--index-url", torch.index] if torch.index else ["--constraint", str(base)]
-        # Another build of the same version counts as installed for pip.
-        again = ["--force-reinstall"] if "torch" in stamp else []
-        stamp.pop(base.name, None)
-        write_stamp(environment, stamp)
-        pip_install(python, [pin, *source, *again], f"PyTorch ({torch.name})", inherited(lock))
-        stamp["torch"] = torch_request
-        write_stamp(environment, stamp)
     for path in requirement_files(groups):
         if stamp.get(path.name) != wanted[path.name]:
-            # Every file lists its whole closure for the groups, the base included, so pip need not look further.
-            extra = [] if path == base else ["--no-deps"]
-            pip_install(python, ["-r", str(path), *extra], f"the packages of {path.relative_to(HOME)}", inherited(lock))
+            # Every file lists its whole closure, the groups' without the base, so pip need not look further.
+            command = ["--require-hashes", "--no-deps", "-r", str(path)]
+            pip_install(python, command, f"the packages of {path.relative_to(HOME)}", inherited(lock), PACKAGES_HELP)
             stamp[path.name] = wanted[path.name]
             write_stamp(environment, stamp)
-            if path == base:
+            if path.parent == HOME:
                 compile_analysis(python)
+    if stamp.get(TORCH.name) == wanted[TORCH.name] and same_build:
+        return
+    if "torch" in stamp and not same_build:
+        # Another build of the same version counts as installed for pip.
+        del stamp["torch"]
+        write_stamp(environment, stamp)
+        _install_torch(python, torch, ["--force-reinstall", "--no-deps"], lock)
+    # The packages that PyTorch needs are there by now, checked, so that its index adds nothing but its own.
+    _install_torch(python, torch, [], lock)
+    stamp |= {"torch": torch_request, TORCH.name: wanted[TORCH.name]}
+    write_stamp(environment, stamp)
+
+
+def _install_torch(python: Path, torch: Torch, options: list[str], lock: IO[bytes]) -> None:
+    what = f"PyTorch ({torch.name})"
+    *mirrors, last = torch.indexes or (None,)
+    for index in mirrors:
+        try:
+            command = ["-r", str(TORCH), "--index-url", str(index), *options]
+            return pip_install(python, command, f"{what} from {index}", inherited(lock), TORCH_HELP)
+        except StepFailed as error:
+            print(f"{error}\nTrying the next address.", flush=True)
+    command = ["-r", str(TORCH), *(["--index-url", last] if last else []), *options]
+    pip_install(python, command, what, inherited(lock), TORCH_HELP if last else PACKAGES_HELP)
 
 
 # --- What is started -------------------------------------------------------------------------------------------------
 
 
+def _variables(python: Path) -> dict[str, str]:
+    """What a program of ours is started with: nothing of the user's that would bring in other packages."""
+    variables = {**os.environ, "PYTHONUTF8": "1", "VIRTUAL_ENV": str(python.parent.parent)}
+    if HOME / BROUGHT in python.parents:
+        del variables["VIRTUAL_ENV"]
+    return {name: value for name, value in variables.items() if name not in ("PYTHONHOME", "PYTHONPATH", COMMAND_LINE)}
+
+
+def open_window(python: Path, arguments: list[str], log: Path) -> int:
+    """Start the window as a program of its own, which no console takes down with it when that is closed.
+
+    Returns 0 when it is up after some seconds; else its exit status, after showing what it said.
+    """
+    windowed = python.with_name("pythonw.exe")
+    program = windowed if windowed.exists() else python
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [str(program), *arguments],
+            cwd=HOME,
+            env=_variables(python),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            creationflags=getattr(subprocess, "DETACHED_PROCESS", 0)
+            | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    try:
+        status = process.wait(WINDOW_SECONDS)
+    except subprocess.TimeoutExpired:
+        return 0
+    if status:
+        print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+    return status
+
+
 def run(python: Path, *arguments: str) -> int:
     """Run a program of ours in the environment and return its exit status; Ctrl+C reaches it directly."""
-    variables = {**os.environ, "PYTHONUTF8": "1", "VIRTUAL_ENV": str(python.parent.parent)}
-    for name in ("PYTHONHOME", "PYTHONPATH"):
-        variables.pop(name, None)
-    process = subprocess.Popen([str(python), *arguments], cwd=HOME, env=variables)
+    process = subprocess.Popen([str(python), *arguments], cwd=HOME, env=_variables(python))
     # A request to end, unlike Ctrl+C, reaches only this process.
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     patience: float | None = None
@@ -345,6 +402,19 @@ def run(python: Path, *arguments: str) -> int:
             process.terminate()
             patience = None
     return EXIT_INTERRUPTED if status in (-signal.SIGINT, -signal.SIGTERM) else abs(status)
+
+
+def dropped_songs(command_line: str) -> list[str]:
+    """The files that were dropped on start.bat, from the command line of the console that Windows made for it.
+
+    Windows quotes only names with spaces, so that the console itself would cut `A&B.mp3` at the &:
+    `cmd.exe /c ""C:\\x\\start.bat" C:\\songs\\A&B.mp3 "C:\\songs\\two words.mp3""`.
+    """
+    own_name = re.search(r'start\.bat"|start\.bat(?=\s|$)', command_line, re.IGNORECASE)
+    rest = command_line[own_name.end() :] if own_name else ""
+    if rest.count('"') % 2:
+        rest = rest[::-1].replace('"', "", 1)[::-1]
+    return [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^\s"]+)', rest)]
 
 
 ACTIONS = ("window", "demo", "test", "install", "setup")
@@ -377,7 +447,14 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
         help="which PyTorch to install; auto: the CUDA build when an NVIDIA card is present, else what pip's package "
         "index gives (default: auto)",
     )
-    argv = sys.argv[1:] if argv is None else argv
+    parser.add_argument(
+        "--torch_index",
+        metavar="URL",
+        help="a copy of PyTorch's own index (the folder that holds cpu, cu126, …), tried before the official one "
+        "(default: known copies where PIP_INDEX_URL is a mirror, else none)",
+    )
+    if argv is None:
+        argv = sys.argv[1:] or dropped_songs(os.environ.get(COMMAND_LINE, ""))
     if argv and argv[0] not in ACTIONS and Path(argv[0]).exists():
         argv = ["window", *argv]  # songs that were dropped on start.bat
     # Whatever follows `test` belongs to pytest, options too.
@@ -386,6 +463,8 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
     args.rest += argv[own:]
     if args.torch not in ("auto", "cpu", "cuda") and "://" not in args.torch:
         parser.error(f"--torch '{args.torch}' is not known. Give auto, cpu, cuda or the address of a package index.")
+    if args.torch_index is not None and "://" not in args.torch_index:
+        parser.error(f"--torch_index '{args.torch_index}' is no address. Give one that begins with https://.")
     if args.action == "install":
         wrong = [group for group in args.rest if group not in (*groups, "test")]
         if wrong or not args.rest:
@@ -403,14 +482,16 @@ def parse_args(groups: dict[str, str], argv: list[str] | None = None) -> argpars
 
 def act(args: argparse.Namespace) -> None:
     """Set up, then start what was asked for. Ends with the exit status of what was started."""
-    environment = HOME / ".venv"
+    environment = environment_folder()
     groups = {"test": [*TEST_GROUPS], "install": args.rest}.get(args.action, [])
     if args.action == "window" and "requirements.txt" not in (read_stamp(environment) or {}):
         problem = check_window()
         if problem:
             raise StepFailed(problem)
-    python = set_up(environment, groups, args.torch)
+    python = set_up(environment, groups, args.torch, args.torch_index)
     processes = min(MOST_TEST_PROCESSES, os.cpu_count() or 1)
+    if args.action == "window" and os.name == "nt":
+        raise SystemExit(open_window(python, [str(HOME / "ace_gui.py"), *args.rest], environment / WINDOW_LOG))
     commands = {
         "window": [str(HOME / "ace_gui.py"), *args.rest],
         "demo": [str(HOME / "demo.py")],

@@ -47,8 +47,7 @@ PIP_FAILURES = (
             "Connection refused",
             "Connection broken",
         ),
-        "The package index cannot be reached. Connect to the network, then run the same command again. Where the index "
-        "is slow or blocked, set a mirror first (the README names how), for example in the variable PIP_INDEX_URL.",
+        "The package index cannot be reached. Connect to the network, then run the same command again. {help}",
     ),
     (
         ("Permission denied", "Errno 13", "Read-only file system", "WinError 5", "Access is denied", "WinError 32"),
@@ -62,8 +61,8 @@ PIP_FAILURES = (
     ),
     (
         ("No matching distribution found", "Could not find a version that satisfies"),
-        "The package index has no build of a package for this Python and system. Use Python 3.10 to 3.13 (64-bit); if "
-        "an index or mirror is set by hand (--torch, PIP_INDEX_URL), choose another one.",
+        "The package index has no build of a package for this Python and system. Use Python 3.10 to 3.14 (64-bit); if "
+        "an index or mirror is set by hand (--torch, --torch_index, PIP_INDEX_URL), choose another one.",
     ),
     (
         ("Microsoft Visual C++", "error: command 'gcc' failed", "Failed building wheel", "failed-wheel-build"),
@@ -72,17 +71,28 @@ PIP_FAILURES = (
     ),
     (
         ("DO NOT MATCH THE HASHES", "has a wrong size", "Bad magic number for file", "File is not a zip file"),
-        "A download arrived damaged. Run the same command again; if that does not help, set another mirror (the README "
-        "names how).",
+        "A download arrived damaged, or is not the file that was published. Run the same command again; if that does "
+        "not help, set another mirror (the README names how).",
     ),
 )
 
 
-def explain_pip_failure(output: str) -> str:
-    """A sentence for people about a failed pip or venv run."""
+# What helps where an index cannot be reached: PyTorch's own is another than that of all other packages.
+PACKAGES_HELP = (
+    "Where the index is slow or blocked, set a mirror first (the README names how), for example in the variable "
+    "PIP_INDEX_URL."
+)
+TORCH_HELP = (
+    "PyTorch comes from an index of its own, which PIP_INDEX_URL does not change. Where that is slow or blocked, name "
+    "a copy of it (the README names some): python start.py --torch_index https://…"
+)
+
+
+def explain_pip_failure(output: str, help: str = PACKAGES_HELP) -> str:
+    """A sentence for people about a failed pip or venv run; `help` is what to do when the index is out of reach."""
     for signs, sentence in PIP_FAILURES:
         if any(sign.lower() in output.lower() for sign in signs):
-            return sentence
+            return sentence.format(help=help)
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
     return f"The last words were: {last.strip()}"
 
@@ -145,20 +155,26 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (path for path in folder.rglob("*") if path.is_file())
 
 
-def pip_install(python: Path, arguments: list[str], what: str, inherited: dict) -> None:
+def pip_install(python: Path, arguments: list[str], what: str, inherited: dict, help: str) -> None:
     """Run pip, show its progress, keep what it says in `install.log`. Raises StepFailed with a sentence.
 
     `inherited` are keywords for Popen: what hands pip the lock of its environment.
     """
     print(f"Installing {what} …", flush=True)
-    environment = python.parent.parent
+    environment = python.parent.parent if python.parent.name in ("bin", "Scripts") else python.parent
     downloads = environment / DOWNLOADS
     shutil.rmtree(downloads, ignore_errors=True)
     downloads.mkdir()
+    # A Python that was brought along says that a system looks after it; this is that system.
     # Isolated from the user's PYTHONPATH, whose packages would count as installed; beside the environment because the
     # system's temporary folder may lie on a small disk.
     command = [str(python), "-I", "-X", "utf8", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    variables = {**os.environ, "PIP_USER": "0", **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(downloads))}
+    variables = {
+        **os.environ,
+        "PIP_USER": "0",
+        "PIP_BREAK_SYSTEM_PACKAGES": "1",
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(downloads)),
+    }
     output: list[str] = []
     progress = Progress(downloads)
     with (environment / LOG).open("a", encoding="utf-8") as log:
@@ -196,7 +212,7 @@ def pip_install(python: Path, arguments: list[str], what: str, inherited: dict) 
         raise KeyboardInterrupt
     if process.returncode != 0:
         # With no network, pip ends on "no matching distribution"; the cause stands in its warnings above.
-        why = explain_pip_failure("".join(output))
+        why = explain_pip_failure("".join(output), help)
         if process.returncode == -9:
             why = (
                 "The system ended it, most likely for want of memory. Close other programs, then run the command again."

@@ -1,11 +1,13 @@
 """Downloads run for real, in processes of their own, against `tests/hub_server.py` on 127.0.0.1."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -75,12 +77,29 @@ def test_unknown_part(tmp_path):
 # --- Downloading ------------------------------------------------------------------------------------------------------
 
 
+NOWHERE = "http://127.0.0.1:9"
+# `python -m ace_lora.base_weights` with another address for the official hub, and less patience.
+PROGRAM = """
+import sys
+from ace_lora.base_weights import __main__ as program, download, hub
+hub.OFFICIAL_HUB = download.OFFICIAL_HUB = sys.argv.pop(1)
+download.STEADY_SECONDS = hub.LISTING_SECONDS = hub.OFFICIAL_SECONDS = float(sys.argv.pop(1))
+download.RETRY_WAITS_SECONDS = (0.1, 0.1, 0.1)
+raise SystemExit(program.run_script(program.main, program.parse_args()))
+"""
+
+
 class Hub:
-    """A hub with the tiny base in it, and the program that downloads from it."""
+    """A mirror with the tiny base in it, and the program that downloads from it.
+
+    The mirror is taken for the official hub itself, unless `official` names another one.
+    """
 
     def __init__(self, folder: Path, port: int):
         self.folder, self.url = folder, f"http://127.0.0.1:{port}"
         self.cache = folder / "我的 cache"
+        self.official = self.url
+        self.patience = 20.0
 
     def set_faults(self, **faults: object) -> None:
         (self.folder / "faults.json").write_text(json.dumps(faults), encoding="utf-8")
@@ -110,10 +129,14 @@ class Hub:
             "USERPROFILE": str(self.folder / "home"),
             "HF_HUB_CACHE": str(self.folder / "hub cache"),
             "NO_PROXY": "127.0.0.1",
+            "HF_TOKEN": "",
             "PYTHONIOENCODING": "utf-8",
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "ace_lora.base_weights", "--checkpoint_dir", str(self.cache), "--parts", *parts],
+            [
+                *(sys.executable, "-c", PROGRAM, self.official, str(self.patience)),
+                *("--checkpoint_dir", str(self.cache), "--parts", *parts),
+            ],
             cwd=ROOT,
             env={**os.environ, **own, **environment},
             stdout=subprocess.PIPE,
@@ -128,23 +151,33 @@ class Hub:
         return subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
 
 
-@pytest.fixture
-def hub(tiny, tmp_path):
-    folder = tmp_path / "hub"
+@contextlib.contextmanager
+def running_hub(folder: Path, tiny: Path) -> Iterator[Hub]:
     for source in PARTS.values():
         shutil.copytree(tiny / source.plain_folder, folder / "repos" / source.repo / source.folder)
     (folder / "repos" / PARTS["mert"].repo / "README.md").write_text("not needed", encoding="utf-8")
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(folder)],
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    command = [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
     try:
         assert server.stdout is not None
         yield Hub(folder, int(server.stdout.readline()))
     finally:
         server.kill()
         server.communicate()
+
+
+@pytest.fixture
+def hub(tiny, tmp_path):
+    with running_hub(tmp_path / "hub", tiny) as made:
+        yield made
+
+
+@pytest.fixture
+def mirror(hub, tiny, tmp_path):
+    """A mirror beside the hub, which is now the official one."""
+    with running_hub(tmp_path / "mirror", tiny) as made:
+        made.official = hub.url
+        yield made
 
 
 def snapshot(hub: Hub, part: str) -> Path:
@@ -296,7 +329,7 @@ def test_mirror_without_metadata(hub):
 def test_no_server(hub, tmp_path):
     result = hub.download("mert", HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 2
-    assert "Cannot download m-a-p/MERT-v1-330M from http://127.0.0.1:9: ConnectError" in result.stderr
+    assert "Cannot download m-a-p/MERT-v1-330M from http://127.0.0.1:9: ConnectionRefusedError" in result.stderr
     assert "error: Missing base weights: mert (m-a-p/MERT-v1-330M, about 1.3 GB). Looked in '" in result.stderr
     assert result.stdout == ""
 
@@ -338,6 +371,94 @@ def test_what_a_named_folder_lacks_is_downloaded_beside_it(hub, tiny):
     assert f"vocoder: '{snapshot(hub, 'vocoder')}'" in result.stdout
 
 
+# --- Mirrors ----------------------------------------------------------------------------------------------------------
+
+
+def test_checksums_of_the_official_hub_are_preferred_to_those_of_a_mirror(mirror, hub, tiny):
+    assert mirror.download("vocoder").returncode == 0
+    assert same_files(snapshot(mirror, "vocoder"), tiny / "music_vocoder")
+    assert hub.requests() == [f"ACE-Step/ACE-Step-v1-3.5B/revision/{COMMIT} listed"]
+    # A mirror that states the right checksum of a wrong file.
+    mirror.set_faults(forge=["model.safetensors"])
+    result = mirror.download("mert")
+    assert result.returncode == 1
+    assert "'model.safetensors' of m-a-p/MERT-v1-330M arrived with the wrong content" in result.stderr
+    assert "vouches" not in result.stdout
+    assert not (snapshot(mirror, "mert") / "model.safetensors").exists()
+
+
+def test_a_file_for_which_only_the_mirror_vouches_is_named(mirror):
+    mirror.official = NOWHERE
+    result = mirror.download("vocoder")
+    assert result.returncode == 0, result.stderr
+    assert (
+        f"Only {mirror.url} vouches for ACE-Step/ACE-Step-v1-3.5B: {NOWHERE} could not be asked (Connec"
+        in result.stdout
+    )
+
+
+def test_a_commit_that_was_never_published_is_refused(mirror):
+    mirror.set_faults(commit="f" * 40)
+    result = mirror.download("vocoder")
+    assert result.returncode == 1
+    assert (
+        f"offers ACE-Step/ACE-Step-v1-3.5B at the commit {'f' * 40}, which {mirror.official} does not" in result.stderr
+    )
+    assert not (mirror.cache / PARTS["vocoder"].cache_folder).exists()
+
+
+def test_the_token_never_goes_over_an_unencrypted_connection(hub):
+    result = hub.download("vocoder", HF_TOKEN="hf_secret")
+    assert result.returncode == 0, result.stderr
+    assert f"HF_TOKEN is not sent to {hub.url}: it would be readable on its way." in result.stdout
+    assert not (hub.folder / "tokens.txt").exists()
+
+
+# --- Hostile servers --------------------------------------------------------------------------------------------------
+
+
+def largest_file(folder: Path) -> int:
+    return max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+
+
+def test_more_than_the_stated_size_is_never_written(hub, tiny):
+    hub.set_faults(more={"model.safetensors": 50_000_000})
+    result = hub.download("mert")
+    assert result.returncode == 1
+    size = (tiny / "MERT-v1-330M" / "model.safetensors").stat().st_size
+    assert "the reply is longer than " in result.stderr and "Traceback" not in result.stderr
+    assert largest_file(hub.cache) <= size
+
+
+@pytest.mark.parametrize(("claim", "sentence"), [(10**13, "The server states 10000.0 GB"), (-1, "size and checksum")])
+def test_a_size_that_cannot_be_is_refused(hub, claim, sentence):
+    hub.set_faults(claim={"model.safetensors": claim})
+    result = hub.download("mert")
+    assert result.returncode == 1 and sentence in result.stderr
+    assert not (hub.cache / PARTS["mert"].cache_folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("faults", "status", "sentence"),
+    [
+        ({"drip": ["m-a-p/MERT-v1-330M"]}, 2, "the reply did not end in time"),
+        ({"endless": ["m-a-p/MERT-v1-330M"]}, 2, "the reply is longer than 4,000,000 bytes"),
+        ({"drip": ["model.safetensors"]}, 1, "the reply did not end in time"),
+        ({"stall": {"model.safetensors": 1000}}, 1, "after 4.0 kB of"),
+        ({"redirect": {"model.safetensors": "model.safetensors"}}, 1, "more than 5 redirects"),
+        ({"redirect": {"model.safetensors": "file:///etc/hostname"}}, 1, "is no http or https address"),
+    ],
+)
+def test_a_server_that_never_comes_to_an_end(hub, faults, status, sentence):
+    hub.set_faults(**faults)
+    hub.patience = 2.0
+    started = time.monotonic()
+    result = hub.download("mert")
+    assert result.returncode == status and sentence in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and time.monotonic() - started < 60
+    assert largest_file(hub.cache) < 100_000
+
+
 # --- The lyric vocabulary ---------------------------------------------------------------------------------------------
 
 
@@ -353,6 +474,14 @@ def test_lyric_vocabulary_with_another_checksum(hub):
     assert not target.exists()
 
 
+def test_lyric_vocabulary_that_is_too_long_is_not_read_to_its_end(hub):
+    (hub.folder / "plain").mkdir()
+    (hub.folder / "plain" / "vocab.json").write_bytes(bytes(LYRIC_VOCABULARY_BYTES + 1))
+    result = hub.download("lyric_vocabulary", ACE_LYRIC_VOCAB_URL=f"{hub.url}/vocab.json")
+    assert result.returncode == 1
+    assert f"{hub.url}/vocab.json: HTTPException: the reply is longer than 364,005 bytes" in result.stderr
+
+
 def test_lyric_vocabulary_that_is_not_there(hub):
     result = hub.download("lyric_vocabulary", ACE_LYRIC_VOCAB_URL=f"{hub.url}/vocab.json")
     assert result.returncode == 1
@@ -364,7 +493,10 @@ def test_no_server_for_the_lyric_vocabulary_is_one_list_with_the_other_parts(hub
     result = hub.download("lyric_vocabulary", ACE_LYRIC_VOCAB_URL=f"{nowhere}/vocab.json")
     assert result.returncode == 2 and result.stdout == ""
     assert "error: Missing base weights: lyric_vocabulary (" in result.stderr
-    assert f"{nowhere}/vocab.json: ConnectError" in result.stderr and "or set ACE_LYRIC_VOCAB_URL" in result.stderr
+    assert (
+        f"{nowhere}/vocab.json: ConnectionRefusedError" in result.stderr
+        and "or set ACE_LYRIC_VOCAB_URL" in result.stderr
+    )
 
     result = hub.download("mert", "lyric_vocabulary", HF_ENDPOINT=nowhere, ACE_LYRIC_VOCAB_URL=f"{nowhere}/vocab.json")
     assert result.returncode == 2

@@ -216,7 +216,7 @@ def test_what_does_not_pass_fails_the_song(serve, behaviour, reason):
     assert len(server.requests()) == 4
 
 
-@pytest.mark.parametrize("behaviour", ["slow", "trickle"])
+@pytest.mark.parametrize("behaviour", ["slow", "trickle", "trickling headers"])
 def test_a_server_that_does_not_finish(serve, behaviour, monkeypatch):
     monkeypatch.setattr(captioner_llamacpp, "TRIES", 2)
     server = serve(chat=[behaviour])
@@ -227,7 +227,7 @@ def test_a_server_that_does_not_finish(serve, behaviour, monkeypatch):
 
 def test_an_endless_reply(serve, monkeypatch):
     monkeypatch.setattr(captioner_llamacpp, "TRIES", 1)
-    with pytest.raises(SongFailed, match="longer than 16 MB"):
+    with pytest.raises(SongFailed, match="longer than 16,777,216 bytes"):
         ask(connect(serve(chat=["endless"])))
 
 

@@ -50,23 +50,34 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
 
     tree = ast.parse(Path(ace_gui.__file__).read_text(encoding="utf-8"))
     used, mentioned, patterns = set(), set(), set()
+    questions: set[str] = set()
     for top in tree.body:
         if isinstance(top, ast.AnnAssign) and getattr(top.target, "id", "") == "TEXTS":
             continue
         for node in ast.walk(top):
             if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-                first = node.args[1] if name in ("Finding", "outcome") and len(node.args) > 1 else node.args[0]
-                if name in ("t", "Finding", "outcome", "Question") and isinstance(first, ast.Constant):
+                place = {"Finding": 1, "outcome": 1, "label": 1, "button": 1, "tool_button": 2, "drop_down": 2}.get(
+                    name, 0
+                )
+                first = node.args[place] if len(node.args) > place else node.args[0]
+                keyed = (*("t", "Finding", "outcome"), *("label", "button", "tool_button", "drop_down"))
+                if name in keyed and isinstance(first, ast.Constant):
                     used.add(first.value)
-                if name == "Question" and isinstance(node.args[2], ast.Tuple):  # the labels of its buttons
-                    choices = [choice.elts[1] for choice in node.args[2].elts if isinstance(choice, ast.Tuple)]
-                    used |= {label.value for label in choices if isinstance(label, ast.Constant)}
+                if name == "Question" and isinstance(first, ast.Constant):
+                    questions.add(first.value)
+                    title = node.args[3] if len(node.args) > 3 else ast.Constant(f"{first.value}.title")
+                    used |= {title.value} if isinstance(title, ast.Constant) else set()
+                    for key in node.args[2].keys if isinstance(node.args[2], ast.Dict) else ():  # its buttons
+                        label = f"{first.value}.{key.value if key else 'cancel'}"
+                        names = (label, label.split(".")[1], getattr(title, "value", ""))
+                        used.add(next((name for name in names if name in ace_gui.TEXTS), label))
             if isinstance(node, ast.Constant):
                 mentioned.add(node.value)
             if isinstance(node, ast.JoinedStr):
                 parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in node.values]
                 patterns.add("".join(parts).split("\\|")[0])  # what follows a bar is no part of the key
+    mentioned |= {f"{name}.{choice}" for name in questions for choice in mentioned}
     assert len(used) > 140
     assert used <= set(ace_gui.TEXTS), used - set(ace_gui.TEXTS)
     patterns = {pattern for pattern in patterns if re.match(r"\w+\\\.", pattern) or re.search(r"\\\.\w+$", pattern)}

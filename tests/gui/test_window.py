@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -166,7 +165,7 @@ def test_a_window_that_was_killed_opens_again_where_it_was(display: None, tmp_pa
         time.sleep(0.05)
     pid = int(pid_file.read_text())
     assert not gone(pid)
-    window.send_signal(signal.SIGKILL)
+    window.kill()
     window.wait()
     while not gone(pid):
         assert time.monotonic() < deadline, "the training outlived its window"

@@ -72,10 +72,11 @@ def test_parts_that_were_dropped_are_not_quantised(base: ACEStepTransformer) -> 
 
 
 def test_int8_rows_of_zeros_stay_zeros() -> None:
+    torch.manual_seed(0)
     layer = nn.Linear(64, 4)
     with torch.no_grad():
         layer.weight[1] = 0
     restored = QuantisedLinear(layer, "int8").dequantised(torch.float32)
     assert torch.equal(restored[1], torch.zeros(64))
-    # Half a step of the row's largest weight in 127 steps, and float16's rounding of the scale.
-    assert ((restored - layer.weight).abs() <= layer.weight.abs().amax(1, keepdim=True) * (0.51 / 127)).all()
+    # Half a step of 127 to the row's largest weight, and float16's rounding of that weight and of the weight itself.
+    assert ((restored - layer.weight).abs() <= layer.weight.abs().amax(1, keepdim=True) * (0.57 / 127)).all()

@@ -6,60 +6,24 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import zipfile
+import time
 from pathlib import Path
 
 import pytest
 
 import start
 from ace_lora.set_up import environment as set_up
+from tests.tiny_program import build_wheel, make_program, variables_of_a_fresh_user, write_lock
 
 SCRIPT = Path(start.__file__)
 HOME = SCRIPT.parent
 POSIX_ONLY = pytest.mark.skipif(os.name == "nt", reason="Windows has neither SIGKILL nor process groups")
-
-
-def build_wheel(folder: Path, name: str, version: str) -> Path:
-    """A wheel that pip accepts and that holds one module."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": f"__version__ = '{version}'\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{path},,\n" for path in files) + f"{info}/RECORD,,\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in {**files, f"{info}/RECORD": record}.items():
-            archive.writestr(path, text)
-    return wheel
-
-
-def make_program(folder: Path) -> Path:
-    """A program folder with start.py, tiny requirements, and a demo and a window that print that they started."""
-    home = folder / "程序 folder"
-    (home / "requirements").mkdir(parents=True)
-    shutil.copy(SCRIPT, home)
-    (home / "ace_lora").mkdir()
-    for name in ("__init__.py", "commands.py", "files.py"):
-        shutil.copy(HOME / "ace_lora" / name, home / "ace_lora")
-    shutil.copytree(HOME / "ace_lora" / "set_up", home / "ace_lora" / "set_up")
-    (home / "requirements.txt").write_text("torch==2.13.0\nbase_package==1.0\n", encoding="utf-8")
-    (home / "requirements" / "prodigy.txt").write_text("# 可选\ngroup_package==1.0\n", encoding="utf-8")
-    for name in ("demo", "ace_gui"):
-        (home / f"{name}.py").write_text(
-            f"import sys, torch, base_package\nprint('{name}', torch.__version__, sys.prefix)\nraise SystemExit(7)\n",
-            encoding="utf-8",
-        )
-    for name, version in (("torch", "2.13.0"), ("base_package", "1.0"), ("group_package", "1.0")):
-        build_wheel(folder / "wheels", name, version)
-    return home
 
 
 @pytest.fixture
@@ -73,7 +37,7 @@ def once_installed(tmp_path_factory) -> tuple[Path, Path]:
     """Two program folders to copy from: with a whole environment, and with an environment that has no packages yet."""
     empty = make_program(tmp_path_factory.mktemp("empty"))
     stalled = run_start(empty, "setup", links=empty / "nowhere")
-    assert "Installing PyTorch" in stalled.stdout and stalled.returncode == 1
+    assert "Installing the packages" in stalled.stdout and stalled.returncode == 1
     whole = tmp_path_factory.mktemp("whole")
     shutil.copytree(empty.parent, whole, symlinks=True, dirs_exist_ok=True)
     assert run_start(whole / empty.name, "setup").returncode == 0
@@ -94,15 +58,6 @@ def without_packages(tmp_path: Path, once_installed) -> Path:
     return tmp_path / "程序 folder"
 
 
-def variables_of_a_fresh_user(home: Path, links: Path | None = None, **more: str) -> dict[str, str]:
-    """No pip configuration but this: the wheels of `links` are the only package index."""
-    variables = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
-    variables.update(PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(links or home.parent / "wheels"))
-    # The user's own settings must not reach the environment.
-    variables.update(PYTHONPATH=str(home.parent / "elsewhere"), PIP_USER="1")
-    return {**variables, **more}
-
-
 def run_start(home: Path, *arguments: str, links: Path | None = None, **environment: str):
     """Run start.py as a user does, from another folder."""
     return subprocess.run(
@@ -120,18 +75,18 @@ def test_first_start_installs_and_second_start_installs_nothing(program: Path):
     assert first.returncode == 7, first.stdout + first.stderr  # the demo's own exit status
     assert first.stdout.splitlines() == [
         f"Making the environment {program / '.venv'} …",
-        "Installing PyTorch (the package index's build) …",
-        "  torch 2.13.0",
-        "  unpacking …",
         "Installing the packages of requirements.txt …",
         "  base_package 1.0",
+        "  unpacking …",
+        "Installing PyTorch (the package index's build) …",
+        "  torch 2.13.0",
         "  unpacking …",
         f"The environment is ready: {program / '.venv'}",
         f"demo 2.13.0 {program / '.venv'}",
     ]
     stamp = json.loads((program / ".venv" / "ace_setup.json").read_text(encoding="utf-8"))
-    assert set(stamp) == {"torch", "requirements.txt"}
-    assert stamp["requirements.txt"] == hashlib.sha256(b"torch==2.13.0\nbase_package==1.0\n").hexdigest()[:16]
+    assert set(stamp) == {"torch", "torch.txt", "requirements.txt"}
+    assert stamp["torch.txt"] == hashlib.sha256(b"torch==2.13.0\n").hexdigest()[:16]
 
     # No package index at all: the second start must not look for one. Nor after the folder was moved.
     for folder in (program, program.with_name("移动 moved")):
@@ -147,8 +102,7 @@ def test_group_is_added_without_touching_the_rest_and_changed_pin_is_installed(i
     assert added.stdout.count("Installing the packages") == 1
     assert "prodigy.txt" in added.stdout
 
-    build_wheel(installed.parent / "wheels", "base_package", "1.1")
-    (installed / "requirements.txt").write_text("torch==2.13.0\nbase_package==1.1\n", encoding="utf-8")
+    write_lock(installed / "requirements.txt", build_wheel(installed.parent / "wheels", "base_package", "1.1"))
     changed = run_start(installed, "setup")
     assert changed.returncode == 0, changed.stderr
     assert "PyTorch" not in changed.stdout
@@ -162,18 +116,41 @@ def test_group_is_added_without_touching_the_rest_and_changed_pin_is_installed(i
 
 
 def test_failed_installation_goes_on(without_packages: Path):
-    # The base package cannot be had: PyTorch gets installed, then the installation ends.
-    wheel = without_packages.parent / "wheels" / "base_package-1.0-py3-none-any.whl"
+    # PyTorch cannot be had: the base gets installed, then the installation ends.
+    wheel = without_packages.parent / "wheels" / "torch-2.13.0-py3-none-any.whl"
     wheel.rename(without_packages.parent / "kept.whl")
     failed = run_start(without_packages, "demo")
     assert failed.returncode == 1
-    assert "error: The packages of requirements.txt could not be installed." in failed.stderr
+    assert "error: PyTorch (the package index's build) could not be installed." in failed.stderr
     assert "no build of a package for this Python" in failed.stderr
     assert "Traceback" not in failed.stderr
     (without_packages.parent / "kept.whl").rename(wheel)
     resumed = run_start(without_packages, "demo")
     assert resumed.returncode == 7, resumed.stderr
-    assert "Installing PyTorch" not in resumed.stdout
+    assert "Installing the packages" not in resumed.stdout
+
+
+def test_package_that_is_not_the_published_one_is_refused(without_packages: Path):
+    wheel = without_packages.parent / "wheels" / "base_package-1.0-py3-none-any.whl"
+    wheel.write_bytes(wheel.read_bytes() + b"\0")
+    refused = run_start(without_packages, "demo")
+    assert refused.returncode == 1
+    assert (
+        "could not be installed. A download arrived damaged, or is not the file that was published." in refused.stderr
+    )
+
+
+def test_mirror_of_pytorch_is_tried_before_the_official_index(without_packages: Path):
+    index = (without_packages.parent / "mirror" / "cpu" / "torch").resolve()
+    wheel = build_wheel(index, "torch", "2.13.0+cpu")
+    (index / "index.html").write_text(f'<a href="{wheel.name.replace("+", "%2B")}">x</a>', encoding="utf-8")
+    mirror = index.parents[1].as_uri()
+    answer = run_start(
+        without_packages, "demo", "--torch", "cpu", "--torch_index", mirror, PIP_NO_INDEX="0", PIP_RETRIES="0"
+    )
+    assert answer.returncode == 7, answer.stdout + answer.stderr
+    assert f"Installing PyTorch (CPU build) from {mirror}/cpu …" in answer.stdout.splitlines()
+    assert "demo 2.13.0+cpu" in answer.stdout
 
 
 class StallingIndex(http.server.BaseHTTPRequestHandler):
@@ -201,7 +178,7 @@ def stalling_index():
 @POSIX_ONLY
 @pytest.mark.parametrize(
     ("number", "whole_group", "status"),
-    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 130), (signal.SIGKILL, False, -9)],
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 130), (9, False, -9)],
     ids=["ctrl_c", "asked_to_end", "killed"],
 )
 def test_interrupted_installation_goes_on(without_packages: Path, stalling_index, number, whole_group, status):
@@ -248,7 +225,7 @@ def test_second_start_waits_for_the_first(without_packages: Path, stalling_index
     first.wait(60)
     rest, _ = second.communicate(timeout=120)
     assert second.returncode == 7
-    assert "Installing PyTorch" in rest and "Making the environment" not in rest
+    assert "Installing the packages" in rest and "Making the environment" not in rest
 
 
 def test_half_made_environment_is_made_again(program: Path):
@@ -407,8 +384,73 @@ def test_songs_dropped_on_the_start_file_reach_the_window(tmp_path, monkeypatch)
     assert set_up.parse_args(start.GROUPS, ["test"]).action == "test"  # the word, though a folder has that name
 
 
-def test_every_group_has_its_file_of_exact_versions():
+@pytest.mark.parametrize(
+    ("command_line", "songs"),
+    [
+        (r'C:\Windows\system32\cmd.exe /c ""D:\ace\start.bat" "', []),
+        (r'cmd.exe /c ""D:\ace (1)\Start.BAT" D:\songs\A&B.mp3"', [r"D:\songs\A&B.mp3"]),
+        (r'cmd.exe /c ""D:\start.bat" D:\song(1).mp3 "D:\two words.mp3" D:\100%^!.mp3"',
+         [r"D:\song(1).mp3", r"D:\two words.mp3", r"D:\100%^!.mp3"]),
+        (r'cmd.exe /c ""D:\我的 歌\start.bat" "D:\我的 歌\晴天 & 雨天.mp3""', [r"D:\我的 歌\晴天 & 雨天.mp3"]),
+        (r'cmd.exe /c ""D:\start.bat" D:\start.bat.mp3"', [r"D:\start.bat.mp3"]),
+        (r"C:\Windows\system32\cmd.exe", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_songs_that_windows_drops_on_the_start_file(command_line, songs):
+    assert set_up.dropped_songs(command_line) == songs
+
+
+def test_a_window_that_is_up_outlives_its_starter_and_one_that_fails_is_heard(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(set_up, "WINDOW_SECONDS", 2.0)
+    python, log = Path(sys.executable), tmp_path / "window.log"
+    mark = tmp_path / "still there"
+    program = f"import pathlib, time; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    assert set_up.open_window(python, ["-c", program], log) == 0
+    assert set_up.open_window(python, ["-c", "raise SystemExit('没有 Tk')"], log) == 1
+    assert "没有 Tk" in capsys.readouterr().err
+    deadline = time.monotonic() + 30
+    while not mark.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_python_that_was_brought_along_is_filled_and_can_be_moved(program: Path):
+    """As start.sh leaves it, and a pack: here a stand-in made of the Python that runs the tests."""
+    brought = program / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--copies", str(brought)], check=True, capture_output=True)
+    if not (brought / "bin" / "python3").exists():
+        pytest.skip("Windows lays out an environment otherwise than a Python")
+    answer = run_start(program, "demo")
+    assert answer.returncode == 7, answer.stdout + answer.stderr
+    assert f"demo 2.13.0 {brought}" in answer.stdout and not (program / ".venv").exists()
+    moved = program.with_name("moved 移动")
+    program.rename(moved)
+    second = run_start(moved, "demo", links=moved / "nowhere")
+    assert second.stdout == f"demo 2.13.0 {moved / 'python'}\n"
+    (moved / "python" / "bin" / "python3").write_text("", encoding="utf-8")
+    (moved / "requirements.txt").write_text("# changed\n", encoding="utf-8")
+    broken = run_start(moved, "demo")
+    assert broken.returncode == 1 and "it is damaged. Rename or move that folder" in broken.stderr
+    assert (moved / "python" / "pyvenv.cfg").exists()
+
+
+def test_every_package_has_an_exact_version_and_checksums_but_pytorch():
     for path in set_up.requirement_files([*start.GROUPS, "test"]):
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
         assert lines, path
-        assert all("==" in line.split(";")[0] for line in lines), path
+        assert all(re.match(r"[a-z0-9._-]+==[^ ]+ ", line) and " --hash=sha256:" in line for line in lines), path
+        assert not any(line.startswith(("torch==", "nvidia-", "triton==")) for line in lines), path
+        assert "://" not in text, path
+    (pin,) = [line for line in set_up.TORCH.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert re.fullmatch(r"torch==[\d.]+", pin)
+
+
+def test_every_input_of_a_lock_is_in_it():
+    for source in (HOME / "requirements").glob("*.in"):
+        lock = HOME / "requirements.txt" if source.stem == "base" else source.with_suffix(".txt")
+        entries = lock.read_text(encoding="utf-8")
+        for line in source.read_text(encoding="utf-8").splitlines():
+            if not line.startswith(("#", "-r")) and line:
+                assert f"\n{re.split('[<=]=', line)[0].replace('_', '-')}==" in entries, (source.name, line)
