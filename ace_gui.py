@@ -1669,7 +1669,7 @@ STEPS = (
         Field("output_name", "text", "{name}-{step}.safetensors", basic=True, label=("成品文件名", "Finished file"),
               help=("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path.")),
         replace(LORA_CONFIG, default="{config}", basic=True),
-    ), filled=("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
+    ), filled=("overwrite", "for"), texts={  # overwriting is never wanted: a file that is there gets a dated name first
         "rail": ("LoRA 强度", "LoRA strength"),
         "title": ("LoRA 权重优化", "LoRA strength"),
         "about": ("把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。", "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained."),
@@ -1825,6 +1825,13 @@ def lora_step(path: Path) -> int | None:
     return int(match.group(2)) if match else None
 
 
+# What a training that is gone on with may only change when the user says so.
+LEARNING_FLAGS = (
+    "batch_size", "tag_dropout", "learning_rate", "max_steps", "warmup_steps", "accumulate_grad_batches", "lr_schedule",
+    "speaker_dropout", "lyrics_dropout", "seed", "max_seconds",
+)  # fmt: skip
+
+
 @dataclass
 class Workspace:
     """A project together with the program's folder: every path and command line follows from it."""
@@ -1938,13 +1945,34 @@ class Workspace:
         words = []
         for flag, place in STEP[step].paths:
             words += [f"--{flag}", shown_path(getattr(self.project, place), self.program)]
+        if step == "strength" and self.plays_everywhere():
+            words += ["--for", "all"]
         return [*words, "--lyrics"] if step == "lyrics" else words
+
+    def plays_everywhere(self) -> bool:
+        """Whether the script of the last step can write one file for all clients; a fork's cannot."""
+        return "for" in (self.known("strength") or {})
+
+    def changed_settings(self) -> dict[Field, str]:
+        """Settings that are others than those that the newest LoRA was trained with, and what they were."""
+        before: Any = None
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            before = read_json(self.loras()[-1] / "training_state.json").get("settings")
+        if not isinstance(before, dict):
+            return {}
+        rows = [row for row in self.fields("train") if row.flag in LEARNING_FLAGS and before.get(row.flag) is not None]
+        stored = {row: str(before[row.flag]) for row in rows}
+        return {row: old for row, old in stored.items() if not self._equal(self.value("train", row).strip(), old)}
+
+    @staticmethod
+    def _equal(text: str, other: str) -> bool:
+        return text == other or _as_number(text) == _as_number(other)
 
     @staticmethod
     def _same(text: str, row: Field) -> bool:
         """Whether the script would take `text` anyway."""
         default = row.default if row.script_default is None else row.script_default
-        return text == default or _as_number(text) == _as_number(default)
+        return Workspace._equal(text, default)
 
     def checkpoints(self) -> Path:
         return self.program / self.value_of("train", "output_dir", "checkpoints")
@@ -2113,7 +2141,8 @@ def _train_state(space: Workspace, states: dict[str, StepState]) -> StepState:
             return StepState("stale", *difference)
     elif newest(space.project.records.iterdir()) > trained:
         return StepState("stale", "stale.records")
-    return StepState("done", "train.done", {"count": len(loras), "lora": loras[-1].name})
+    size = sum(stat[0] for lora in loras for stat in list_files(lora).values())
+    return StepState("done", "train.done", {"count": len(loras), "lora": loras[-1].name, "size": human_bytes(size)})
 
 
 def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState:
@@ -2129,7 +2158,8 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
         return StepState("stale", "stale.before", {"number": 6})
     if loras and (loras[-1] / LORA_FILE).stat().st_mtime > output.stat().st_mtime:
         return StepState("stale", "stale.lora", {"lora": loras[-1].name})
-    return StepState("done", "strength.done", {"file": shown_path(output, space.program)})
+    key = "strength.done_all" if space.plays_everywhere() else "strength.done"
+    return StepState("done", key, {"file": shown_path(output, space.program)})
 
 
 def remaining_steps(states: dict[str, StepState]) -> list[str]:
@@ -3982,6 +4012,21 @@ def ask_checkpoints(session: Session, go_on: Callable[[str], Reply], give_up: Ca
     return Question("checkpoints", message, {**answers, "cancel": give_up}, icon="stale")
 
 
+def ask_changes(session: Session, go_on: Callable[[], Reply], give_up: Callable[[], None]) -> Question | None:
+    """The training is to be gone on with, but with other settings or songs; None when nothing is known to differ."""
+    space, language = session.space, session.settings.language
+    lines = [
+        f"{in_language(language, row.label)}: {plain(old, 40)} → {space.value('train', row)}"
+        for row, old in space.changed_settings().items()
+    ]
+    if session.states["train"].status == "stale":
+        lines.append(session.reason(session.states["train"]))
+    if not lines or "accept_changes" not in (space.known("train") or {}):
+        return None
+    message = session.t("changes.message", changes="\n".join(lines))
+    return Question("changes", message, {"accept": go_on, "cancel": give_up}, icon="stale")
+
+
 def ask_disk(session: Session, go_on: Callable[[], Reply], give_up: Callable[[], None]) -> Question:
     """The disk may be too small for what a step writes."""
     free, need = free_bytes(session.project.records), disk_estimate(session.space, session.songs)
@@ -4155,7 +4200,7 @@ class StepRuns:
             return self.start(key, only, trial, {**answers, **more})
 
         reply = find_obstacle(self.session, key) or self._question(key, trial, answers, again)
-        reply = reply or self._launch(key, only, trial, answers.get("checkpoints", ""))
+        reply = reply or self._launch(key, only, trial, answers)
         if isinstance(reply, Outcome):
             self.give_up()
         return reply
@@ -4169,12 +4214,16 @@ class StepRuns:
             return ask_stale(session, stale, lambda: self._begin_chain(keys), lambda: again(stale="anyway"))
         if key == "train" and session.space.loras() and not trial and "checkpoints" not in answers:
             return ask_checkpoints(session, lambda choice: again(checkpoints=choice), self.give_up)
+        if answers.get("checkpoints") == "resume" and "changes" not in answers:
+            changes = ask_changes(session, lambda: again(changes="accept"), self.give_up)
+            if changes is not None:
+                return changes
         if key in ("prep", "train") and "disk" not in answers and _disk_is_short(session):
             return ask_disk(session, lambda: again(disk="anyway"), self.give_up)
         return None
 
-    def _launch(self, key: str, only: list[str], trial: bool, checkpoints: str) -> Reply:
-        session, space = self.session, self.session.space
+    def _launch(self, key: str, only: list[str], trial: bool, answers: dict[str, str]) -> Reply:
+        session, space, checkpoints = self.session, self.session.space, answers.get("checkpoints", "")
         try:
             if key == "train" and not trial and not self._folder.take(checkpoints):
                 return session.outcome("bad", "train.elsewhere", folder=session.shown(space.checkpoints()))
@@ -4183,6 +4232,8 @@ class StepRuns:
             self._folder.release()
             return session.failed(error)
         arguments = space.arguments(key, only=only, resume=checkpoints == "resume", trial=trial)
+        if answers.get("changes") == "accept":
+            arguments.append("--accept_changes")
         if key == "train":
             self.training.curve = Curve()
         receipt = {} if trial or only else take_receipt(space, key, session.songs)
@@ -6769,8 +6820,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
     "train.foreign": ("checkpoints 里是另一个项目“{owner}”的 LoRA。", "The checkpoints folder holds the LoRAs of another project, “{owner}”."),
     "train.elsewhere": ("另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。", "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window."),
-    "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
+    "train.done": ("已保存 {count} 个 LoRA，共占 {size}，最新的是 {lora}。", "LoRAs saved: {count}, {size} in all, the latest is {lora}."),
     "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
+    "strength.done_all": ("成品：{file}。在 ComfyUI、ACE-Step 自带界面和 diffusers 里都用强度 1。", "Finished: {file}. It plays at strength 1 in ComfyUI, in ACE-Step's own pages and in diffusers."),
     "strength.done": ("成品：{file}", "Finished: {file}"),
     "stale.audio": ("歌曲 {song} 的音频换过了。", "The audio of {song} was replaced."),
     "stale.prompt": ("歌曲 {song} 的提示词改过了。", "The prompt of {song} was changed."),
@@ -6967,6 +7019,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "checkpoints.message": ("“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
                             "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to {moved}, nothing is deleted."),
     "checkpoints.move": ("移走，重新训练", "Move them, start anew"),
+    "changes.title": ("设置变了，还接着训练吗", "Go on with other settings"),
+    "changes.message": ("与上次训练相比有变化：\n\n{changes}\n\n可以带着这些变化，从最新的检查点接着训练；不想改就取消，把设置改回去。", "Since the last training this has changed:\n\n{changes}\n\nThe training can go on from the last checkpoint with it. To keep to what was, cancel and put the settings back."),
+    "changes.accept": ("按新设置继续", "Go on with the changes"),
     "checkpoints.resume": ("从最新的继续", "Go on from the last"),
     "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
     "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
