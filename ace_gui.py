@@ -2026,7 +2026,10 @@ class StepState:
 
 
 def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
-    """The state of every step from what stands on disk, in order: one that is not done locks the later ones."""
+    """The state of every step from what stands on disk, in order: one that is not done locks the later ones.
+
+    The last step needs a trained LoRA alone: a song that is new or bad must not lock a finished training.
+    """
     states: dict[str, StepState] = {}
     locked: StepState | None = None
     checks = {
@@ -2041,6 +2044,8 @@ def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
         "strength": lambda: _strength_state(space, states),
     }
     for step in STEPS:
+        if step.key == "strength" and space.loras() and not space.foreign_owner():
+            locked = None
         states[step.key] = state = locked or checks[step.key]()
         if state.status == "ready":
             locked = StepState("locked", "locked", {"number": step.number, "why": state})
@@ -2142,7 +2147,11 @@ def _train_state(space: Workspace, states: dict[str, StepState]) -> StepState:
     elif newest(space.project.records.iterdir()) > trained:
         return StepState("stale", "stale.records")
     size = sum(stat[0] for lora in loras for stat in list_files(lora).values())
-    return StepState("done", "train.done", {"count": len(loras), "lora": loras[-1].name, "size": human_bytes(size)})
+    fields = {"count": len(loras), "lora": loras[-1].name, "size": human_bytes(size)}
+    step, wanted = lora_step(loras[-1]), _as_number(space.value_of("train", "max_steps"))
+    if step is not None and step < wanted and space.value_of("train", "epochs", "-1") == "-1":
+        return StepState("done", "train.partly", {**fields, "step": step, "wanted": int(wanted)})
+    return StepState("done", "train.done", fields)
 
 
 def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState:
@@ -6820,6 +6829,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
     "train.foreign": ("checkpoints 里是另一个项目“{owner}”的 LoRA。", "The checkpoints folder holds the LoRAs of another project, “{owner}”."),
     "train.elsewhere": ("另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。", "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window."),
+    "train.partly": ("停在第 {step} 步（共 {wanted} 步）。已保存 {count} 个 LoRA，共占 {size}，最新的是 {lora}。", "Stopped at step {step} of {wanted}. LoRAs saved: {count}, {size} in all, the latest is {lora}."),
     "train.done": ("已保存 {count} 个 LoRA，共占 {size}，最新的是 {lora}。", "LoRAs saved: {count}, {size} in all, the latest is {lora}."),
     "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
     "strength.done_all": ("成品：{file}。在 ComfyUI、ACE-Step 自带界面和 diffusers 里都用强度 1。", "Finished: {file}. It plays at strength 1 in ComfyUI, in ACE-Step's own pages and in diffusers."),
