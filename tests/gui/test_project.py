@@ -15,7 +15,7 @@ import pytest
 
 import ace_gui
 from ace_gui import Project, Settings, Song, import_songs, readable_name, scan_library, unique_name
-from tests.gui.window import write_wav
+from tests.gui.window import put_back, removed, write_wav
 
 
 def import_all(sources: list[Path], home: Path) -> tuple[ace_gui.ImportReport, dict[str, str]]:
@@ -265,7 +265,7 @@ def test_moving_a_project_takes_songs_records_and_settings_along(tmp_path: Path)
     assert moved.home == tmp_path / "other place" / "新"
     assert (moved.home / "a.wav").exists() and (moved.records / "a.safetensors").exists()
     assert not moved.dataset.exists() and Project.load(moved.home).values == {"train": {"max_steps": "7"}}
-    assert ace_gui.bin_entries(moved.home)[0][1] == "move"
+    assert removed(moved.home)[0][1] == "move"
     assert not home.exists()
 
 
@@ -367,7 +367,7 @@ def test_an_import_that_cannot_write_says_why(tmp_path: Path):
     source = write_wav(tmp_path / "in" / "a.wav")
     home = tmp_path / "home"
     home.mkdir()
-    (home / ".tmp-a.wav").symlink_to(tmp_path / "nowhere" / "a.wav")  # the temporary file cannot be made
+    (home / ace_gui.STAGING_FOLDER).symlink_to(tmp_path / "nowhere")  # the temporary folder cannot be made
     report, _ = import_all([source], home)
     assert report.added == [] and report.refused[0][1].startswith("import.failed|")
 
@@ -386,8 +386,8 @@ def test_removed_songs_come_back_with_texts_and_records(tmp_path: Path):
     assert [song.stem for song in scan_library(project)] == ["b"]
     assert not (project.records / "a.safetensors").exists() and not (home / "a_prompt.txt").exists()
     assert folder is not None
-    assert ace_gui.bin_entries(home) == [(folder, "remove", ["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"])]
-    assert ace_gui.restore_from_bin(home, folder) == (["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"], [])
+    assert removed(home) == [(folder, "remove", ["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"])]
+    assert put_back(home, folder) == (["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"], [])
     assert files_of(tmp_path) == before
 
 
@@ -397,9 +397,9 @@ def test_restoring_over_a_new_file_keeps_both(tmp_path: Path):
     folder = ace_gui.remove_songs(Project(home), scan_library(Project(home)))
     new = write_wav(home / "a.wav", level=2).read_bytes()
     assert folder is not None
-    restored, replaced = ace_gui.restore_from_bin(home, folder)
+    restored, replaced = put_back(home, folder)
     assert (restored, replaced) == (["a.wav"], ["a.wav"])
-    [(kept, reason, _)] = ace_gui.bin_entries(home)
+    [(kept, reason, _)] = removed(home)
     assert reason == "restore" and (kept / "a.wav").read_bytes() == new
 
 
@@ -409,7 +409,7 @@ def test_files_of_one_name_from_two_folders_both_go_into_the_bin_and_come_back(t
         (tmp_path / folder / "a.txt").write_text(folder)
     kept = ace_gui.remove_to_bin(tmp_path / "x", [tmp_path / "x" / "a.txt", tmp_path / "x_prep" / "a.txt"], "remove")
     assert sorted(path.name for path in kept.glob("a*")) == ["a.txt", "a_2.txt"]
-    ace_gui.restore_from_bin(tmp_path / "x", kept)
+    put_back(tmp_path / "x", kept)
     assert [(tmp_path / folder / "a.txt").read_text() for folder in ("x", "x_prep")] == ["x", "x_prep"]
 
 
@@ -424,7 +424,7 @@ def test_clearing_moves_everything_and_can_be_undone(tmp_path: Path):
     folder = ace_gui.clear_library(project)
     assert folder is not None and scan_library(project) == [] and not project.dataset.exists()
     assert Project.load(home).values == {"train": {"max_steps": "3"}}
-    ace_gui.restore_from_bin(home, folder)
+    put_back(home, folder)
     assert (
         (home / "cover.jpg").exists() and (project.dataset / "state.json").exists() and len(scan_library(project)) == 1
     )
@@ -533,9 +533,9 @@ def test_changing_texts_keeps_the_old_ones(tmp_path: Path):
     (tmp_path / "b_prompt.txt").write_text("same")
     changes = {tmp_path / "a_prompt.txt": "new", tmp_path / "b_prompt.txt": "same", tmp_path / "c_prompt.txt": "fresh"}
     assert ace_gui.change_texts(Project(tmp_path), changes, "replace") == 2
-    [(folder, reason, names)] = ace_gui.bin_entries(tmp_path)
+    [(folder, reason, names)] = removed(tmp_path)
     assert (reason, names) == ("replace", ["a_prompt.txt"]) and (folder / "a_prompt.txt").read_text() == "old"
-    ace_gui.restore_from_bin(tmp_path, folder)
+    put_back(tmp_path, folder)
     assert (tmp_path / "a_prompt.txt").read_text() == "old"
 
 
