@@ -44,8 +44,9 @@ import ast
 import base64
 import codecs
 import contextlib
-import csv
 import ctypes
+import errno
+import filecmp
 import hashlib
 import io
 import itertools
@@ -56,6 +57,7 @@ import queue
 import re
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -70,7 +72,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 if os.name == "nt":
@@ -108,6 +110,7 @@ PROJECT_VERSION = 1
 SETTINGS_FILE = "ace_gui_settings.json"
 BIN_FOLDER = ".removed"
 BIN_MANIFEST = "removed.json"
+STAGING_FOLDER = ".tmp-import"  # where a song is copied to before it gets its real name
 LOGS_FOLDER = "logs"
 OWNER_FILE = ".ace_gui_owner.json"  # in `checkpoints`: which project's training it holds
 
@@ -125,6 +128,11 @@ DEFAULT_STOP_SECONDS = 20.0
 AUTOSAVE_MS = 1500
 MAX_BANNER_LINES = 3  # of a list above the log, which must not hide it
 MAX_CURVE_POINTS = 200_000
+MAX_TEXT_BYTES = 1_000_000  # a prompt or lyrics file; the scripts take no more either
+MAX_SHOWN_LINE = 20_000  # letters of one line: Tk lays out longer ones for seconds
+MAX_JSON_BYTES = 20_000_000  # settings and projects: some thousand songs take 2 MB
+MAX_JSON_DEPTH = 60
+MAX_TITLE = 200
 
 MIRRORS = ("https://huggingface.co", "https://hf-mirror.com")
 FROZEN = bool(getattr(sys, "frozen", False))
@@ -139,9 +147,22 @@ def in_language(language: str, texts: tuple[str, str]) -> str:
 
 
 def say(language: str, key: str, fields: dict[str, Any] | None = None) -> str:
-    """The sentence `key` of `TEXTS` in `language`, with its `{fields}` filled in."""
+    """The sentence `key` of `TEXTS` in `language`, with its `{fields}` filled in so that they can be shown."""
     text = in_language(language, TEXTS[key])
-    return text.format(**fields) if fields else text
+    return (
+        text.format(**{name: _UNSEEN.sub("\ufffd", str(value)) for name, value in fields.items()}) if fields else text
+    )
+
+
+# Control characters but for the line breaks of a list, marks that turn the writing round, halves of UTF-16 pairs (which
+# stand for the bytes of a file name that is no UTF-8).
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(title: str, longest: int = MAX_TITLE) -> str:
+    """A title or file name as one line that can be shown, however strange it is; never empty."""
+    shown = " ".join(_UNSEEN.sub("\ufffd", re.sub(r"\s+", " ", title[: 4 * longest])).split())
+    return (shown if len(shown) <= longest else shown[: longest - 1] + "…") or "?"
 
 
 def text_or(language: str, key: str, fallback: str) -> str:
@@ -170,14 +191,14 @@ def is_file(path: Path) -> bool:
     """Like Path.is_file, which raises (before Python 3.14) where a folder on the way may not be entered."""
     try:
         return path.is_file()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
 def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -197,12 +218,30 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    # File names that are no UTF-8 hold halves of UTF-16 pairs, for which JSON has these escapes.
+    write_atomically(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+class Unusable(OSError):
+    """A file that cannot be taken for what it should be; the message says why."""
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file. Raises Unusable for a pipe, a device, a folder, or more than `limit` bytes."""
+    status = path.stat()
+    data = b""
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+        if len(data) <= limit:  # files of /proc do not tell their size
+            return data
+    raise Unusable(f"{path.name}: 不是普通文件，或大于 / no plain file, or above {human_bytes(limit)}")
 
 
 def read_text(path: Path) -> str:
     """Text of UTF-8 (with or without BOM), else UTF-16 with BOM, else GB18030, which Chinese Windows editors write."""
-    data = path.read_bytes()
+    data = read_bytes(path, MAX_TEXT_BYTES)
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         text = data.decode("utf-16", errors="replace")
     else:
@@ -213,27 +252,62 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> tuple[dict[str, Any], Path | None]:
-    """The object in `path` ({} when there is no file), and where a damaged file was put aside (else None)."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError or Unusable when it holds none, OSError when it cannot be read now."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-        if isinstance(value, dict):
-            return value, None
+        value = json.loads(read_bytes(path, MAX_JSON_BYTES).decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [inner for outer in level for inner in _values(outer)]
+    if level or not isinstance(value, dict):
+        raise ValueError("no JSON object, or nested too deeply")
+    return value
+
+
+def _values(outer: Any) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+
+
+def read_or_set_aside(path: Path) -> tuple[dict[str, Any], Path | None, str]:
+    """The object in `path` ({} without one), where a damaged file was put, why one that stands there is not used.
+
+    Only what will never be readable is put aside; a file that another program holds, say, must stay, unwritten.
+    """
+    try:
+        return read_json(path), None, ""
     except FileNotFoundError:
-        return {}, None
-    except (ValueError, OSError):
-        pass
-    aside = unique_path(path.with_name(f"{path.name}.damaged-{stamp()}"))
-    with contextlib.suppress(OSError):  # read-only place: the defaults are used, the damaged file stays
+        return {}, None, ""
+    except (ValueError, Unusable):
+        aside = unique_path(path.with_name(f"{path.name}.damaged-{stamp()}"))
+    except OSError as error:
+        return {}, None, str(error)
+    try:
         os.replace(path, aside)
-    return {}, aside
+    except OSError as error:  # a read-only place
+        return {}, None, str(error)
+    return {}, aside, ""
 
 
-def stamp() -> str:
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e19
 
 
-def unique_path(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
+def usable(text: str) -> str:
+    """`text`, or '' when no system takes it as a path or an argument."""
+    try:
+        return "" if b"\0" in os.fsencode(text) else text
+    except UnicodeError:
+        return ""
+
+
+def stamp(moment: float | None = None) -> str:
+    """A time (now, else Unix time) as names have it: `2026-01-31_12-00-00`."""
+    return datetime.fromtimestamp(time.time() if moment is None else moment).strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def unique_path(path: Path, taken: Callable[[Path], bool] = os.path.lexists) -> Path:
     """`path`, or `path_2`, `path_3`, … (before the extension) when that exists."""
     candidate, number = path, 2
     while taken(candidate):
@@ -326,7 +400,7 @@ def readable_name(title: str, longest: int = MAX_NAME) -> str:
             unreadable |= not words[-1] and any(character.isalpha() for character in run)
     name = re.sub(r"[^A-Za-z0-9-]+", "_", "_".join(words)).strip("_-")
     if unreadable:
-        name = f"{name or 'song'}_{zlib.crc32(title.encode('utf-8')):08x}"
+        name = f"{name or 'song'}_{zlib.crc32(title.encode('utf-8', 'surrogatepass')):08x}"
     if len(name) > longest:
         cut = name[:longest]
         # Rather at a word's end, when that does not lose much.
@@ -400,8 +474,8 @@ def settings_path(program: Path) -> Path:
 def take_known(target: Any, stored: dict[str, Any], former: tuple[str, ...] = ()) -> None:
     """Set what a file stored under a key of `target`, in its type; what a newer version wrote goes into `unknown`."""
     for key, value in stored.items():
-        if key in target._KEYS and isinstance(value, type(getattr(target, key))):
-            setattr(target, key, value)
+        if key in target._KEYS and type(value) is type(getattr(target, key)):
+            setattr(target, key, usable(value) if isinstance(value, str) else value)
         elif key not in (*target._KEYS, *former):
             target.unknown[key] = value
 
@@ -409,9 +483,35 @@ def take_known(target: Any, stored: dict[str, Any], former: tuple[str, ...] = ()
 def text_tables(stored: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Two levels of names and texts, as settings and presets are stored; anything else in there is left out."""
     return {
-        str(name): {str(flag): str(text) for flag, text in values.items()}
+        str(name): {str(flag): usable(str(text)) for flag, text in values.items()}
         for name, values in stored.items()
         if isinstance(values, dict)
+    }
+
+
+def _is_probe(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 4 or not isinstance(value[3], str):
+        return False
+    kind = value[3].partition("|")[0]
+    return all(map(is_number, value[:2])) and (value[2] is None or is_number(value[2])) and (
+        not kind or f"problem.{kind}" in TEXTS
+    )  # fmt: skip
+
+
+def _receipts(stored: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of what a project file holds as receipts, what is one."""
+    right: dict[str, Callable[[Any], bool]] = {
+        "finished": is_number,
+        "step": is_number,
+        "output": lambda value: isinstance(value, str) and bool(usable(value)),
+        "inputs": lambda value: isinstance(value, dict) and all(
+            isinstance(parts, list) and all(isinstance(part, str) for part in parts) for parts in value.values()
+        ),
+    }  # fmt: skip
+    return {
+        step: {key: value for key, value in receipt.items() if key in right and right[key](value)}
+        for step, receipt in stored.items()
+        if isinstance(receipt, dict)
     }
 
 
@@ -435,29 +535,35 @@ class Settings:
     presets: dict[str, dict[str, str]] = field(default_factory=dict)
     draft: dict[str, dict[str, str]] = field(default_factory=dict)  # field values while there is no project yet
     log_height: int = 0
-    damaged: Path | None = None
+    trusted: list[str] = field(default_factory=list)  # places and servers of projects that the user agreed to
+    damaged: Path | None = None  # where a damaged file was put
+    unread: str = ""  # why the file that is there could not be read: it is not written over
     unknown: dict[str, Any] = field(default_factory=dict)
 
     _KEYS = (
         "language", "scale", "geometry", "last_project", "recent", "python", "program", "checkpoint_dir", "endpoint",
-        "cache", "offline", "comfyui", "presets", "draft", "log_height",
+        "cache", "offline", "comfyui", "presets", "draft", "log_height", "trusted",
     )  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> Settings:
-        stored, damaged = read_json(path)
-        settings = cls(path, damaged=damaged)
+        stored, damaged, unread = read_or_set_aside(path)
+        settings = cls(path, damaged=damaged, unread=unread)
         take_known(settings, stored)
         # A file that was edited by hand may hold anything; what cannot be used gets its default.
         if settings.language not in LANGUAGES:
             settings.language = "zh"
-        if settings.scale != "auto" and not settings.scale.isdecimal():
+        if settings.scale != "auto" and not re.fullmatch("[1-9][0-9]{1,2}", settings.scale):
             settings.scale = "auto"
-        settings.recent = [home for home in settings.recent if isinstance(home, str)]
+        settings.recent = [home for home in settings.recent if isinstance(home, str) and usable(home)][:10]
+        settings.trusted = [answer for answer in settings.trusted if isinstance(answer, str)]
         settings.presets, settings.draft = text_tables(settings.presets), text_tables(settings.draft)
         return settings
 
     def save(self) -> None:
+        """Write the file. Raises OSError, also when the one that is there could not be read."""
+        if self.unread:
+            raise OSError(self.unread)
         defaults = Settings(self.path)
         changed = {key: getattr(self, key) for key in self._KEYS if getattr(self, key) != getattr(defaults, key)}
         write_json(self.path, {**self.unknown, **changed})
@@ -499,29 +605,37 @@ class Project:
     titles: dict[str, str] = field(default_factory=dict)  # audio file name -> the title that the user's file had
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)  # step -> what its last good run read
     probes: dict[str, list[Any]] = field(default_factory=dict)  # audio file name -> [size, mtime_ns, seconds, problem]
+    moving: str = ""  # where the project was being moved to, until it is there
+    # (step, flag, text) of values that lead out of the project's own places, not used before the user agrees
+    doubted: list[tuple[str, str, str]] = field(default_factory=list)
     unknown: dict[str, Any] = field(default_factory=dict)
-    damaged: Path | None = None
+    damaged: Path | None = None  # as in Settings
+    unread: str = ""
 
-    _KEYS = ("values", "titles", "receipts", "probes")
+    _KEYS = ("values", "titles", "receipts", "probes", "moving")
 
     @classmethod
     def load(cls, home: Path) -> Project:
-        stored, damaged = read_json(home / PROJECT_FILE)
-        project = cls(home, damaged=damaged)
+        stored, damaged, unread = read_or_set_aside(home / PROJECT_FILE)
+        project = cls(home, damaged=damaged, unread=unread)
         take_known(project, stored, ("version", "backend_run"))  # the last one was an earlier version's
+        project.moving = "" if project.moving == str(home) else project.moving
         project.values = text_tables(project.values)
         project.titles = {name: str(title) for name, title in project.titles.items()}
-        project.receipts = {step: value for step, value in project.receipts.items() if isinstance(value, dict)}
-        for name, value in list(project.probes.items()):
-            if not (isinstance(value, list) and len(value) == 4 and isinstance(value[3], str)):
-                del project.probes[name]
+        project.receipts = _receipts(project.receipts)
+        project.probes = {name: value for name, value in project.probes.items() if _is_probe(value)}
         return project
 
     def save(self) -> None:
         """Write the project file; nothing is written before the folder exists."""
         if self.home is None or not is_folder(self.home):
             return
-        stored = {key: getattr(self, key) for key in self._KEYS}
+        if self.unread:
+            raise OSError(self.unread)
+        stored = {key: getattr(self, key) for key in self._KEYS if key != "moving" or self.moving}
+        stored["values"] = {step: dict(values) for step, values in self.values.items()}
+        for step, flag, text in self.doubted:
+            stored["values"].setdefault(step, {})[flag] = text
         write_json(self.home / PROJECT_FILE, {**self.unknown, "version": PROJECT_VERSION, **stored})
 
     @property
@@ -544,12 +658,31 @@ class Project:
     def value(self, step: str, flag: str, default: str) -> str:
         return self.values.get(step, {}).get(flag, default)
 
+    def doubt(self, trusted: Iterable[str]) -> None:
+        """Put by the values that need the user's word, as long as they are not among those `trusted`."""
+        for step, values in self.values.items():
+            for flag in [flag for flag, text in values.items() if leads_out(flag, text)]:
+                if f"{flag}={values[flag]}" not in trusted:
+                    self.doubted.append((step, flag, values.pop(flag)))
+
     def set_value(self, step: str, flag: str, text: str, default: str) -> None:
         values = self.values.setdefault(step, {})
         if text == default:
             values.pop(flag, None)
         else:
             values[flag] = text
+
+
+def leads_out(flag: str, text: str) -> bool:
+    """Whether a value makes a script write outside of the program's folder, or talk to another machine."""
+    path = PureWindowsPath(text)
+    if path.drive.startswith(("//", "\\\\")):  # of another machine, also for reading
+        return True
+    if flag == "host":
+        return re.fullmatch(r"\s*(localhost|127(\.\d+){3}|\[?::1\]?)?\s*", text) is None
+    inner = Path(os.path.normpath(text.replace("\\", "/")))
+    outside = bool(path.root or path.drive) or text.startswith("~") or inner.parts[:1] == ("..",)
+    return outside and re.search(r"dir$|^output|log", flag) is not None
 
 
 def name_problem(name: str) -> str | None:
@@ -567,24 +700,27 @@ def name_problem(name: str) -> str | None:
 def move_project(project: Project, new_home: Path) -> Project:
     """Move the song folder and the records to another name or place, and return the project there.
 
-    The file-name dataset holds the old paths, so it goes into the bin and is made again in seconds.
+    The file-name dataset holds the old paths, so it goes into the bin and is made again in seconds. The song folder
+    moves last: until then the project is where it was, and a move that was interrupted can be made again.
     Raises FileExistsError when something stands at the new place, OSError when a move fails.
     """
     assert project.home is not None
     old_records, old_dataset = project.records, project.dataset
     moved = Project(new_home)
     for path in (new_home, moved.records):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        taken = os.path.lexists(path) and (not path.is_dir() or any(path.iterdir()))
+        if taken and project.moving != str(new_home):
             raise FileExistsError(str(path))
-    new_home.parent.mkdir(parents=True, exist_ok=True)
+    project.moving = str(new_home)
+    project.save()
     if old_dataset.exists():
         remove_to_bin(project.home, [old_dataset], "move")
-    for old, new in ((project.home, new_home), (old_records, moved.records)):
+    for old, new in ((old_records, moved.records), (project.home, new_home)):
         if old.exists():
-            if new.exists():
-                new.rmdir()
-            shutil.move(str(old), str(new))
-    project.home = new_home
+            with contextlib.suppress(OSError):
+                new.rmdir()  # an empty folder gives way
+            move_whole(old, new)
+    project.home, project.moving = new_home, ""
     project.receipts.pop("dataset", None)
     project.save()
     return project
@@ -604,8 +740,8 @@ class Song:
     seconds: float | None = None
     problem: str = ""  # text key: unreadable, silent, too long
     detail: str = ""
-    prompt: str = "missing"  # missing, empty, ok
-    lyrics: str = "missing"  # missing, empty, ok, instrumental
+    prompt: str = "missing"  # missing, empty, unusable, ok
+    lyrics: str = "missing"  # missing, empty, unusable, ok, instrumental
     record: str = "missing"  # missing, ok, old
     probed: bool = False  # whether `seconds` and `problem` are known
     stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # audio, prompt, …: size and time of change in ns
@@ -650,17 +786,19 @@ _TEXTS_SEEN: dict[Path, tuple[int, int, str, str]] = {}
 
 
 def look_at_text(path: Path, stat: tuple[int, int] | None) -> tuple[str, str]:
-    """(missing, empty, instrumental or ok; digest of the content) of a text file with this size and time."""
+    """(missing, empty, unusable, instrumental or ok; digest of the content) of a text file with this size and time."""
     if stat is None:
         return "missing", ""
     seen = _TEXTS_SEEN.get(path)
     if seen is None or seen[:2] != stat:
         try:
-            digest = hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()[:16]
+            digest = hashlib.sha1(read_bytes(path, MAX_TEXT_BYTES), usedforsecurity=False).hexdigest()[:16]
             text = read_text(path).strip().lower() if stat[0] < 200 else "long"
+            state = "instrumental" if text in (INSTRUMENTAL, "[inst]") else "ok" if text else "empty"
+        except Unusable:
+            state, digest = "unusable", ""
         except OSError:
             return "missing", ""
-        state = "instrumental" if text in (INSTRUMENTAL, "[inst]") else "ok" if text else "empty"
         seen = _TEXTS_SEEN[path] = (*stat, state, digest)
     return seen[2], seen[3]
 
@@ -695,7 +833,7 @@ def scan_library(project: Project) -> list[Song]:
         path = project.home / name
         if not is_audio(path):
             continue
-        song = Song(path, project.titles.get(name, path.stem), stats={"audio": files[name]})
+        song = Song(path, plain(project.titles.get(name, path.stem)), stats={"audio": files[name]})
         for key, text in (("prompt", song.prompt_path), ("lyrics", song.lyrics_path), ("timed", song.timed_path)):
             stat = files.get(text.name)
             state, song.digests[key] = look_at_text(text, stat)
@@ -845,10 +983,11 @@ def import_songs(
     """
     report = ImportReport()
     home.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(home / STAGING_FOLDER, ignore_errors=True)  # of an import that was interrupted
     here = [path for path in home.iterdir() if is_audio(path)]
     stems = [path.stem for path in here]
     sizes: dict[int, list[Path]] = {}
-    for path in here:
+    for path in filter(is_file, here):
         sizes.setdefault(path.stat().st_size, []).append(path)
     digests: dict[Path, str] = {}
     files, full = find_sources(sources), False
@@ -906,10 +1045,19 @@ def _is_wave(path: Path) -> bool:
 def _copy_song(source: Path, home: Path, stems: Iterable[str]) -> Path:
     """Copy the audio file and the texts beside it (`<stem>_prompt.txt`, `.lrc`, …) to a stem that is not in `stems`."""
     target = home / (unique_name(readable_name(source.stem), stems) + source.suffix.lower())
-    for old, new in _text_pairs(source, target):
-        if not new.exists():
-            _copy_file(old, new)
-    _copy_file(source, target)  # last: a song that is there is there with everything
+    # The audio last: a song that is there is there with everything.
+    pairs = [(old, new) for old, new in _text_pairs(source, target) if not new.exists()] + [(source, target)]
+    staging = home / STAGING_FOLDER
+    staging.mkdir(exist_ok=True)
+    try:
+        for old, new in pairs:
+            copy_checked(old, staging / new.name)
+        for _, new in pairs:
+            if os.path.lexists(new):  # since `stems` was made
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+            (staging / new.name).rename(new)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return target
 
 
@@ -919,14 +1067,75 @@ def _text_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     return [(old, new) for old, new in pairs if old.is_file()]
 
 
+def copy_checked(source: str | Path, target: str | Path) -> None:
+    """Copy a file, bring it to the disk, compare it. Raises OSError, also when the copy is another."""
+    shutil.copyfile(source, target)
+    with Path(target).open("rb+") as file:
+        os.fsync(file.fileno())
+    shutil.copystat(source, target)
+    if not filecmp.cmp(source, target, shallow=False):
+        raise OSError(errno.EIO, "副本与原文件不同 / the copy differs", str(source))
+
+
 def _copy_file(source: Path, target: Path) -> None:
     temporary = target.with_name(f".tmp-{target.name}")
     try:
-        shutil.copy2(source, temporary)
+        copy_checked(source, temporary)
         os.replace(temporary, target)
     finally:
         with contextlib.suppress(OSError):  # what went wrong is to be told, not what the cleaning up met
             temporary.unlink(missing_ok=True)
+
+
+def move_whole(source: Path, target: Path) -> None:
+    """Move a file or folder so that never half of it has its real name, also to another disk.
+
+    There it is copied under a temporary name, compared, renamed, and only then removed. What an interrupted move left
+    is used by the next one, or removed. Raises FileExistsError when something else stands at `target`, else OSError.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.lexists(target):
+        try:
+            source.rename(target)
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        temporary = target.with_name(f".tmp-{target.name}")
+        _remove(temporary)
+        if source.is_symlink():
+            temporary.symlink_to(source.readlink())
+        elif source.is_dir():
+            shutil.copytree(source, temporary, symlinks=True, copy_function=copy_checked)
+        else:
+            copy_checked(source, temporary)
+        temporary.rename(target)
+    elif not _holds_all(target, source):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    for left in source.parent.glob(f"{MOVED}*"):
+        _remove(left)
+    moved = source.with_name(f"{MOVED}{source.name}")
+    source.rename(moved)  # it is gone as a whole
+    _remove(moved)
+
+
+MOVED = ".tmp-moved-"  # begins the name of what has been moved to another disk and is being removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _holds_all(target: Path, source: Path) -> bool:
+    """Whether everything that is (still) in `source` is in `target` as well, equal."""
+    if source.is_symlink() or target.is_symlink():
+        return source.is_symlink() and target.is_symlink() and source.readlink() == target.readlink()
+    if source.is_dir():
+        return target.is_dir() and all(_holds_all(target / inner.name, inner) for inner in source.iterdir())
+    return source.is_file() and target.is_file() and filecmp.cmp(source, target, shallow=False)
 
 
 def _use_texts_of_duplicate(source: Path, target: Path) -> str:
@@ -950,7 +1159,7 @@ def _use_texts_of_duplicate(source: Path, target: Path) -> str:
 
 def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = False) -> Path | None:
     """Move (or copy) files and folders into a dated folder of the project's bin, from which they can come back."""
-    existing = [path for path in paths if path.exists()]
+    existing = [path for path in paths if os.path.lexists(path)]
     if not existing:
         return None
     folder = unique_path(home / BIN_FOLDER / stamp())
@@ -962,40 +1171,151 @@ def remove_to_bin(home: Path, paths: Iterable[Path], reason: str, copy: bool = F
     # The manifest first: a crash meanwhile leaves a name too many, not a file without a name.
     write_json(folder / BIN_MANIFEST, {"reason": reason, "files": entries})
     for path, name in zip(existing, entries, strict=True):
-        if copy:
+        if copy and is_file(path):
             shutil.copy2(path, folder / name)
         else:
-            shutil.move(str(path), str(folder / name))
+            move_whole(path, folder / name)
     return folder
 
 
-def bin_entries(home: Path | None) -> list[tuple[Path, str, list[str]]]:
-    """(folder, reason, original names), newest first."""
-    if home is None or not (home / BIN_FOLDER).is_dir():
+@dataclass(frozen=True)
+class Removed:
+    """What was removed or set aside at one time, by the window or by a script, and can come back."""
+
+    base: Path  # what its places are relative to
+    folder: Path  # where it lies now
+    files: dict[str, str]  # name in `folder`: place
+    reason: str
+    when: str  # as `stamp` has it
+    rooms: dict[Path, Path]  # folders that it may come back to: as they are called, and where they really are
+
+    @property
+    def kind(self) -> str:
+        """records, checkpoints, dataset, songs, texts, or files: what most people would call it."""
+        kinds = {_kind_of(Path(place)) for place in self.files.values()}
+        return next(
+            (kind for kind in ("songs", "checkpoints", "records", "dataset", "texts") if kind in kinds), "files"
+        )
+
+    def places(self) -> dict[str, Path]:
+        """Where everything goes back to. Raises Unusable, naming it, for what leads anywhere else."""
+        found = {}
+        for name, place in self.files.items():
+            target = Path(os.path.normpath(self.base / place))
+            if not self._is_safe(name, place, target):
+                raise Unusable(plain(f"{name} → {place}"))
+            found[name] = target
+        return found
+
+    def _is_safe(self, name: str, place: str, target: Path) -> bool:
+        parts = place.split("/")
+        if not all(map(_is_safe_part, (name, *(part for part in parts if part != "..")))) or BIN_FOLDER in parts:
+            return False
+        home = next(iter(self.rooms))
+        room = next((room for room in self.rooms if target.is_relative_to(room) and target != home), None)
+        real, base = self.rooms.get(self.base) or self.base.resolve(), self.base
+        if not self.folder.is_relative_to(base):  # the earlier way for records: a folder beside theirs
+            real, base = real.parent, base.parent
+        real_folder = real / self.folder.relative_to(base)
+        return (
+            room is not None
+            and (target.parent.resolve() / target.name).is_relative_to(self.rooms[room])
+            and self.folder.resolve() == real_folder
+            and (self.folder / name).resolve().is_relative_to(real_folder)
+        )
+
+
+def _is_safe_part(part: str) -> bool:
+    """Whether a name of a manifest is a plain name on every system: no path, no drive, no device of Windows."""
+    bad = r'[<>:"/\\|?*\0-\x1f]' if WINDOWS else r"[/\\\0-\x1f]|^[A-Za-z]:"
+    return not (
+        part in ("", ".", "..", BIN_MANIFEST)
+        or re.search(bad, part)
+        or part[-1] in ". "
+        or part.split(".")[0].strip().lower() in _RESERVED
+    )
+
+
+def _kind_of(place: Path) -> str:
+    if is_audio(place):
+        return "songs"
+    if LORA_FOLDER.search(place.name):
+        return "checkpoints"
+    if place.suffix in RECORD_EXTENSIONS or place.name.endswith("_prep"):
+        return "records"
+    if place.name.endswith("_filenames"):
+        return "dataset"
+    return "texts" if place.suffix in (".txt", ".lrc") else "files"
+
+
+_BACKUP = re.compile(r"(.+_(?:prompt|lyrics)\.(?:txt|lrc))\.(\d{4}(?:-\d\d){2}_\d\d(?:-\d\d){2})(?:-\d+)?\.bak")
+_DAMAGED = re.compile(r"(epoch=\d+-step=\d+_lora)\.damaged-\d+")
+
+
+def list_removed(project: Project, checkpoints: Path) -> list[Removed]:
+    """Everything that can be restored into the project and into `checkpoints`, newest first."""
+    home = project.home
+    if home is None:
         return []
-    entries = []
-    for folder in sorted((home / BIN_FOLDER).iterdir(), reverse=True):
-        manifest = folder / BIN_MANIFEST
-        if manifest.is_file():
-            stored, _ = read_json(manifest)
-            files = {name: str(to) for name, to in stored.get("files", {}).items() if (folder / name).exists()}
+    rooms = {home: home.resolve(), checkpoints: checkpoints.resolve()}
+    # A project that comes from elsewhere may bring links in their place.
+    rooms |= {path: home.parent.resolve() / path.name for path in (project.records, project.dataset)}
+    found = [entry for base in (home, project.records, checkpoints) for entry in _in_bin(base, rooms)]
+    for entry in _in_bin(home.parent, rooms):  # of all projects there: what replaced whole folders
+        with contextlib.suppress(Unusable):
+            found += [entry] if entry.places() else []
+    found += _of_earlier_ways(project, checkpoints, rooms)
+    return sorted(found, key=lambda entry: (entry.when, entry.folder.name), reverse=True)
+
+
+def _in_bin(base: Path, rooms: dict[Path, Path]) -> Iterator[Removed]:
+    for folder in _inside(base / BIN_FOLDER):
+        with contextlib.suppress(OSError, ValueError):
+            stored = read_json(folder / BIN_MANIFEST)
+            places = stored.get("files")
+            files = {name: str(place) for name, place in places.items()} if isinstance(places, dict) else {}
+            files = {name: place for name, place in files.items() if name and os.path.lexists(folder / name)}
             if files:
-                entries.append((folder, str(stored.get("reason", "")), list(files.values())))
-    return entries
+                yield Removed(base, folder, files, str(stored.get("reason", "")), folder.name, rooms)
 
 
-def restore_from_bin(home: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Put everything of one bin folder back; what stands there now goes into the bin. Returns (restored, replaced)."""
-    stored, _ = read_json(folder / BIN_MANIFEST)
-    files = {name: original for name, original in stored.get("files", {}).items() if (folder / name).exists()}
-    targets = {name: Path(os.path.normpath(home / original)) for name, original in files.items()}
-    occupied = [target for target in targets.values() if target.exists()]
-    remove_to_bin(home, occupied, "restore")
-    for name, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(str(folder / name), str(target))
-    shutil.rmtree(folder, ignore_errors=True)
-    return list(files.values()), [path.name for path in occupied]
+def _of_earlier_ways(project: Project, checkpoints: Path, rooms: dict[Path, Path]) -> Iterator[Removed]:
+    """Records in dated folders without a manifest, checkpoints and texts that got another name where they were."""
+    home, records = project.home, project.records
+    for old in (records.with_name(f"{records.name}.set_aside"), records / ".set_aside"):
+        for folder in _inside(old):
+            files = {path.name: path.name for path in _inside(folder)}
+            if files:
+                yield Removed(records, folder, files, "orphans", folder.name, rooms)
+    for base, pattern, reason in ((home, _BACKUP, "overwritten"), (checkpoints, _DAMAGED, "damaged")):
+        for path in _inside(base):
+            if match := pattern.fullmatch(path.name):
+                when = match[2] if pattern is _BACKUP else stamp(path.stat().st_mtime)
+                yield Removed(base, base, {path.name: match[1]}, reason, when, rooms)
+
+
+def _inside(folder: Path | None) -> list[Path]:
+    try:
+        return sorted(folder.iterdir()) if folder else []
+    except OSError:
+        return []
+
+
+def restore_removed(entry: Removed) -> tuple[list[str], list[str]]:
+    """Put everything of one time back; what stands there now goes into the bin. Returns (restored, replaced).
+
+    Raises Unusable before anything is moved when something leads out of the project.
+    """
+    places = entry.places()
+    occupied = [place for place in places.values() if os.path.lexists(place)]
+    remove_to_bin(entry.base, occupied, "restore")
+    for name in sorted(places, key=lambda name: is_audio(places[name])):  # a song after its texts
+        move_whole(entry.folder / name, places[name])
+    if entry.folder.parent.name == BIN_FOLDER:
+        (entry.folder / BIN_MANIFEST).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # what no manifest names stays there
+        entry.folder.rmdir()
+    return list(entry.files.values()), [path.name for path in occupied]
 
 
 def clear_library(project: Project) -> Path | None:
@@ -1030,7 +1350,7 @@ def rename_song(project: Project, song: Song, title: str) -> str:
         moves += [(record, record.with_name(stem + record.suffix))] if record else []
         for old, new in moves:
             # Case-only renames are the same file on Windows and macOS.
-            if new.exists() and not new.samefile(old):
+            if os.path.lexists(new) and not (new.exists() and new.samefile(old)):
                 remove_to_bin(song.audio.parent, [new], "rename")
             os.replace(old, new)
         project.titles.pop(song.audio.name, None)
@@ -1073,10 +1393,12 @@ def change_texts(project: Project, changes: dict[Path, str], reason: str) -> int
     assert project.home is not None
     real = {}
     for path, text in changes.items():
-        before = read_text(path) if path.exists() else None
+        before = None
+        with contextlib.suppress(OSError):
+            before = read_text(path)
         if before != text:
             real[path] = text
-    remove_to_bin(project.home, [path for path in real if path.exists()], reason, copy=True)
+    remove_to_bin(project.home, real, reason, copy=True)
     for path, text in real.items():
         write_atomically(path, text)
     return len(real)
@@ -1158,7 +1480,7 @@ class Step:
     fields: tuple[Field, ...] = ()
     paths: tuple[tuple[str, str], ...] = ()  # flags that are filled in with a path of the project, and with which
     filled: tuple[str, ...] = ()  # other flags that the window fills in itself
-    # rail, title (when it is another), about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
+    # rail, title, about, start (its button), result: its part of `TEXTS`, as rail.<key> and so on
     texts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
@@ -1294,6 +1616,7 @@ TRAIN_FIELDS = (
 STEPS = (
     Step("songs", 1, "", "songs", texts={
         "rail": ("准备音频", "Songs"),
+        "title": ("准备音频", "Songs"),
         "about": ("添加要学习的歌曲。中文歌名会自动转成拼音文件名，原文件不会改动。", "Add the songs to learn from. They are copied under readable file names; your originals stay untouched."),
     }),
     Step("prompts", 2, "generate_prompts_lyrics.py", "captions", CAPTION_FIELDS, (("data_dir", "home"),), ("lyrics", "only"), texts={
@@ -1328,6 +1651,7 @@ STEPS = (
               help=("多台机器分工时用，如 1/2；单机为 1/1。", "I/N to divide the work among machines; 1/1 does everything.")),
     ), (("input_name", "dataset"), ("output_dir", "records")), texts={
         "rail": ("音频预处理", "Preprocessing"),
+        "title": ("音频预处理", "Preprocessing"),
         "about": ("把每首歌转换成模型能学习的数据。可以随时停止，下次会接着做。", "Turn every song into what the model learns from. Stop at any time; the next start goes on from there."),
         "start": ("开始预处理", "Preprocess"),
         "result": ("结果是歌曲文件夹旁边的 …_prep 文件夹，每首歌一个文件，每秒音频约 0.2 MB。首次运行会下载基础模型。",
@@ -1335,6 +1659,7 @@ STEPS = (
     }),
     Step("train", 6, "trainer_new.py", "train", TRAIN_FIELDS, (("dataset_path", "records"),), ("resume", "trial"), texts={
         "rail": ("训练", "Training"),
+        "title": ("训练", "Training"),
         "about": ("训练 LoRA。默认参数适合第一次尝试，随时可以停止并保存。", "Train the LoRA. The defaults are right for a first try; stopping saves what was learned."),
         "start": ("开始训练", "Start training"),
     }),
@@ -1344,7 +1669,7 @@ STEPS = (
         Field("output_name", "text", "{name}-{step}.safetensors", basic=True, label=("成品文件名", "Finished file"),
               help=("成品写在程序文件夹里；也可以填完整路径。", "Written into the program's folder, or to a full path.")),
         replace(LORA_CONFIG, default="{config}", basic=True),
-    ), filled=("overwrite",), texts={  # never wanted: a file that is there gets a dated name first
+    ), filled=("overwrite", "for"), texts={  # overwriting is never wanted: a file that is there gets a dated name first
         "rail": ("LoRA 强度", "LoRA strength"),
         "title": ("LoRA 权重优化", "LoRA strength"),
         "about": ("把强度写进 LoRA 文件，在 ComfyUI 中用强度 1 即可得到训练时的效果。", "Write the strength into the LoRA file, so that strength 1 in ComfyUI is what was trained."),
@@ -1500,6 +1825,13 @@ def lora_step(path: Path) -> int | None:
     return int(match.group(2)) if match else None
 
 
+# What a training that is gone on with may only change when the user says so.
+LEARNING_FLAGS = (
+    "batch_size", "tag_dropout", "learning_rate", "max_steps", "warmup_steps", "accumulate_grad_batches", "lr_schedule",
+    "speaker_dropout", "lyrics_dropout", "seed", "max_seconds",
+)  # fmt: skip
+
+
 @dataclass
 class Workspace:
     """A project together with the program's folder: every path and command line follows from it."""
@@ -1613,13 +1945,34 @@ class Workspace:
         words = []
         for flag, place in STEP[step].paths:
             words += [f"--{flag}", shown_path(getattr(self.project, place), self.program)]
+        if step == "strength" and self.plays_everywhere():
+            words += ["--for", "all"]
         return [*words, "--lyrics"] if step == "lyrics" else words
+
+    def plays_everywhere(self) -> bool:
+        """Whether the script of the last step can write one file for all clients; a fork's cannot."""
+        return "for" in (self.known("strength") or {})
+
+    def changed_settings(self) -> dict[Field, str]:
+        """Settings that are others than those that the newest LoRA was trained with, and what they were."""
+        before: Any = None
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            before = read_json(self.loras()[-1] / "training_state.json").get("settings")
+        if not isinstance(before, dict):
+            return {}
+        rows = [row for row in self.fields("train") if row.flag in LEARNING_FLAGS and before.get(row.flag) is not None]
+        stored = {row: str(before[row.flag]) for row in rows}
+        return {row: old for row, old in stored.items() if not self._equal(self.value("train", row).strip(), old)}
+
+    @staticmethod
+    def _equal(text: str, other: str) -> bool:
+        return text == other or _as_number(text) == _as_number(other)
 
     @staticmethod
     def _same(text: str, row: Field) -> bool:
         """Whether the script would take `text` anyway."""
         default = row.default if row.script_default is None else row.script_default
-        return text == default or _as_number(text) == _as_number(default)
+        return Workspace._equal(text, default)
 
     def checkpoints(self) -> Path:
         return self.program / self.value_of("train", "output_dir", "checkpoints")
@@ -1629,8 +1982,11 @@ class Workspace:
 
     def foreign_owner(self) -> str:
         """The project whose training fills the checkpoints folder, when it is another one; else ''."""
-        owner = read_json(self.checkpoints() / OWNER_FILE)[0].get("home", "")
-        return Path(owner).name if owner and self.project.home and Path(owner) != self.project.home else ""
+        owner = ""
+        with contextlib.suppress(OSError, ValueError):
+            owner = read_json(self.checkpoints() / OWNER_FILE).get("home", "")
+        mine = not isinstance(owner, str) or not owner or self.project.home in (None, Path(owner))
+        return "" if mine else plain(Path(owner).name)
 
     def claim_checkpoints(self) -> None:
         self.checkpoints().mkdir(parents=True, exist_ok=True)
@@ -1670,7 +2026,10 @@ class StepState:
 
 
 def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
-    """The state of every step from what stands on disk, in order: one that is not done locks the later ones."""
+    """The state of every step from what stands on disk, in order: one that is not done locks the later ones.
+
+    The last step needs a trained LoRA alone: a song that is new or bad must not lock a finished training.
+    """
     states: dict[str, StepState] = {}
     locked: StepState | None = None
     checks = {
@@ -1685,6 +2044,8 @@ def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
         "strength": lambda: _strength_state(space, states),
     }
     for step in STEPS:
+        if step.key == "strength" and space.loras() and not space.foreign_owner():
+            locked = None
         states[step.key] = state = locked or checks[step.key]()
         if state.status == "ready":
             locked = StepState("locked", "locked", {"number": step.number, "why": state})
@@ -1692,11 +2053,11 @@ def examine(space: Workspace, songs: list[Song]) -> dict[str, StepState]:
 
 
 def _names(stems: list[str]) -> str:
-    return ", ".join(stems[:3]) + (" …" if len(stems) > 3 else "")
+    return ", ".join(plain(stem, MAX_NAME) for stem in stems[:3]) + (" …" if len(stems) > 3 else "")
 
 
 def _texts_state(songs: list[Song], kind: str) -> StepState:
-    without = [song for song in songs if getattr(song, kind) in ("missing", "empty")]
+    without = [song for song in songs if getattr(song, kind) in ("missing", "empty", "unusable")]
     unusable = [song for song in without if song.problem not in ("", "long")]
     if not without:
         return StepState("done", f"{kind}.done", {"count": len(songs)})
@@ -1785,7 +2146,12 @@ def _train_state(space: Workspace, states: dict[str, StepState]) -> StepState:
             return StepState("stale", *difference)
     elif newest(space.project.records.iterdir()) > trained:
         return StepState("stale", "stale.records")
-    return StepState("done", "train.done", {"count": len(loras), "lora": loras[-1].name})
+    size = sum(stat[0] for lora in loras for stat in list_files(lora).values())
+    fields = {"count": len(loras), "lora": loras[-1].name, "size": human_bytes(size)}
+    step, wanted = lora_step(loras[-1]), _as_number(space.value_of("train", "max_steps"))
+    if step is not None and step < wanted and space.value_of("train", "epochs", "-1") == "-1":
+        return StepState("done", "train.partly", {**fields, "step": step, "wanted": int(wanted)})
+    return StepState("done", "train.done", fields)
 
 
 def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState:
@@ -1801,7 +2167,8 @@ def _strength_state(space: Workspace, states: dict[str, StepState]) -> StepState
         return StepState("stale", "stale.before", {"number": 6})
     if loras and (loras[-1] / LORA_FILE).stat().st_mtime > output.stat().st_mtime:
         return StepState("stale", "stale.lora", {"lora": loras[-1].name})
-    return StepState("done", "strength.done", {"file": shown_path(output, space.program)})
+    key = "strength.done_all" if space.plays_everywhere() else "strength.done"
+    return StepState("done", key, {"file": shown_path(output, space.program)})
 
 
 def remaining_steps(states: dict[str, StepState]) -> list[str]:
@@ -2352,7 +2719,7 @@ class Curve:
 
     def poll(self) -> bool:
         """Read what was added; True when there is something new."""
-        if self.path is None:
+        if self.path is None or not is_file(self.path):
             return False
         try:
             with self.path.open("rb") as file:
@@ -2366,21 +2733,23 @@ class Curve:
             return False
         *lines, self._rest = data.split(b"\n")
         new = False
-        for row in csv.reader(line.decode("utf-8", errors="replace").strip("\r\0") for line in lines):
+        for line in lines:
+            row = line[:1000].decode("utf-8", errors="replace").strip("\r\0").split(",")  # figures have no quotes
             if not self._header:
                 self._header = row
-            elif row and len(self.steps) < MAX_CURVE_POINTS:
+            elif len(self.steps) < MAX_CURVE_POINTS:
                 new |= self._add_row(dict(zip(self._header, row, strict=False)))
+        self._rest = self._rest[:1000]
         return new
 
     def _add_row(self, row: dict[str, str]) -> bool:
         names = ("step", "loss", "loss_smooth", "learning_rate", "val_loss")
         step, loss, smooth, rate, validation = (_as_number(row.get(name, "")) for name in names)
-        if not math.isfinite(step):
+        if not is_number(step):
             return False
-        if loss == loss:
+        if is_number(loss):
             self.add(int(step), loss, smooth, rate)
-        if validation == validation:
+        if is_number(validation):
             self.validation.append((int(step), validation))
         return True
 
@@ -2399,8 +2768,12 @@ def read_trial(folder: Path, since: float) -> dict[str, Any] | None:
     for path in (folder / "trial.json", *folder.glob("*/trial.json")):
         with contextlib.suppress(OSError, ValueError):
             if path.stat().st_mtime >= since - 1:
-                result = json.loads(path.read_text(encoding="utf-8"))
-                return result if isinstance(result, dict) else None
+                result = read_json(path)
+                savings = result.get("savings")
+                result["savings"] = text_tables({"": savings}).get("", {})
+                return {
+                    key: value for key, value in result.items() if key == "savings" or is_number(value) or value is True
+                }
     return None
 
 
@@ -2812,6 +3185,7 @@ class Session:
         self.joined: set[Path] = set()  # homes with songs that the user agreed to add to
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for this thread from others
         self.save_due = float("inf")
+        self.settings_due = False  # with the next saving of the project
         self.next_look = 0.0
         self._lock: FolderLock | None = None  # on the project's folder
         self._seen: Any = None
@@ -2862,7 +3236,6 @@ class Session:
         return self.outcome("bad", "failed.file", error=error)
 
     def python(self) -> Path | None:
-        """What runs the scripts."""
         return find_python(self.settings, self.program)
 
     def in_background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
@@ -2919,6 +3292,7 @@ class Session:
         self._lock = lock
         drafts = {step: dict(values) for step, values in self.settings.draft.items()}
         self.project = Project.load(home) if home else Project(values=drafts)
+        self.project.doubt(self.settings.trusted if home else ())
         self.space = Workspace(self.project, self.settings, self.program, self.space.flags)
         self.current_song = ""
         self.banner = None
@@ -2928,9 +3302,20 @@ class Session:
         self._read_disk()
         for react in self.on_open:
             react()
-        if self.project.damaged:
-            self.tell(self.outcome("warn", "damaged", file=self.project.damaged))
+        self._tell_of_files()
         return True
+
+    def _tell_of_files(self) -> None:
+        """What is wrong with the project's file, or asks about what stands in it."""
+        project = self.project
+        if project.damaged:
+            self.tell(self.outcome("warn", "damaged", file=project.damaged))
+        if project.unread:
+            self.tell(self.outcome("bad", "unread", file=PROJECT_FILE, error=project.unread))
+        if project.moving:
+            self.tell(self.outcome("warn", "move.interrupted", new=self.shown(Path(project.moving))))
+        if project.doubted:
+            self.tell(ask_doubted(self))
 
     def claim(self, home: Path) -> FolderLock | None:
         """The lock on a project's folder; None when another window has the project open."""
@@ -2991,6 +3376,8 @@ class Session:
 
     def set_value(self, step: str, row: Field, text: str) -> None:
         """A field was edited: keep the value, say what is wrong with it, store it."""
+        if self.project.home is not None and leads_out(row.flag, text):
+            self.trust(row.flag, text)
         self.project.set_value(STEP[step].values, row.flag, text, self.space.default(row))
         if self.project.home is None:
             self.settings.draft = self.project.values
@@ -3006,12 +3393,19 @@ class Session:
         self.save()
         self.repaint()
 
+    def trust(self, flag: str, text: str) -> None:
+        """The user wants this value, so it is not asked about. Only the last ones are kept: typing makes many."""
+        entry = f"{flag}={text}"
+        self.settings.trusted = [*(other for other in self.settings.trusted if other != entry), entry][-200:]
+        self.settings_due = True
+
     def save(self) -> None:
         """Write the project's file now, or the settings' while there is no project; a failure is told."""
         self.save_due = float("inf")
-        if self.project.home is None:
+        if self.project.home is None or self.settings_due:
+            self.settings_due = False
             self.save_settings()
-        else:
+        if self.project.home is not None:
             self._write(self.project.save, Path(PROJECT_FILE))
 
     def save_settings(self) -> None:
@@ -3043,6 +3437,31 @@ class Session:
             setattr(self.settings, key, getattr(fresh, key))
         self.save()
         self._use_program(self.own_program)
+
+
+def ask_doubted(session: Session) -> Question:
+    """Asks whether places and servers that came with a project's file are to be used; until then they are not."""
+    project = session.project
+
+    def use() -> Reply:
+        for step, flag, text in project.doubted:
+            project.values.setdefault(step, {})[flag] = text
+            session.trust(flag, text)
+        return leave()
+
+    def leave() -> Reply:
+        project.doubted = []
+        session.save()
+        return session.look(force=True)
+
+    lines = [f"{_label_of(session, flag)}: {plain(text)}" for _, flag, text in project.doubted]
+    message = session.t("doubt.message", values="\n".join(lines))
+    return Question("doubt", message, {"default": leave, "use": use}, icon="stale")
+
+
+def _label_of(session: Session, flag: str) -> str:
+    rows = (row for step in STEPS for row in step.fields)
+    return next((in_language(session.settings.language, row.label) for row in rows if row.flag == flag), plain(flag))
 
 
 # Where the project lies
@@ -3169,24 +3588,33 @@ def ask_remove(session: Session, songs: list[Song]) -> Question:
     return Question("remove", message, {"remove": lambda: session.change(remove)}, "songs.remove")
 
 
-def restore(session: Session, folder: Path) -> Reply:
-    """Put back what lies in a folder of the bin."""
-    home = session.project.home
-    if session.busy or home is None or not session.store_texts():
+def removed_label(session: Session, entry: Removed) -> str:
+    """When, what and why it was removed, and the names of some of it."""
+    reason = entry.reason.partition(":")[0]
+    why = text_or(session.settings.language, f"bin.{reason}", plain(reason, 60))
+    names = _names([Path(place).name for place in entry.files.values()])
+    date, _, clock = plain(entry.when, 24).partition("_")
+    return f"{date} {clock[:5].replace('-', ':')}  {session.t(f'kind.{entry.kind}')} ({why})  {names}"
+
+
+def restore(session: Session, entry: Removed) -> Reply:
+    """Put back what was removed at one time."""
+    if session.busy or session.project.home is None or not session.store_texts():
         return None
 
     def put_back() -> Reply:
-        restored, replaced = restore_from_bin(home, folder)
+        try:
+            restored, replaced = restore_removed(entry)
+        except Unusable as error:
+            return session.outcome("bad", "restore.refused", path=error)
         return session.outcome("good", "restored", count=len(restored), replaced=len(replaced))
 
     return session.change(put_back)
 
 
 def _text_of(path: Path) -> str:
-    try:
-        return read_text(path).strip("\n")
-    except OSError:
-        return ""
+    """The text of a file, '' without one. Raises OSError: one that is there and cannot be read is not empty."""
+    return read_text(path).strip("\n") if os.path.lexists(path) else ""
 
 
 def _with_tag(song: Song, tag: str) -> dict[Path, str]:
@@ -3241,7 +3669,8 @@ def _change_all(session: Session, change: Callable[[Song], dict[Path, str]], rea
     def work() -> Reply:
         changes: dict[Path, str] = {}
         for song in scan_library(session.project):
-            changes.update(change(song))
+            with contextlib.suppress(OSError):  # its list says that this text cannot be used
+                changes.update(change(song))
         count = change_texts(session.project, changes, reason)
         return session.outcome("good" if count else "info", "changed.texts", count=count)
 
@@ -3255,13 +3684,25 @@ class OpenSong:
 
     def __init__(self, session: Session, song: Song):
         self.session, self.song = session, song
+        self.blocked: set[str] = set()  # kinds whose file cannot be shown, and so not be edited
         self.loaded = {kind: self.read(kind) for kind in self.KINDS}
 
     def path(self, kind: str) -> Path:
         return self.song.prompt_path if kind == "prompt" else self.song.lyrics_path
 
     def read(self, kind: str) -> str:
-        return _text_of(self.path(kind)).rstrip("\n")
+        """A text, or the sentence that says why it cannot be shown."""
+        path = self.path(kind)
+        self.blocked.discard(kind)
+        try:
+            text = _text_of(path)
+            if len(text) <= MAX_SHOWN_LINE or max(map(len, text.split("\n"))) <= MAX_SHOWN_LINE:
+                return text
+            why = self.session.t("texts.long_line")
+        except OSError as error:
+            why = str(error)
+        self.blocked.add(kind)
+        return self.session.t("texts.blocked", file=plain(path.name), why=why)
 
     def reread(self, texts: dict[str, str]) -> list[str]:
         """Take what another program wrote meanwhile, for the texts that are not being edited; gives those."""
@@ -3283,7 +3724,10 @@ class OpenSong:
             if text == self.loaded[kind]:
                 continue
             try:
-                if path.exists() and self.read(kind) != self.loaded[kind]:
+                there = self.read(kind)
+                if kind in self.blocked:
+                    raise Unusable(there)
+                if path.exists() and there != self.loaded[kind]:
                     remove_to_bin(home, [path], "overwritten", copy=True)
                 write_atomically(path, text)
             except OSError as error:
@@ -3577,6 +4021,21 @@ def ask_checkpoints(session: Session, go_on: Callable[[str], Reply], give_up: Ca
     return Question("checkpoints", message, {**answers, "cancel": give_up}, icon="stale")
 
 
+def ask_changes(session: Session, go_on: Callable[[], Reply], give_up: Callable[[], None]) -> Question | None:
+    """The training is to be gone on with, but with other settings or songs; None when nothing is known to differ."""
+    space, language = session.space, session.settings.language
+    lines = [
+        f"{in_language(language, row.label)}: {plain(old, 40)} → {space.value('train', row)}"
+        for row, old in space.changed_settings().items()
+    ]
+    if session.states["train"].status == "stale":
+        lines.append(session.reason(session.states["train"]))
+    if not lines or "accept_changes" not in (space.known("train") or {}):
+        return None
+    message = session.t("changes.message", changes="\n".join(lines))
+    return Question("changes", message, {"accept": go_on, "cancel": give_up}, icon="stale")
+
+
 def ask_disk(session: Session, go_on: Callable[[], Reply], give_up: Callable[[], None]) -> Question:
     """The disk may be too small for what a step writes."""
     free, need = free_bytes(session.project.records), disk_estimate(session.space, session.songs)
@@ -3750,7 +4209,7 @@ class StepRuns:
             return self.start(key, only, trial, {**answers, **more})
 
         reply = find_obstacle(self.session, key) or self._question(key, trial, answers, again)
-        reply = reply or self._launch(key, only, trial, answers.get("checkpoints", ""))
+        reply = reply or self._launch(key, only, trial, answers)
         if isinstance(reply, Outcome):
             self.give_up()
         return reply
@@ -3764,12 +4223,16 @@ class StepRuns:
             return ask_stale(session, stale, lambda: self._begin_chain(keys), lambda: again(stale="anyway"))
         if key == "train" and session.space.loras() and not trial and "checkpoints" not in answers:
             return ask_checkpoints(session, lambda choice: again(checkpoints=choice), self.give_up)
+        if answers.get("checkpoints") == "resume" and "changes" not in answers:
+            changes = ask_changes(session, lambda: again(changes="accept"), self.give_up)
+            if changes is not None:
+                return changes
         if key in ("prep", "train") and "disk" not in answers and _disk_is_short(session):
             return ask_disk(session, lambda: again(disk="anyway"), self.give_up)
         return None
 
-    def _launch(self, key: str, only: list[str], trial: bool, checkpoints: str) -> Reply:
-        session, space = self.session, self.session.space
+    def _launch(self, key: str, only: list[str], trial: bool, answers: dict[str, str]) -> Reply:
+        session, space, checkpoints = self.session, self.session.space, answers.get("checkpoints", "")
         try:
             if key == "train" and not trial and not self._folder.take(checkpoints):
                 return session.outcome("bad", "train.elsewhere", folder=session.shown(space.checkpoints()))
@@ -3778,6 +4241,8 @@ class StepRuns:
             self._folder.release()
             return session.failed(error)
         arguments = space.arguments(key, only=only, resume=checkpoints == "resume", trial=trial)
+        if answers.get("changes") == "accept":
+            arguments.append("--accept_changes")
         if key == "train":
             self.training.curve = Curve()
         receipt = {} if trial or only else take_receipt(space, key, session.songs)
@@ -5386,8 +5851,11 @@ class TextsPage(StepPage):
         if song is not None:
             self.session.current_song = song.audio.name
         for kind, editor in self.editors.items():
-            editor.set(self._open_song.loaded[kind] if self._open_song else "", song is not None)
+            editor.set(self._open_song.loaded[kind] if self._open_song else "", self._editable(kind))
         self._say_status()
+
+    def _editable(self, kind: str) -> bool:
+        return self._open_song is not None and kind not in self._open_song.blocked
 
     def _texts(self) -> dict[str, str]:
         return {kind: editor.get() for kind, editor in self.editors.items()}
@@ -5399,7 +5867,7 @@ class TextsPage(StepPage):
         """Show what a script or another program wrote meanwhile; texts that are being edited stay."""
         if self._open_song is not None:
             for kind in self._open_song.reread(self._texts()):
-                self.editors[kind].set(self._open_song.loaded[kind], True)
+                self.editors[kind].set(self._open_song.loaded[kind], self._editable(kind))
         self._say_status()
 
     def _edited(self) -> None:
@@ -5835,9 +6303,8 @@ class Menus:
     def fill_bin(self) -> None:
         session = self._session
         self._fill("menu.restore", [
-            (f"{folder.name}  {session.t(f'bin.{reason}')}  {_names(names)}",
-             lambda folder=folder: session.tell(restore(session, folder)))
-            for folder, reason, names in bin_entries(session.project.home)[:20]
+            (removed_label(session, entry), lambda entry=entry: session.tell(restore(session, entry)))
+            for entry in list_removed(session.project, session.space.checkpoints())[:40]
         ])  # fmt: skip
 
 
@@ -6124,9 +6591,16 @@ class App:
         self.window.bind_keys()
         if home is None and settings.last_project and is_folder(Path(settings.last_project)):
             home = Path(settings.last_project)
-        session.open(home)
+        try:
+            session.open(home)
+        except Exception as error:  # whatever a project holds, the window opens
+            self._callback_failed(type(error), error, error.__traceback__)
+            session.open(None)
+            session.tell(session.outcome("bad", "open.unusable", folder=home, error=error))
         if settings.damaged:
             session.tell(session.outcome("warn", "damaged", file=settings.damaged))
+        if settings.unread:
+            session.tell(session.outcome("bad", "unread", file=settings.path, error=settings.unread))
         self._tick()
         sources = list(sources)
         if sources:
@@ -6325,7 +6799,6 @@ def main(argv: list[str] | None = None) -> int:
 
 # key: (Chinese, English). `{…}` are filled in by `say`; both languages must have the same ones.
 TEXTS: dict[str, tuple[str, str]] = {
-    **{f"title.{step.key}": step.texts["rail"] for step in STEPS},
     **{f"{part}.{step.key}": texts for step in STEPS for part, texts in step.texts.items()},
     # Steps
     "title.environment": ("环境检查", "Environment"),
@@ -6356,8 +6829,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "train.none": ("还没有训练出的 LoRA。", "There is no trained LoRA yet."),
     "train.foreign": ("checkpoints 里是另一个项目“{owner}”的 LoRA。", "The checkpoints folder holds the LoRAs of another project, “{owner}”."),
     "train.elsewhere": ("另一个训练正在往 {folder} 里保存 LoRA。请等它结束，或在它的窗口里停止它。", "Another training is saving its LoRAs into {folder}. Wait for its end, or stop it in its window."),
-    "train.done": ("已保存 {count} 个 LoRA，最新的是 {lora}。", "LoRAs saved: {count}, the latest is {lora}."),
+    "train.partly": ("停在第 {step} 步（共 {wanted} 步）。已保存 {count} 个 LoRA，共占 {size}，最新的是 {lora}。", "Stopped at step {step} of {wanted}. LoRAs saved: {count}, {size} in all, the latest is {lora}."),
+    "train.done": ("已保存 {count} 个 LoRA，共占 {size}，最新的是 {lora}。", "LoRAs saved: {count}, {size} in all, the latest is {lora}."),
     "strength.none": ("成品 LoRA 还没有生成。", "The finished LoRA has not been written yet."),
+    "strength.done_all": ("成品：{file}。在 ComfyUI、ACE-Step 自带界面和 diffusers 里都用强度 1。", "Finished: {file}. It plays at strength 1 in ComfyUI, in ACE-Step's own pages and in diffusers."),
     "strength.done": ("成品：{file}", "Finished: {file}"),
     "stale.audio": ("歌曲 {song} 的音频换过了。", "The audio of {song} was replaced."),
     "stale.prompt": ("歌曲 {song} 的提示词改过了。", "The prompt of {song} was changed."),
@@ -6448,6 +6923,21 @@ TEXTS: dict[str, tuple[str, str]] = {
     "bin.remove_tag": ("删标签前的提示词", "prompts before a tag was removed"),
     "bin.replace": ("替换前的文本", "texts before replacing"),
     "bin.instrumental": ("改为纯音乐前的歌词", "lyrics before [instrumental]"),
+    "bin.damaged": ("训练状态损坏的检查点", "a checkpoint that was damaged"),
+    "bin.a checkpoint whose training state is damaged": ("训练状态损坏的检查点", "a checkpoint that was damaged"),
+    "bin.an old checkpoint that holds other files": ("旧检查点，里面还有别的文件", "an old checkpoint with other files in it"),
+    "bin.left by a training that was killed": ("被中断的训练留下的", "left by a training that was killed"),
+    "bin.records of songs that are no longer in the dataset": ("已不在数据集里的歌曲", "songs that left the dataset"),
+    "bin.files in the place of records": ("占了数据文件的位置", "stood in the place of records"),
+    "bin.left behind by a run that was interrupted": ("中断的运行留下的", "left by a run that was interrupted"),
+    "bin.replaced, and holds files that are not ours": ("被替换的文件夹，里面还有别的文件", "a replaced folder with other files in it"),
+    "kind.songs": ("歌曲", "Songs"),
+    "kind.checkpoints": ("检查点", "Checkpoints"),
+    "kind.records": ("预处理数据", "Records"),
+    "kind.dataset": ("数据集", "Dataset"),
+    "kind.texts": ("提示词、歌词", "Prompts, lyrics"),
+    "kind.files": ("文件", "Files"),
+    "restore.refused": ("没有恢复：{path} 不在这个项目的文件夹里。什么都没有改动。", "Nothing was restored: {path} leads out of this project's folders."),
     "bin.": ("旧文件", "old files"),
     # Texts
     "texts.previous": ("◀ 上一首", "◀ Previous"),
@@ -6539,6 +7029,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "checkpoints.message": ("“{folder}”里已有 {count} 个 LoRA，最新的是 {lora}。\n\n新的训练需要空文件夹：旧的会移到 {moved}，不会删除。",
                             "“{folder}” holds {count} LoRAs, the latest is {lora}.\n\nA new training needs an empty folder: the old one is moved to {moved}, nothing is deleted."),
     "checkpoints.move": ("移走，重新训练", "Move them, start anew"),
+    "changes.title": ("设置变了，还接着训练吗", "Go on with other settings"),
+    "changes.message": ("与上次训练相比有变化：\n\n{changes}\n\n可以带着这些变化，从最新的检查点接着训练；不想改就取消，把设置改回去。", "Since the last training this has changed:\n\n{changes}\n\nThe training can go on from the last checkpoint with it. To keep to what was, cancel and put the settings back."),
+    "changes.accept": ("按新设置继续", "Go on with the changes"),
     "checkpoints.resume": ("从最新的继续", "Go on from the last"),
     "checkpoints.moved": ("旧的 LoRA 已移到 {folder}", "The old LoRAs were moved to {folder}"),
     "orphans.moved": ("已移走曲库中没有的预处理数据：{songs}", "Records without a song were moved away: {songs}"),
@@ -6609,6 +7102,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     "keys.message": ("Alt+1 … Alt+7　各步骤\nF5　开始当前步骤　　Ctrl+F5　运行剩余步骤\nShift+F5　停止\nF6　在步骤、页面、日志之间切换\nF8　环境检查　　F9　TensorBoard\nCtrl+O　添加歌曲　　Ctrl+Shift+O　添加文件夹\nCtrl+S　保存文本\nCtrl+PageUp / PageDown　上一首、下一首\nF2　改名　　Delete　移除　　Enter　播放",
                      "Alt+1 … Alt+7   the steps\nF5   start this step     Ctrl+F5   run all remaining\nShift+F5   stop\nF6   steps, page, log\nF8   environment     F9   TensorBoard\nCtrl+O   add songs     Ctrl+Shift+O   add folder\nCtrl+S   save texts\nCtrl+PageUp / PageDown   previous, next song\nF2   rename     Delete   remove     Enter   play"),
     "about.message": ("ACE-Step LoRA {version}\n\n从一个歌曲文件夹到 ComfyUI 里的 LoRA。Apache-2.0 许可。", "ACE-Step LoRA {version}\n\nFrom a folder of songs to a LoRA in ComfyUI. Licence: Apache-2.0."),
+    "unread": ("现在读不到 {file}（{error}）。先用默认设置打开，这次的设置不会保存，以免覆盖原来的。关掉占用它的程序，或检查权限，再重新打开。", "{file} cannot be read at present ({error}). Defaults are used, and nothing is saved over it. Close what holds it or check its permissions, then open again."),
+    "open.unusable": ("打不开项目 {folder}：{error}", "The project {folder} cannot be opened: {error}"),
+    "move.interrupted": ("项目移到 {new} 时被中断了。请在第 1 步再移动一次，已移过去的不会丢。", "The move of this project to {new} was interrupted. Move it there again on the first page; nothing is lost."),
+    "doubt.title": ("项目文件里的位置", "Places from the project's file"),
+    "doubt.message": ("这个项目的设置会把文件写到程序文件夹以外，或连接另一台电脑：\n\n{values}\n\n如果项目是别人给的，又不清楚这些是什么，请用默认值。", "The settings of this project write outside of the program's folder, or talk to another machine:\n\n{values}\n\nIf somebody gave you the project and you do not know these, take the defaults."),
+    "doubt.default": ("用默认值", "Take the defaults"),
+    "doubt.use": ("照项目里的用", "Use them"),
+    "texts.blocked": ("{file} 无法在这里显示：{why}。请用别的编辑器修改。文件没有改动。", "{file} cannot be shown here: {why}. Change it in another editor; the file stays as it is."),
+    "texts.long_line": ("有一行太长", "a line is too long"),
+    "mark.unusable": ("无法使用", "unusable"),
     "damaged": ("设置文件损坏，已改名为 {file} 保留，现在使用默认设置。", "A settings file was damaged; it is kept as {file}, and defaults are used."),
     "busy": ("有任务正在运行，请先等它结束或停止它。", "Something is running. Wait for its end, or stop it, first."),
     "failed.file": ("文件操作失败：{error}。请检查磁盘、权限和占用它的程序。", "A file could not be used: {error}. Check disk, permissions and other programs."),

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ace_lora.preprocessing.dataset import DatasetSong
     from ace_lora.preprocessing.networks import InputMaker, NetworkResult
 
+QUIETEST, LOUDEST = -40.0, -5.0  # LUFS
 SSL_MODES = ("stored", "none", "at_training")
 # What the numbers of a record depend on besides its song and the base weights.
 SOFTWARE = ("torch", "transformers", "diffusers", "soundfile", "av")
@@ -70,6 +71,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--lyric_language",
         default="",
         help="language code of all lyrics, for example zh (default: empty, told from the text of each song)",
+    )
+    content.add_argument(
+        "--loudness",
+        type=float,
+        default=None,
+        metavar="LUFS",
+        help="bring what is trained of every song to this loudness, -14 for example, as far as its peaks stay below "
+        "-1 dBTP; -16 to -12 is what the model makes itself. The audio files stay as they are (default: as they are)",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)")
@@ -160,6 +169,11 @@ def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]
             check_language(args.lyric_language)
     except WrongInput as error:
         problems += error.problems
+    if args.loudness is not None and not QUIETEST <= args.loudness <= LOUDEST:
+        problems.append(
+            f"--loudness {args.loudness:g} cannot be used. Expected {QUIETEST:g} to {LOUDEST:g} LUFS. "
+            "Streaming services play at -14; leave it out to train the songs as loud as they are."
+        )
     problems += output_problems(Path(args.output_dir), Path(args.input_name), songs)
     # What is needed of the base weights is known when the songs have been looked at; whether the folder is there, now.
     problems += check_base_weights(checkpoint_dir(args), [])
@@ -200,7 +214,7 @@ def plan_all(songs: list[DatasetSong], run: PreprocessingRun, found: dict[str, P
     identities = {part: weights_identity(path) for part, path in found.items() if part in WEIGHTS.values()}
     works = []
     for song in songs:
-        work = plan_song(song, run.output, run.args.ssl, run.args.lyric_language, identities)
+        work = plan_song(song, run.output, run.args.ssl, run.args.lyric_language, identities, run.args.loudness)
         for warning in work.warnings:
             print(f"warning: {work.name}: {warning}")
         if work.outcome:
@@ -252,7 +266,7 @@ def run_networks(works: list[SongWork], run: PreprocessingRun, weights: dict[str
     from ace_lora.preprocessing.networks import InputMaker
 
     print(f"device: {device.reason}")
-    inputs = InputMaker(device.torch_device)
+    inputs = InputMaker(device.torch_device, run.args.loudness)
     for stage, part in STAGES.items():
         here = [work for work in works if stage in work.stages and not work.outcome]
         if here:

@@ -18,6 +18,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
+from ace_lora.audio import decode as audio_module
 from ace_lora.audio.decode import prepare_waveform, read_audio
 from ace_lora.records.format import list_records
 from ace_lora.records.record import read_record, restore_rows
@@ -126,6 +127,13 @@ def write_golden_song(folder: Path, stem: str) -> dict:
     return song
 
 
+@pytest.fixture
+def cutting_off(monkeypatch):
+    """Samples above full scale, which track_a has, are cut off as the reference does; ours turns the song down."""
+    monkeypatch.setattr(audio_module, "_within_full_scale", lambda decoded: (decoded.samples, ""))
+
+
+@pytest.mark.usefixtures("cutting_off")
 def test_golden_whole_records(project, golden_base):
     golden = {stem: write_golden_song(project.songs, stem) for stem in ("track_a", "track_b")}
     project.convert()
@@ -155,6 +163,7 @@ def test_golden_lyric_ids(project, golden_base):
     assert ids == {stem: song["fields"]["lyric_token_ids"]["values"] for stem, song in golden.items()}
 
 
+@pytest.mark.usefixtures("cutting_off")
 @pytest.mark.parametrize("stem", ["track_a", "track_b"])
 def test_golden_features_before_rounding(tmp_path, golden_base, stem):
     song = write_golden_song(tmp_path, stem)
@@ -350,3 +359,21 @@ def test_killed_at_random_moments_the_result_is_the_same(project):
         assert found.metadata.keys() == record.metadata.keys()
         for key in set(record.metadata) - {"fingerprint"}:
             assert found.metadata[key] == record.metadata[key]
+
+
+def test_loudness_is_part_of_the_record_and_of_nothing_else(two_songs):
+    assert two_songs.preprocess("--ssl", "none")[0] == 0
+    plain = two_songs.records()
+    files = {path: path.read_bytes() for path in two_songs.songs.iterdir()}
+    status, out, _ = two_songs.preprocess("--ssl", "none", "--loudness", "-30")
+    assert status == 0 and "record was made: loudness" in out and "latents: 2 songs" in out
+    quiet = two_songs.records()
+    assert not same(plain["b"], quiet["b"], ["target_latents"])
+    assert same(plain["b"], quiet["b"], ["text_token_ids", "lyric_token_ids"])
+    assert two_songs.preprocess("--ssl", "none", "--loudness", "-30")[1].endswith("done 0, skipped 2, failed 0\n")
+    status, out, _ = two_songs.preprocess("--ssl", "none")
+    assert status == 0 and "record was made: loudness" in out
+    assert same(plain["b"], two_songs.records()["b"])
+    assert {path: path.read_bytes() for path in two_songs.songs.iterdir()} == files
+    status, _, errors = two_songs.preprocess("--loudness", "14")
+    assert status == 2 and "--loudness 14 cannot be used" in errors

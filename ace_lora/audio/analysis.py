@@ -3,13 +3,15 @@
 Key, genre, mood, instruments and vocals are not measured here: published methods for the key disagree with each
 other on produced music, and the rest needs a model that has learnt it.
 
-librosa and pyloudnorm are imported when they are first needed, because they take seconds to import.
+librosa is imported when it is first needed, because it takes seconds to import.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ace_lora.audio.loudness import integrated_loudness
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +24,6 @@ SHORTEST_SECONDS = 0.5
 # Fewer beats than in this time have no tempo that could be told from chance.
 SHORTEST_FOR_TEMPO = 3.0
 SILENCE = 1e-4
-# Hz below which pyloudnorm's filters, which turn at 1.7 kHz and are designed for each rate, are far from BS.1770's.
-LOUDNESS_RATE = 16_000
 # Power of the mono mix to that of the channels, below which little is left of the song: one channel is the other
 # with its sign turned. Equal channels have 1, unrelated ones 0.5.
 CANCELLED = 0.01
@@ -99,7 +99,7 @@ def measure(samples: np.ndarray, rate: int) -> Measurements:
     require_sound(samples, rate)
     samples = np.asarray(samples, dtype=np.float32)
     peak = float(np.abs(samples).max())
-    loudness = _loudness(samples, rate)
+    loudness = integrated_loudness(samples, rate)
     if not np.isfinite(loudness):
         raise TooLittleSound(
             "The audio is nearly silent: no part of it is above the gate of the loudness measurement (-70 LUFS). "
@@ -152,22 +152,6 @@ def measure_bpm(samples: np.ndarray, rate: int) -> float | None:
 
 def _class_of(value: float, classes: tuple[tuple[float, str], ...]) -> str:
     return next(tag for limit, tag in classes if value < limit)
-
-
-def _loudness(samples: np.ndarray, rate: int) -> float:
-    import warnings
-
-    import pyloudnorm
-
-    if rate < LOUDNESS_RATE:
-        import librosa
-
-        samples, rate = librosa.resample(samples, orig_sr=rate, target_sr=ANALYSIS_RATE), ANALYSIS_RATE
-    with warnings.catch_warnings():
-        # Below the gate pyloudnorm averages nothing and warns; the -inf or NaN it returns is handled by the caller.
-        warnings.simplefilter("ignore")
-        # Channels beyond five have no weight in BS.1770.
-        return float(pyloudnorm.Meter(rate).integrated_loudness(samples[:5].T))
 
 
 def _for_analysis(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -64,7 +64,15 @@ class Waveform:
     rate: int  # Hz
     seconds: float | None = None  # of the whole file; None: that of `samples`
     name: str = "the song"  # for messages
-    warning: str = ""  # sentences about what is odd in a file that can be used all the same
+    length_warning: str = ""  # a sentence where the file holds not what it states
+    other_warnings: str = ""  # sentences on what else is odd
+    channels: int = 2  # of the file
+    turned_down: bool = False  # it reached above full scale
+
+    @property
+    def warning(self) -> str:
+        """All that is odd in a file that can be used all the same."""
+        return f"{self.length_warning} {self.other_warnings}".strip()
 
     @property
     def original_seconds(self) -> float:
@@ -100,13 +108,18 @@ def read_audio(path: Path, max_seconds: float = MAX_SECONDS) -> Waveform:
         _check_numbers(decoded.samples, path)
         samples, loud = _within_full_scale(decoded)
         used = samples.shape[1] / decoded.rate
-        warnings = (
-            length_warning(path, used if decoded.whole else decoded.seconds, decoded.seconds, decoded.statement),
-            loud,
-            _silence_at_ends(samples, decoded.rate, decoded.whole),
+        length = length_warning(path, used if decoded.whole else decoded.seconds, decoded.seconds, decoded.statement)
+        silence = _silence_at_ends(samples, decoded.rate, decoded.whole)
+        return Waveform(
+            samples,
+            decoded.rate,
+            decoded.seconds_used(),
+            f"'{path}'",
+            length,
+            f"{loud} {silence}".strip(),
+            decoded.channels,
+            bool(loud),
         )
-        text = " ".join(warning for warning in warnings if warning)
-        return Waveform(samples, decoded.rate, decoded.seconds_used(), f"'{path}'", text)
     raise _unreadable(path, problems)
 
 
@@ -253,6 +266,7 @@ class _Decoded:
     seconds: float  # of sound in the file
     statement: Statement
     exact: bool  # samples are kept as they are (PCM, float), not coded with a loss
+    channels: int  # of the file
 
     def seconds_used(self) -> float:
         return self.samples.shape[1] / self.rate if self.whole else self.seconds
@@ -368,7 +382,7 @@ def _read_with_soundfile(path: Path, max_seconds: float) -> _Decoded:
     seconds = decoded / rate if whole else stated / rate
     # More than this decoder takes may lie behind its end.
     seconds = max(seconds, statement.there or 0.0)
-    return _Decoded(samples[:, :decoded], rate, whole, seconds, statement, exact)
+    return _Decoded(samples[:, :decoded], rate, whole, seconds, statement, exact, len(samples))
 
 
 def _measure_with_soundfile(path: Path) -> tuple[float, float, Statement]:
@@ -453,7 +467,7 @@ def _read_with_pyav(path: Path, max_seconds: float) -> _Decoded:
             # One sample more than is kept tells a song of exactly the limit from a longer one.
             if decoded > _limit(rate, max_seconds):
                 break
-        if not decoded:
+        if not decoded or shape is None:
             raise _Unreadable("FFmpeg: it holds no audio that can be decoded")
         stated = _stated_samples(container, stream, rate)
         statement = _statement_with_pyav(path, container, stream)
@@ -462,11 +476,13 @@ def _read_with_pyav(path: Path, max_seconds: float) -> _Decoded:
     limit = _limit(rate, max_seconds)
     if samples.shape[1] > limit:
         _, there, statement = _measure_with_pyav(path)
-        return _Decoded(samples[:, :limit], rate, False, max(there, samples.shape[1] / rate), statement, exact)
+        return _Decoded(
+            samples[:, :limit], rate, False, max(there, samples.shape[1] / rate), statement, exact, shape[1]
+        )
     if not packets.ended:
         statement = replace(statement, ended=False)
     seconds = max(samples.shape[1] / rate, statement.there or 0.0)
-    return _Decoded(samples, rate, True, seconds, statement, exact)
+    return _Decoded(samples, rate, True, seconds, statement, exact, shape[1])
 
 
 class _Packets:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ace_lora.audio.decode import SAMPLE_RATE, AudioError, WaveformInfo, prepare_waveform, read_audio
+from ace_lora.audio.loudness import normalise_loudness
 from ace_lora.commands import WrongInput
 from ace_lora.device import Device, free_device_memory, free_main_memory
 from ace_lora.preprocessing.work import STAGES, SongWork
@@ -91,8 +92,9 @@ class InputMaker:
     (0.16 MB per second of audio), because decoding takes longer than a fast card needs for a network.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, loudness: float | None = None):
         self.device = device
+        self.loudness = loudness  # LUFS; None: each song's own
         on_card = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if on_card else None
         # A CPU is slower than any decoder, and its memory is what the networks need.
@@ -109,6 +111,10 @@ class InputMaker:
                 self.room += _size_of(early)
                 return self._moved(early, self.device)
         wave, info = _decode(work)
+        warning = info.warning
+        if self.loudness is not None:
+            wave, about_loudness = normalise_loudness(wave, SAMPLE_RATE, self.loudness)
+            warning = f"{warning} {about_loudness}".strip()
         facts = {
             "seconds": wave.shape[1] / SAMPLE_RATE,
             "original_seconds": info.original_seconds,
@@ -117,7 +123,7 @@ class InputMaker:
         with self.lock, torch.inference_mode(), self._beside_the_network():
             if self.stream:
                 wave = wave.to(self.device)
-            made = NetworkInput(network_input(stage, wave), facts, info.warning)
+            made = NetworkInput(network_input(stage, wave), facts, warning)
             for later in work.stages[work.stages.index(stage) + 1 :]:
                 if self.room > 0:
                     early = self._moved(NetworkInput(network_input(later, wave), facts), torch.device("cpu"))

@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from ace_lora.preprocessing.dataset import DatasetSong
 
 
-def plan_song(song: DatasetSong, output: Path, ssl: str, lyric_language: str, identities: dict[str, str]) -> SongWork:
+def plan_song(
+    song: DatasetSong,
+    output: Path,
+    ssl: str,
+    lyric_language: str,
+    identities: dict[str, str],
+    loudness: float | None = None,
+) -> SongWork:
     """What has to be done for a song whose record belongs in `output`; with an outcome where that is nothing.
 
-    `identities` names the content of those parts of the base weights that are on this disk.
+    `identities` names the content of those parts of the base weights that are on this disk; `loudness` is in LUFS, None
+    where the songs' own stays.
     """
     work = SongWork(song, str(song.audio.resolve()), warnings=list(song.remarks))
     _find_record(work, output)
@@ -42,6 +50,8 @@ def plan_song(song: DatasetSong, output: Path, ssl: str, lyric_language: str, id
 
     language = song.lyric_language or lyric_language
     inputs = {"text": digest(song.prompt), "lyrics": digest([song.lyrics, song.timed_lyrics, language])}
+    if loudness is not None:
+        inputs |= dict.fromkeys(STAGES, f"{loudness:g} LUFS")
     work.fingerprint["audio"] = audio
     for piece, part in WEIGHTS.items():
         if piece in ("mert", "mhubert") and ssl != "stored":
@@ -62,6 +72,7 @@ def plan_song(song: DatasetSong, output: Path, ssl: str, lyric_language: str, id
             "audio": not audio_same,
             "tags": recorded["text"].get("input") != inputs["text"],
             "lyrics": recorded["lyrics"].get("input") != inputs["lyrics"],
+            "loudness": recorded["latents"].get("input") != inputs.get("latents"),
             "place of the audio": moved,
             f"--ssl {ssl}": old.get("ssl") != ssl,
         }

@@ -15,7 +15,7 @@ import pytest
 
 import ace_gui
 from ace_gui import Project, Settings, Song, import_songs, readable_name, scan_library, unique_name
-from tests.gui.window import write_wav
+from tests.gui.window import put_back, removed, write_wav
 
 
 def import_all(sources: list[Path], home: Path) -> tuple[ace_gui.ImportReport, dict[str, str]]:
@@ -50,23 +50,34 @@ def test_every_text_that_the_program_asks_for_exists_and_every_text_is_asked_for
 
     tree = ast.parse(Path(ace_gui.__file__).read_text(encoding="utf-8"))
     used, mentioned, patterns = set(), set(), set()
+    questions: set[str] = set()
     for top in tree.body:
         if isinstance(top, ast.AnnAssign) and getattr(top.target, "id", "") == "TEXTS":
             continue
         for node in ast.walk(top):
             if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-                first = node.args[1] if name in ("Finding", "outcome") and len(node.args) > 1 else node.args[0]
-                if name in ("t", "Finding", "outcome", "Question") and isinstance(first, ast.Constant):
+                place = {"Finding": 1, "outcome": 1, "label": 1, "button": 1, "tool_button": 2, "drop_down": 2}.get(
+                    name, 0
+                )
+                first = node.args[place] if len(node.args) > place else node.args[0]
+                keyed = (*("t", "Finding", "outcome"), *("label", "button", "tool_button", "drop_down"))
+                if name in keyed and isinstance(first, ast.Constant):
                     used.add(first.value)
-                if name == "Question" and isinstance(node.args[2], ast.Tuple):  # the labels of its buttons
-                    choices = [choice.elts[1] for choice in node.args[2].elts if isinstance(choice, ast.Tuple)]
-                    used |= {label.value for label in choices if isinstance(label, ast.Constant)}
+                if name == "Question" and isinstance(first, ast.Constant):
+                    questions.add(first.value)
+                    title = node.args[3] if len(node.args) > 3 else ast.Constant(f"{first.value}.title")
+                    used |= {title.value} if isinstance(title, ast.Constant) else set()
+                    for key in node.args[2].keys if isinstance(node.args[2], ast.Dict) else ():  # its buttons
+                        label = f"{first.value}.{key.value if key else 'cancel'}"
+                        names = (label, label.split(".")[1], getattr(title, "value", ""))
+                        used.add(next((name for name in names if name in ace_gui.TEXTS), label))
             if isinstance(node, ast.Constant):
                 mentioned.add(node.value)
             if isinstance(node, ast.JoinedStr):
                 parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in node.values]
                 patterns.add("".join(parts).split("\\|")[0])  # what follows a bar is no part of the key
+    mentioned |= {f"{name}.{choice}" for name in questions for choice in mentioned}
     assert len(used) > 140
     assert used <= set(ace_gui.TEXTS), used - set(ace_gui.TEXTS)
     patterns = {pattern for pattern in patterns if re.match(r"\w+\\\.", pattern) or re.search(r"\\\.\w+$", pattern)}
@@ -254,7 +265,7 @@ def test_moving_a_project_takes_songs_records_and_settings_along(tmp_path: Path)
     assert moved.home == tmp_path / "other place" / "新"
     assert (moved.home / "a.wav").exists() and (moved.records / "a.safetensors").exists()
     assert not moved.dataset.exists() and Project.load(moved.home).values == {"train": {"max_steps": "7"}}
-    assert ace_gui.bin_entries(moved.home)[0][1] == "move"
+    assert removed(moved.home)[0][1] == "move"
     assert not home.exists()
 
 
@@ -356,7 +367,7 @@ def test_an_import_that_cannot_write_says_why(tmp_path: Path):
     source = write_wav(tmp_path / "in" / "a.wav")
     home = tmp_path / "home"
     home.mkdir()
-    (home / ".tmp-a.wav").symlink_to(tmp_path / "nowhere" / "a.wav")  # the temporary file cannot be made
+    (home / ace_gui.STAGING_FOLDER).symlink_to(tmp_path / "nowhere")  # the temporary folder cannot be made
     report, _ = import_all([source], home)
     assert report.added == [] and report.refused[0][1].startswith("import.failed|")
 
@@ -375,8 +386,8 @@ def test_removed_songs_come_back_with_texts_and_records(tmp_path: Path):
     assert [song.stem for song in scan_library(project)] == ["b"]
     assert not (project.records / "a.safetensors").exists() and not (home / "a_prompt.txt").exists()
     assert folder is not None
-    assert ace_gui.bin_entries(home) == [(folder, "remove", ["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"])]
-    assert ace_gui.restore_from_bin(home, folder) == (["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"], [])
+    assert removed(home) == [(folder, "remove", ["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"])]
+    assert put_back(home, folder) == (["a.wav", "a_prompt.txt", "../home_prep/a.safetensors"], [])
     assert files_of(tmp_path) == before
 
 
@@ -386,9 +397,9 @@ def test_restoring_over_a_new_file_keeps_both(tmp_path: Path):
     folder = ace_gui.remove_songs(Project(home), scan_library(Project(home)))
     new = write_wav(home / "a.wav", level=2).read_bytes()
     assert folder is not None
-    restored, replaced = ace_gui.restore_from_bin(home, folder)
+    restored, replaced = put_back(home, folder)
     assert (restored, replaced) == (["a.wav"], ["a.wav"])
-    [(kept, reason, _)] = ace_gui.bin_entries(home)
+    [(kept, reason, _)] = removed(home)
     assert reason == "restore" and (kept / "a.wav").read_bytes() == new
 
 
@@ -398,7 +409,7 @@ def test_files_of_one_name_from_two_folders_both_go_into_the_bin_and_come_back(t
         (tmp_path / folder / "a.txt").write_text(folder)
     kept = ace_gui.remove_to_bin(tmp_path / "x", [tmp_path / "x" / "a.txt", tmp_path / "x_prep" / "a.txt"], "remove")
     assert sorted(path.name for path in kept.glob("a*")) == ["a.txt", "a_2.txt"]
-    ace_gui.restore_from_bin(tmp_path / "x", kept)
+    put_back(tmp_path / "x", kept)
     assert [(tmp_path / folder / "a.txt").read_text() for folder in ("x", "x_prep")] == ["x", "x_prep"]
 
 
@@ -413,7 +424,7 @@ def test_clearing_moves_everything_and_can_be_undone(tmp_path: Path):
     folder = ace_gui.clear_library(project)
     assert folder is not None and scan_library(project) == [] and not project.dataset.exists()
     assert Project.load(home).values == {"train": {"max_steps": "3"}}
-    ace_gui.restore_from_bin(home, folder)
+    put_back(home, folder)
     assert (
         (home / "cover.jpg").exists() and (project.dataset / "state.json").exists() and len(scan_library(project)) == 1
     )
@@ -522,9 +533,9 @@ def test_changing_texts_keeps_the_old_ones(tmp_path: Path):
     (tmp_path / "b_prompt.txt").write_text("same")
     changes = {tmp_path / "a_prompt.txt": "new", tmp_path / "b_prompt.txt": "same", tmp_path / "c_prompt.txt": "fresh"}
     assert ace_gui.change_texts(Project(tmp_path), changes, "replace") == 2
-    [(folder, reason, names)] = ace_gui.bin_entries(tmp_path)
+    [(folder, reason, names)] = removed(tmp_path)
     assert (reason, names) == ("replace", ["a_prompt.txt"]) and (folder / "a_prompt.txt").read_text() == "old"
-    ace_gui.restore_from_bin(tmp_path, folder)
+    put_back(tmp_path, folder)
     assert (tmp_path / "a_prompt.txt").read_text() == "old"
 
 

@@ -11,7 +11,7 @@ import pytest
 import ace_gui
 from ace_gui import TRAIN_FIELDS, OpenSong
 from tests.gui.desk import outcome, question
-from tests.gui.window import project_with_songs, write_wav
+from tests.gui.window import project_with_songs, removed, write_wav
 
 MAX_STEPS = TRAIN_FIELDS[4]
 
@@ -157,7 +157,7 @@ def test_a_folder_with_songs_is_joined_cleared_or_left(make_desk, program: Path)
     assert used == [program / "Taudio" / "fresh", home] and len(list(home.glob("*.wav"))) == 2
     occupied.answer("clear")
     assert used[-1] == home and list(home.glob("*.wav")) == []
-    [(_, reason, names)] = ace_gui.bin_entries(home)
+    [(_, reason, names)] = removed(home)
     assert reason == "clear" and {"a.wav", "b.wav"} <= set(names)
 
 
@@ -185,7 +185,7 @@ def test_rename_remove_and_restore(make_desk, program: Path):
     assert remove.message.endswith("\n\n新歌") and remove.answer("cancel") is None
     assert outcome(remove.answer("remove")).sentence.startswith("Songs removed: 1.")
     assert [song.stem for song in session.songs] == ["b"]
-    restored = outcome(ace_gui.restore(session, ace_gui.bin_entries(home)[0][0]))
+    restored = outcome(ace_gui.restore(session, ace_gui.list_removed(session.project, home / "none")[0]))
     assert restored.level == "good" and [song.title for song in session.songs] == ["b", "新歌"]
     session.state = "running"
     assert ace_gui.ask_rename(session, session.songs[0]) is None
@@ -237,7 +237,7 @@ def test_an_open_song_keeps_what_others_wrote(make_desk, program: Path):
     assert song.reread({"prompt": "pop, a", "lyrics": "mine"}) == ["prompt"]  # the lyrics are being edited
     assert song.write({"prompt": "by a script", "lyrics": "mine"})
     assert (home / "a_lyrics.txt").read_text() == "mine" and (home / "a_prompt.txt").read_text() == "by a script"
-    [(folder, reason, names)] = ace_gui.bin_entries(home)
+    [(folder, reason, names)] = removed(home)
     assert (reason, names) == ("overwritten", ["a_lyrics.txt"]) and (folder / "a_lyrics.txt").read_text() == "theirs"
     (home / "a_lyrics.txt").unlink()
     (home / "a_lyrics.txt").mkdir()

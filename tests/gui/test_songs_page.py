@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ace_gui
-from tests.gui.window import project_with_songs, write_wav
+from tests.gui.window import project_with_songs, removed, write_wav
 
 
 def test_a_folder_that_holds_audio_offers_another_clearing_or_adding(make_window, songs: list[Path]):
@@ -48,7 +48,7 @@ def test_a_folder_that_holds_audio_offers_another_clearing_or_adding(make_window
     window.until(
         lambda: app.session.state != "importing" and [song.stem for song in app.session.songs] == ["qing_tian"]
     )
-    [(_, _, names)] = [entry for entry in ace_gui.bin_entries(home) if entry[1] == "clear"]
+    [(_, _, names)] = [entry for entry in removed(home) if entry[1] == "clear"]
     assert {"a.wav", "b.wav", "qing_tian.wav", "a_prompt.txt", "b_prompt.txt"} == set(names)
     app.window.menus.fill_bin()
     assert "library before clearing" in app.window.menus.filled["menu.restore"].entrycget(0, "label")
@@ -93,7 +93,7 @@ def test_rename_remove_and_restore_by_keys(make_window):
     window.key("Delete", table)
     window.press("remove")
     assert [song.stem for song in app.session.songs] == ["b"] and not (home / "xin_ge_lyrics.txt").exists()
-    app.session.tell(ace_gui.restore(app.session, ace_gui.bin_entries(home)[0][0]))
+    app.session.tell(ace_gui.restore(app.session, ace_gui.list_removed(app.session.project, home / "none")[0]))
     assert [song.title for song in app.session.songs] == ["b", "新歌"]
 
 

@@ -225,3 +225,34 @@ def test_only_one_song_is_done_again(make_desk, program: Path):
     assert desk.ended(desk.runs.start("prompts", only=["b.wav"])).startswith("Prompts: done")
     assert desk.lines[0].endswith("--only b.wav") and desk.session.project.receipts == {}
     assert sys.executable  # the scripts ran in a Python of their own, this one
+
+
+def test_going_on_with_other_settings_is_asked_and_accepted(make_desk, program: Path):
+    home = project_with_songs(program, "prep")
+    desk = make_desk(home)
+    lora = program / "checkpoints" / "epoch=0-step=7_lora"
+    lora.mkdir(parents=True)
+    (lora / ace_gui.LORA_FILE).write_text("x")
+    (lora / "training_state.json").write_text('{"settings": {"learning_rate": 2e-5, "max_steps": 2000, "seed": null}}')
+    script = program / "trainer_new.py"
+    flag = 'parser.add_argument("--accept_changes", action="store_true")\nargs = parser.parse_args()'
+    script.write_text(script.read_text(encoding="utf-8").replace("args = parser.parse_args()", flag), encoding="utf-8")
+    desk.session.read_flags()
+    resume = question(desk.runs.start("train"))
+    changes = question(resume.answer("resume"))
+    assert changes.name == "changes" and "\n\nLearning rate: 2e-05 → 1e-4\n\n" in changes.message
+    changes.answer("cancel")
+    assert desk.session.state == "idle"
+    assert question(question(desk.runs.start("train")).answer("resume")).answer("accept") is None
+    desk.until(lambda: any("--resume --accept_changes" in line for line in desk.lines))
+    desk.runs.stop()
+    desk.until(desk.idle)
+
+
+def test_the_export_is_one_file_for_all_where_the_script_can(make_desk, program: Path):
+    desk = make_desk(project_with_songs(program, "prep"))
+    space = desk.session.space
+    assert "--for" not in space.arguments("strength")
+    space.flags["add_alpha_in_lora.py"] = ace_gui.read_flags(Path(ace_gui.__file__).with_name("add_alpha_in_lora.py"))
+    assert space.arguments("strength")[:2] == ["--for", "all"]
+    assert "for" not in {row.flag for row in space.fields("strength")}

@@ -158,7 +158,8 @@ def test_the_lock_says_what_is_missing(place: Place):
 def test_later_results_do_not_unlock_when_an_earlier_step_is_undone(place: Place):
     place.make(*ORDER[1:])
     (place.home / "b_lyrics.txt").unlink()
-    assert place.statuses() == ["done", "done", "ready", "locked", "locked", "locked", "locked"]
+    # The last step needs the trained LoRA alone.
+    assert place.statuses() == ["done", "done", "ready", "locked", "locked", "locked", "done"]
 
 
 def test_an_empty_prompt_or_lyrics_file_does_not_count(place: Place):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ace_gui
-from tests.gui.window import project_with_songs, write_wav
+from tests.gui.window import project_with_songs, removed, write_wav
 
 
 def test_edits_survive_switching_pages_songs_and_closing(make_window):
@@ -52,7 +52,7 @@ def test_a_text_changed_on_disk_meanwhile_is_not_lost(make_window):
     (home / "a_prompt.txt").write_text("theirs")
     page.save()
     assert (home / "a_prompt.txt").read_text() == "mine"
-    [(folder, reason, _)] = ace_gui.bin_entries(home)
+    [(folder, reason, _)] = removed(home)
     assert reason == "overwritten" and (folder / "a_prompt.txt").read_text() == "theirs"
     (home / "a_prompt.txt").write_text("by a script")
     window.app.session.look(force=True)
@@ -83,7 +83,7 @@ def test_tags_and_replacing_over_all_songs(make_window):
     app.window.commands["texts.instrumental_all"]()
     window.press("all")
     assert [(home / f"{n}_lyrics.txt").read_text() for n in "ab"] == ["[instrumental]"] * 2
-    assert len(ace_gui.bin_entries(home)) == 4
+    assert len(removed(home)) == 4
 
 
 def test_enter_in_the_instrumental_dialog_keeps_the_lyrics_that_are_there(make_window):

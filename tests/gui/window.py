@@ -286,3 +286,15 @@ def project_with_songs(program: Path, upto: str = "songs") -> Path:
             path.parent.mkdir(exist_ok=True)
             path.write_text("x")
     return home
+
+
+def removed(home: Path, checkpoints: Path | None = None) -> list[tuple[Path, str, list[str]]]:
+    """(folder, reason, places) of what can be restored, newest first."""
+    entries = ace_gui.list_removed(ace_gui.Project(home), checkpoints or home / "no checkpoints")
+    return [(entry.folder, entry.reason, list(entry.files.values())) for entry in entries]
+
+
+def put_back(home: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Restore what lies in `folder`."""
+    entries = ace_gui.list_removed(ace_gui.Project(home), home / "no checkpoints")
+    return ace_gui.restore_removed(next(entry for entry in entries if entry.folder == folder))
