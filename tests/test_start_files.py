@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -269,6 +270,9 @@ def test_wine_batch_file_without_a_python(wine, windows):
     (windows / "start.bat").write_bytes(unchecked.replace("\n", "\r\n").encode())
     (windows / "noted.txt").unlink()
     wine(windows, "setup")
+    deadline = time.monotonic() + 20  # Wine does not wait for the last one either
+    while len(noted(windows)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert [line.split()[0] for line in noted(windows)] == ["curl", "tar", "python"]
     assert noted(windows)[-1] == "python start.py setup"
     assert (windows / "python" / "python.exe").exists()

@@ -11,7 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from ace_lora.base_weights.download import ensure_base_weights
 from ace_lora.base_weights.find import DEFAULT_CHECKPOINT_DIR, find_base_weights, missing, missing_sentences
 from ace_lora.base_weights.parts import ALL_PARTS, format_bytes
 from ace_lora.commands import StepFailed, run_script
@@ -31,6 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     if not args.list:
+        from ace_lora.base_weights.download import ensure_base_weights  # loads what speaks to servers
+
         ensure_base_weights(args.checkpoint_dir, args.parts)
     for part, path in find_base_weights(args.checkpoint_dir, args.parts).items():
         print(f"{part}: '{path}'")
