@@ -55,7 +55,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--for",
-        dest="client",
         choices=("comfyui", *CLIENTS),
         default="comfyui",
         help="comfyui: the same weights and their alpha (default); all: one file for ComfyUI, ACE-Step's own pages and "
@@ -78,6 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, float], str]:
     """The LoRA, the scale of each layer and where that is written; raises WrongInput with every problem found."""
     problems: list[str] = []
+    client = vars(args)["for"]  # not args.for: a keyword
     output = Path(args.output_name)
     stated = Path(args.lora_config_path) if args.lora_config_path is not None else None
     lora, scales, source = None, None, ""
@@ -86,22 +86,22 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, float], str]:
         problems += dora_problems(lora)
     except WrongInput as error:
         problems += error.problems
-    if lora and lora.alphas and args.client == "comfyui":
+    if lora and lora.alphas and client == "comfyui":
         # The published tool would multiply the alpha a second time and spoil the strength.
         problems.append(
             f"'{lora.path}' already has alpha in {len(lora.alphas)} layers: nothing to do, and nothing was written. "
             "Use the file as it is, or choose the file that the training saved."
         )
     try:
-        if lora and not (lora.alphas and args.client == "comfyui"):
+        if lora and not (lora.alphas and client == "comfyui"):
             scales, source = lora_scales(lora, stated)
         elif stated:
             read_lora_config(stated, need_targets=False)
     except WrongInput as error:
         problems += error.problems
-    if args.client == "comfyui" and not is_file_name(output):
+    if client == "comfyui" and not is_file_name(output):
         problems.append(f"--output_name '{output}' is no .safetensors file name. Choose one, such as out.safetensors.")
-    elif args.client == "peft" and is_file_name(output):
+    elif client == "peft" and is_file_name(output):
         problems.append(
             f"--output_name '{output}' is the name of a file, PEFT loads folders. Choose one, such as "
             f"{output.with_suffix('').name}."
@@ -116,11 +116,12 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, float], str]:
 
 def main(args: argparse.Namespace) -> None:
     lora, scales, source = check(args)
+    client = vars(args)["for"]  # not args.for: a keyword
     output = Path(args.output_name)
-    if args.client != "comfyui":
+    if client != "comfyui":
         print(f"input: {describe(lora)}; scale {shown(scales.values())} from {source}")
-        write_for(args.client, output, lora.factors, scales, lora.metadata)
-        where = {"all": "in every client", "peft": "in PEFT"}[args.client]
+        write_for(client, output, lora.factors, scales, lora.metadata)
+        where = {"all": "in every client", "peft": "in PEFT"}[client]
         print(f"output: {output} ({len(scales)} layers, plays at strength 1 {where}), checked by reading it back")
         return
     content = add_alpha(lora.tensors, scales)

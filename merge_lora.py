@@ -50,7 +50,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--for",
-        dest="client",
         choices=CLIENTS,
         default="all",
         help="all: one file for ComfyUI, ACE-Step's own pages and diffusers (default); peft: a folder for PEFT",
@@ -88,7 +87,7 @@ def check(args: argparse.Namespace) -> list[tuple[LoraFile, dict[str, float]]]:
     problems += width_problems([lora for lora, _ in read])
     output = Path(args.output_name)
     problems += output_problems(output, [lora.path for lora, _ in read], overwrite=args.overwrite)
-    if args.client == "peft" and is_file_name(output):
+    if vars(args)["for"] == "peft" and is_file_name(output):
         problems.append(f"--output_name '{output}' is the name of a file, PEFT loads folders. Choose a folder's name.")
     total = sum(max(lora.ranks) for lora, _ in read)
     if args.new_rank is not None and not 1 <= args.new_rank <= MAX_RANK:
@@ -159,7 +158,7 @@ def main(args: argparse.Namespace) -> None:
     origin = [{"file": lora.path.name, "weight": weight} for (lora, _), weight in zip(loras, weights, strict=True)]
     output = Path(args.output_name)
     ones = dict.fromkeys(factors, 1.0)
-    write_for(args.client, output, factors, ones, {"merged_from": json.dumps(origin, ensure_ascii=False)})
+    write_for(vars(args)["for"], output, factors, ones, {"merged_from": json.dumps(origin, ensure_ascii=False)})
     rank = max(len(a) for a, _ in factors.values())
     kept = f", kept {100 * min(shares):.2f} % of the norm of every layer at the least" if shares else ", exact"
     print(f"done: {len(factors)} layers of rank {rank}{kept}; plays at strength 1: {output}")

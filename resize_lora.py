@@ -58,7 +58,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--for",
-        dest="client",
         choices=CLIENTS,
         default=None,
         help="all: one file for ComfyUI, ACE-Step's own pages and diffusers, with the strength in the weights; peft: a "
@@ -80,13 +79,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, Any] | None, dict[str, float] | None]:
     """The LoRA, its configuration and the scale of its layers, where known; WrongInput with every problem found."""
     problems = []
+    client = vars(args)["for"]  # not args.for: a keyword
     lora, config, scales = None, None, None
     stated = Path(args.lora_config_path) if args.lora_config_path is not None else None
     output = Path(args.output_name)
     try:
         lora = read_lora_file(Path(args.input_name))
         problems += dora_problems(lora)
-        if stated or args.client:
+        if stated or client:
             scales, _ = lora_scales(lora, stated)
         saved = saved_config(lora)
         config = saved[0] if saved else None
@@ -95,7 +95,7 @@ def check(args: argparse.Namespace) -> tuple[LoraFile, dict[str, Any] | None, di
     except WrongInput as error:
         problems += error.problems
     problems += output_problems(output, [lora.path] if lora else [], overwrite=args.overwrite)
-    if args.client == "peft" and is_file_name(output):
+    if client == "peft" and is_file_name(output):
         problems.append(f"--output_name '{output}' is the name of a file, PEFT loads folders. Choose a folder's name.")
     if args.new_rank is not None and args.new_rank < 1:
         problems.append(f"--new_rank is {args.new_rank}, expected 1 or more. 16 is a good start.")
@@ -131,6 +131,7 @@ def rank_to_keep(values: torch.Tensor, args: argparse.Namespace) -> int:
 
 def main(args: argparse.Namespace) -> None:
     lora, config, scales = check(args)
+    client = vars(args)["for"]  # not args.for: a keyword
     from ace_lora.lora.factors import best_factors
 
     print(f"input: {describe(lora)}")
@@ -143,9 +144,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"{layer} | rank {len(a)} to {len(factors[layer][0])} | kept {percent(kept)} of the norm")
     after = {layer: len(a) for layer, (a, _) in factors.items()}
     output = Path(args.output_name)
-    if args.client:
+    if client:
         assert scales is not None
-        write_for(args.client, output, factors, scales, lora.metadata)
+        write_for(client, output, factors, scales, lora.metadata)
     else:
         write_as_it_was(output, lora, factors, config)
     sizes = [sum(a.numel() + b.numel() for a, b in pairs.values()) for pairs in (lora.factors, factors)]

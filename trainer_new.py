@@ -19,18 +19,19 @@ everything saved.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_lora.commands import run_script
+from ace_lora.commands import ENDS_WITH_INPUT, run_script
 from ace_lora.processes import is_first_process, say
-from ace_lora.training.flags import flag_problems
-from ace_lora.training.stop import StopRequest
 
 if TYPE_CHECKING:
     from ace_lora.preview.during_training import Sampler
+    from ace_lora.training.output import RunOutput
     from ace_lora.training.prepare import Prepared
 
 STARTED = time.time()  # a STOP file that comes while libraries are being imported is meant for this run
@@ -38,6 +39,7 @@ STARTED = time.time()  # a STOP file that comes while libraries are being import
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "prodigy_schedule_free")
 BASE_PRECISIONS = ("bf16", "int8", "nf4")
 LOGGERS = ("tensorboard", "wandb", "csv", "none")
+SCHEDULES = ("linear", "cosine", "constant")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,6 +103,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     steps.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="default: adamw")
     steps.add_argument("--learning_rate", type=float, default=1e-4, help="default: 1e-4; 1 for the prodigy optimizers")
+    steps.add_argument(
+        "--lr_schedule",
+        choices=SCHEDULES,
+        default="linear",
+        help="how the rate goes to zero after the warm-up; constant: it does not (default: linear, as published)",
+    )
     steps.add_argument("--beta1", type=float, default=0.9, help="average of the gradients (default: 0.9)")
     steps.add_argument("--beta2", type=float, default=0.99, help="average of their squares (default: 0.99)")
     steps.add_argument("--weight_decay", type=float, default=1e-2, help="default: 1e-2")
@@ -140,7 +148,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="songs to sample, as python -m ace_lora.preview.compare has them (default: two songs of the training)",
     )
     saving.add_argument(
-        "--save_last", type=int, default=5, help="checkpoints of this run to keep; 0 or less: all (default: 5)"
+        "--save_last",
+        type=int,
+        default=5,
+        help="checkpoints of this run to keep whole; of older ones only the LoRA stays, nothing to go on from; 0 or "
+        "less: all (default: 5)",
+    )
+    saving.add_argument(
+        "--keep_loras", type=int, default=0, help="LoRAs of this run to keep, 126 MB each as shipped; 0: all (default)"
     )
     saving.add_argument("--save_comfyui", action="store_true", help="also save a file that ComfyUI plays at strength 1")
     saving.add_argument(
@@ -150,6 +165,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=None,
         metavar="CHECKPOINT",
         help="go on from a checkpoint folder; without a name: from the newest in --output_dir",
+    )
+    saving.add_argument(
+        "--accept_changes",
+        action="store_true",
+        help="with --resume: go on although the number of steps, learning rate, batch size, songs or the like are "
+        "others than before; the rate goes on from where it was, or from a new --learning_rate (default: refuse)",
+    )
+
+    saving.add_argument(
+        "--go_on_unread",
+        action="store_true",
+        help="go on when the window or terminal that reads the output is closed (default: save and end)",
     )
 
     report = parser.add_argument_group("reports")
@@ -232,34 +259,52 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    from ace_lora.training.output import RunOutput
+
+    with RunOutput() as output:
+        run(args, output)
+
+
+def run(args: argparse.Namespace, output: RunOutput) -> None:
+    """The step itself; `output` is what it prints to."""
+    from ace_lora.training.flags import flag_problems
+    from ace_lora.training.lock import locked
     from ace_lora.training.metrics import silence_libraries
     from ace_lora.training.prepare import prepare
     from ace_lora.training.run import train
+    from ace_lora.training.stop import StopRequest
     from ace_lora.training.trial import Trial, run_trial, savings_of_first_process
 
     silence_libraries()
+    stop = StopRequest(Path(args.output_dir), output, go_on_unread=args.go_on_unread)
     if (args.trial or args.plan == "auto") and not args.trial_attempt:
         savings = run_trial(args) if is_first_process() else savings_of_first_process()
         if args.trial:
             return
         vars(args).update(savings)
-    stop = StopRequest(Path(args.output_dir))
-    if is_first_process() and not flag_problems(args) and stop.forget_file(STARTED - 2):
-        say(f"Removed '{stop.path}', which an earlier run had left.")
-    prepared = prepare(args)
-    say_settings(args, prepared)
-    sampler = prepare_samples(args, prepared) if args.sample_every and not args.trial_attempt else None
-    if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
-        say(
-            f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
-            "training is finished. Give a higher --max_steps to go on."
-        )
-        return
-    if args.trial_attempt:
-        trial = Trial(args, prepared)
-        train(args, trial.prepared, stop, trial)
-    else:
-        train(args, prepared, stop, sampler=sampler)
+    with contextlib.ExitStack() as stack:
+        alone = is_first_process() and not args.trial_attempt
+        if alone and stop.path.parent.is_dir():  # before a checkpoint to go on from is looked for in it
+            stack.enter_context(locked(stop.path.parent))
+            alone = False
+            if not flag_problems(args) and (old_file := stop.look_for_old_file(STARTED)):
+                say(old_file)
+        prepared = prepare(args)
+        say_settings(args, prepared)
+        if alone:
+            stack.enter_context(locked(stop.path.parent))
+        sampler = prepare_samples(args, prepared) if args.sample_every and not args.trial_attempt else None
+        if prepared.resumed and prepared.resumed.step >= prepared.max_steps:
+            say(
+                f"'{prepared.resumed.folder}' is at step {prepared.resumed.step} of {prepared.max_steps}: this "
+                "training is finished. To go on, give a higher --max_steps, and --accept_changes."
+            )
+            return
+        if args.trial_attempt:
+            trial = Trial(args, prepared)
+            train(args, trial.prepared, stop, output, trial)
+        else:
+            train(args, prepared, stop, output, sampler=sampler)
 
 
 def prepare_samples(args: argparse.Namespace, prepared: Prepared) -> Sampler:
@@ -303,4 +348,7 @@ def say_settings(args: argparse.Namespace, prepared: Prepared) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_script(main, parse_args()))
+    arguments = parse_args()
+    if arguments.go_on_unread:  # also when the window is gone that started it
+        os.environ.pop(ENDS_WITH_INPUT, None)
+    raise SystemExit(run_script(main, arguments))

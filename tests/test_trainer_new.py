@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_defaults_are_the_published_ones():
 def test_window_reads_the_choices_without_running_the_script():
     flags = ace_gui.read_flags(ROOT / "trainer_new.py")
     assert flags["optimizer"].choices == tuple(OPTIMIZERS)
-    for name in ("base_precision", "logger", "gradient_clip_algorithm", "text_encoder", "plan"):
+    for name in ("base_precision", "logger", "lr_schedule", "gradient_clip_algorithm", "text_encoder", "plan"):
         assert len(flags[name].choices) > 1, name
 
 
@@ -312,11 +313,11 @@ def test_disk_that_fills_up_meanwhile_ends_the_run_with_a_sentence(base, tmp_pat
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     assert train(base, tmp_path, max_steps=2) == 0
-    assert train_with_limit(200_000, max_steps=4, resume=True) == 1
+    assert train_with_limit(200_000, max_steps=4, resume=True, accept_changes=True) == 1
     error = capsys.readouterr().err
     assert "step 4 cannot be written" in error and "step=2_lora' (step 2)" in error and "Traceback" not in error
     assert folders(tmp_path) == ["epoch=0-step=2_lora"]  # the good one, and nothing of the other
-    assert train(base, tmp_path, max_steps=4, resume=True) == 0
+    assert train(base, tmp_path, max_steps=4, resume=True, accept_changes=True) == 0
 
 
 def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
@@ -336,7 +337,7 @@ def test_files_lines_and_metadata_of_a_run(base, tmp_path, capsys):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", log.name)
     assert f"metrics: {log / 'metrics.csv'}" in out
     kinds = sorted(path.name.split(".")[0] for path in log.iterdir())
-    assert kinds == ["events", "loss", "metrics", "settings"]
+    assert kinds == ["events", "log", "loss", "metrics", "settings"]
     assert json.loads((log / "settings.json").read_text(encoding="utf-8"))["max_steps"] == 5
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "logs"}
 
@@ -382,7 +383,7 @@ def test_logger_none_writes_no_logs_and_csv_no_tensorboard(base, tmp_path):
     assert not (tmp_path / "none" / "logs").exists()
     assert train(base, tmp_path / "csv", logger="csv", max_steps=1) == 0
     names = {path.name for path in tmp_path.glob("csv/logs/*/*/*")}
-    assert names == {"metrics.csv", "settings.json", "loss.png"}
+    assert names == {"log.txt", "metrics.csv", "settings.json", "loss.png"}
 
 
 def test_output_folder_with_loras_is_refused(base, tmp_path, capsys):
@@ -394,23 +395,37 @@ def test_output_folder_with_loras_is_refused(base, tmp_path, capsys):
     assert_same_state(before, state_tensors(tmp_path, "epoch=0-step=1_lora"))
 
 
-def test_save_last_keeps_this_runs_newest_and_touches_nothing_else(base, tmp_path, capsys):
+def whole(folder):
+    """Names of the checkpoints that can be gone on from."""
+    return [name for name in folders(folder) if (folder / "checkpoints" / name / STATE_TENSORS).exists()]
+
+
+def test_save_last_keeps_every_lora_and_touches_nothing_else(base, tmp_path, capsys):
     assert train(base, tmp_path, max_steps=6, save_every_n_train_steps=1, save_last=2) == 0
-    assert folders(tmp_path) == ["epoch=1-step=5_lora", "epoch=1-step=6_lora"]
+    assert whole(tmp_path) == ["epoch=1-step=5_lora", "epoch=1-step=6_lora"]
+    assert len(folders(tmp_path)) == 6
+    old = tmp_path / "checkpoints" / "epoch=0-step=2_lora"
+    assert {path.name for path in old.iterdir()} == {WEIGHTS_NAME, TRAINING_CONFIG_NAME, STATE_JSON}
+    assert f"only the LoRA is left: {old} (--save_last 2)" in capsys.readouterr().out
+    assert train(base, tmp_path, max_steps=9, resume=old) == 2
+    assert "only the LoRA is left" in capsys.readouterr().err
     # A folder that came from elsewhere, with more steps and fewer: neither is counted nor removed.
     for name in ("epoch=9-step=99_lora", "epoch=0-step=0_lora"):
         shutil.copytree(tmp_path / "checkpoints" / "epoch=1-step=6_lora", tmp_path / "checkpoints" / name)
         (tmp_path / "checkpoints" / name / STATE_JSON).unlink()
     resume = tmp_path / "checkpoints" / "epoch=1-step=6_lora"
-    assert train(base, tmp_path, max_steps=9, save_every_n_train_steps=1, save_last=2, resume=resume) == 2
+    more = {"max_steps": 9, "save_every_n_train_steps": 1, "save_last": 2, "accept_changes": True}
+    assert train(base, tmp_path, resume=resume, **more) == 2
     assert "another training" in capsys.readouterr().err
-    assert train(base, tmp_path, max_steps=9, save_every_n_train_steps=1, save_last=2, resume=True) == 0
+    assert train(base, tmp_path, resume=True, keep_loras=3, **more) == 0
     assert folders(tmp_path) == [
         "epoch=0-step=0_lora",
+        "epoch=2-step=7_lora",
         "epoch=2-step=8_lora",
         "epoch=2-step=9_lora",
         "epoch=9-step=99_lora",
     ]
+    assert whole(tmp_path) == ["epoch=0-step=0_lora", *folders(tmp_path)[2:]]
 
 
 def test_epochs_end_the_run_too(base, tmp_path):
@@ -723,12 +738,12 @@ def test_plan_tries_savings_in_order_and_trains_with_what_fits(base, tmp_path, c
 
     # The same command goes on with the base as it was trained, whatever the card has free by now.
     asked.clear()
-    assert train(base, tmp_path, plan="auto", max_steps=3, resume=True) == 0
+    assert train(base, tmp_path, plan="auto", max_steps=3, resume=True, accept_changes=True) == 0
     assert asked == [{"base_precision": "int8"}]
     assert "step 3/3 |" in capsys.readouterr().out
     asked.clear()
     monkeypatch.setattr(trial, "_attempt", lambda *given: {**attempt(*given), "fits": False})
-    assert train(base, tmp_path, plan="auto", max_steps=4, resume=True) == 1
+    assert train(base, tmp_path, plan="auto", max_steps=4, resume=True, accept_changes=True) == 1
     assert {name for savings in asked for name in savings} == {
         "base_precision",
         "text_encoder",
@@ -821,7 +836,7 @@ def test_resumed_run_equals_one_that_was_never_stopped(base, tmp_path, capsys, f
 def test_curve_of_a_resumed_run_begins_where_the_run_began(base, tmp_path):
     assert train(base, tmp_path, max_steps=3) == 0
     (earlier,) = (tmp_path / "logs").glob("*/*")
-    assert train(base, tmp_path, max_steps=5, resume=True) == 0
+    assert train(base, tmp_path, max_steps=5, resume=True, accept_changes=True) == 0
     (later,) = {path for path in (tmp_path / "logs").glob("*/*")} - {earlier}
     steps = [row["step"] for row in csv.DictReader((later / "metrics.csv").open(encoding="utf-8", newline=""))]
     assert steps == ["1", "2", "3", "4", "5"]
@@ -845,8 +860,84 @@ def test_stop_file(base, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "stopped at step 1/50" in out
     assert folders(tmp_path) == ["epoch=0-step=1_lora"]
-    assert train(base, tmp_path, max_steps=50, resume=True, epochs=1) == 0
+    assert train(base, tmp_path, max_steps=50, resume=True, epochs=1, accept_changes=True) == 0
     assert "epoch=0-step=3_lora" in folders(tmp_path)
+
+
+@pytest.mark.parametrize("when", [time.time() + 86400, 1e9], ids=["tomorrow", "long ago"])
+def test_stop_file_of_another_day_stops_nothing(base, tmp_path, capsys, when):
+    """Left by an earlier run, or before the clock was set back."""
+    stop = tmp_path / "checkpoints" / "STOP"
+    stop.parent.mkdir()
+    stop.write_text("stop\n", encoding="ascii")
+    os.utime(stop, (when, when))
+    assert train(base, tmp_path, max_steps=2) == 0
+    assert f"Removed '{stop}'" in capsys.readouterr().out
+    assert folders(tmp_path) == ["epoch=0-step=2_lora"]
+
+
+def test_a_users_own_file_called_stop_stays(base, tmp_path, capsys, monkeypatch):
+    stop = tmp_path / "checkpoints" / "STOP"
+    stop.parent.mkdir()
+    stop.write_text("songs that I stop listening to", encoding="utf-8")
+    os.utime(stop, (1e9, 1e9))
+    assert train(base, tmp_path, max_steps=2) == 0
+    assert "holds something of yours" in capsys.readouterr().out
+    original = training_run.Reports.start
+
+    def begin(reports):
+        original(reports)
+        stop.touch()  # written anew, so it stops the run; and stays
+
+    monkeypatch.setattr(training_run.Reports, "start", begin)
+    assert train(base, tmp_path, max_steps=50, resume=True, accept_changes=True) == 0
+    assert "stopped at step 3/50" in capsys.readouterr().out
+    assert stop.read_text(encoding="utf-8") == "songs that I stop listening to"
+
+
+def test_a_second_training_into_the_same_folder_is_refused(base, tmp_path, capsys, monkeypatch):
+    original = training_run.Reports.start
+    statuses = []
+
+    def begin(reports):
+        original(reports)
+        # As another process would be: the lock is the system's, whoever asks for it.
+        monkeypatch.setattr(training_run.Reports, "start", original)
+        statuses.append(train(base, tmp_path, max_steps=2, resume=True))
+
+    monkeypatch.setattr(training_run.Reports, "start", begin)
+    assert train(base, tmp_path, max_steps=2) == 0
+    assert statuses == [2] and "Another training is saving its checkpoints" in capsys.readouterr().err
+    assert folders(tmp_path) == ["epoch=0-step=2_lora"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the runs are ended by a closed pipe of POSIX")
+@pytest.mark.parametrize("go_on", [None, True], ids=["saves and ends", "goes on"])
+def test_a_reader_that_is_gone_kills_no_training(base, tmp_path, go_on):
+    process = start(base, tmp_path, max_steps=30, save_every_n_train_steps=100, go_on_unread=go_on)
+    wait_for_step(process, 3)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(200) == (0 if go_on else 130)
+    (log,) = tmp_path.glob("logs/*/*/log.txt")
+    text = log.read_text(encoding="utf-8")
+    (name,) = folders(tmp_path)
+    saved = int(re.search(r"step=(\d+)_", name)[1])
+    assert text.startswith("settings:") and f"step {saved}/30 |" in text and "Traceback" not in text
+    if go_on:
+        assert saved == 30 and "done: 30 steps" in text
+    else:
+        assert 3 <= saved < 30 and f"stopped at step {saved}/30 because nobody reads its output any more" in text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_under_the_output(base, tmp_path):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, str(ROOT / "trainer_new.py"), *arguments(base, tmp_path, max_steps=2)]
+        assert subprocess.run(command, cwd=tmp_path, stdout=full, stderr=full, check=False).returncode == 0
+    (log,) = tmp_path.glob("logs/*/*/log.txt")
+    assert "done: 2 steps" in log.read_text(encoding="utf-8")
+    assert folders(tmp_path) == ["epoch=0-step=2_lora"]
 
 
 def start(base, folder, **flags):
@@ -903,8 +994,9 @@ def test_resume_says_what_does_not_fit(base, tmp_path, capsys):
     }
     assert train(base, tmp_path, resume=True, max_steps=9, **flags) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 5
-    for part in ("2 songs were added", "base model", "LoRA configuration", "--learning_rate was 0.01", "--seed was 0"):
+    parts = ("2 songs were added", "base model", "LoRA configuration", "--learning_rate was 0.01", "--seed was 0")
+    assert len(errors) == 6
+    for part in (*parts, "number of steps was 2"):
         assert sum(part in error for error in errors) == 1, part
 
 
@@ -922,7 +1014,7 @@ def test_resume_with_nothing_there_finished_or_damaged(base, tmp_path, capsys):
     state.write_bytes(state.read_bytes()[:-1] + b"\x55")
     assert train(base, tmp_path, max_steps=6, resume=damaged) == 2
     assert "is damaged" in capsys.readouterr().err
-    assert train(base, tmp_path, max_steps=6, resume=True) == 0
+    assert train(base, tmp_path, max_steps=6, resume=True, accept_changes=True) == 0
     out = capsys.readouterr().out
     assert "Passed over" in out and "resuming at step 2/6" in out
     (tmp_path / "other" / "checkpoints" / "epoch=0-step=1_lora").mkdir(parents=True)
@@ -949,10 +1041,67 @@ def test_run_goes_on_past_the_place_of_a_damaged_checkpoint(base, tmp_path, caps
     assert_same_state(load_file(manifest.parent / newest.name / STATE_TENSORS), before)
 
 
+def rates(folder):
+    """The learning rates of a run that was resumed in parts, by step."""
+    tables = [list(csv.DictReader(path.open(encoding="utf-8", newline=""))) for path in folder.glob("logs/*/*/*.csv")]
+    return [float(row["learning_rate"]) for row in max(tables, key=len)]
+
+
 def test_longer_run_after_the_end(base, tmp_path, capsys):
     assert train(base, tmp_path, max_steps=2) == 0
-    assert train(base, tmp_path, max_steps=4, resume=True) == 0
-    assert folders(tmp_path) == ["epoch=0-step=2_lora", "epoch=1-step=4_lora"]
+    assert train(base, tmp_path, max_steps=4, resume=True) == 2
+    error = capsys.readouterr().err
+    assert "number of steps was 2" in error and "is 4 now" in error and "--accept_changes" in error
+    assert folders(tmp_path) == ["epoch=0-step=2_lora"]
+    more = {"max_steps": 4, "resume": True}
+    assert train(base, tmp_path, save_every_n_train_steps=1, accept_changes=True, **more) == 0
+    assert "note: number of steps was 2" in capsys.readouterr().out
+    last = "epoch=1-step=4_lora"
+    assert folders(tmp_path) == ["epoch=0-step=2_lora", "epoch=0-step=3_lora", last]
+    # From the rate where it was to zero, never up.
+    assert rates(tmp_path) == pytest.approx([0.01, 0.005, 0.005, 0.0025])
+    # Stopped in between it goes the same way: the course of the rate is part of the state.
+    whole_run = state_tensors(tmp_path, last)
+    shutil.rmtree(tmp_path / "checkpoints" / last)
+    assert train(base, tmp_path, **more) == 0
+    assert_same_state(state_tensors(tmp_path, last), whole_run)
+
+
+def test_settings_that_may_change_keep_the_moments(base, tmp_path, capsys):
+    assert train(base, tmp_path, max_steps=2) == 0
+    before = state_tensors(tmp_path, "epoch=0-step=2_lora")
+    make_records(tmp_path / "prep", base / "tiny")
+    make_record(tmp_path / "prep", "new", 18, tiny=base / "tiny")
+    changed = {
+        "learning_rate": 1e-30,
+        "lr_schedule": "constant",
+        "batch_size": 2,
+        "seed": 3,
+        "tag_dropout": 0.1,
+        "beta1": 0.5,
+        "weight_decay": 0.0,
+    }
+    flags = {"dataset_path": tmp_path / "prep", "max_steps": 3, "resume": True, **changed}
+    capsys.readouterr()
+    assert train(base, tmp_path, **flags) == 2
+    errors = capsys.readouterr().err.splitlines()
+    parts = ("1 added, 0 removed, 0 changed", "number of steps was", *(f"--{name} was" for name in changed))
+    assert len(errors) == len(parts) and all("--accept_changes" in error for error in errors)
+    assert all(sum(part in error for error in errors) == 1 for part in parts)
+    assert train(base, tmp_path, **flags, accept_changes=True) == 0
+    (name,) = set(folders(tmp_path)) - {"epoch=0-step=2_lora"}
+    after = state_tensors(tmp_path, name)
+    for key, tensor in before.items():
+        if key.startswith("adapter/"):  # the new rate counts
+            torch.testing.assert_close(after[key], tensor, rtol=0, atol=1e-25)
+        elif key.endswith("/step"):
+            assert after[key] == tensor + 1
+    assert rates(tmp_path)[2] == 1e-30
+    # What cannot change is refused all the same.
+    capsys.readouterr()
+    assert train(base, tmp_path, **{**flags, "optimizer": "prodigy"}, accept_changes=True) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert '--optimizer was "adamw"' in error and "--last_lora_path" in error
 
 
 # --- Validation loss ---

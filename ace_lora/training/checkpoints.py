@@ -7,8 +7,9 @@
         training_state.safetensors          adapter in float32, moments of the optimizer, averages
         training_state.json                 everything else, and a CRC-32 of each file
 
-E is the epoch, from 0; S the number of optimizer steps done. The folder is written under a temporary name and renamed,
-so it is complete or absent. State files hold tensors and JSON only: reading one never runs code that it brought along.
+Of older checkpoints only the LoRA stays (`remove_old`). E is the epoch, from 0; S the number of optimizer steps done.
+The folder is written under a temporary name and renamed, so it is complete or absent.
+State files hold tensors and JSON only: reading one never runs code that it brought along.
 """
 
 from __future__ import annotations
@@ -141,17 +142,41 @@ def set_damaged_aside(output_dir: Path, epoch: int, step: int) -> Path | None:
     return set_aside([folder], "a checkpoint whose training state is damaged")
 
 
-def remove_old(output_dir: Path, run_id: str, keep: int, newest: Path) -> list[tuple[Path, Path | None]]:
-    """Remove all but the `keep` last written checkpoints of this run (`keep` 0 or less: none).
+@dataclass(frozen=True)
+class Removed:
+    """An older checkpoint of which something was removed."""
 
-    Each with where it was set aside, because it holds files that are not the trainer's; None where it was removed.
+    folder: Path
+    what: str  # "state": the LoRA stays; "all"; "aside": all, but kept in `kept`, because it holds files of the user's
+    kept: Path | None = None
+
+
+def remove_old(output_dir: Path, run_id: str, newest: Path, *, states: int, loras: int) -> list[Removed]:
+    """Of this run's checkpoints keep the `states` last written ones whole and of the `loras` last the LoRA.
+
+    0 or less: all. The one just written, `newest`, always stays.
     """
-    if keep <= 0:
-        return []
     mine = [checkpoint.folder for checkpoint in find_checkpoints(output_dir) if run_id_of(checkpoint.folder) == run_id]
-    older = sorted((folder for folder in mine if folder != newest), key=_saved_at)
-    removed = older[: max(0, len(mine) - keep)]
-    return [(folder, remove_own(folder, OWN_FILES, "an old checkpoint that holds other files")) for folder in removed]
+    newest_first = [newest, *sorted((folder for folder in mine if folder != newest), key=_saved_at, reverse=True)]
+    gone = newest_first[loras:] if loras > 0 else []
+    only_loras = [folder for folder in newest_first[states:] if folder not in gone] if states > 0 else []
+    removed = [Removed(folder, "state") for folder in reversed(only_loras) if remove_state(folder)]
+    for folder in reversed(gone):
+        kept = remove_own(folder, OWN_FILES, "an old checkpoint that holds other files")
+        removed.append(Removed(folder, "aside" if kept else "all", kept))
+    return removed
+
+
+def remove_state(folder: Path) -> bool:
+    """Leave only the LoRA in a checkpoint folder, and what tells whose it is; whether there was more."""
+    values = _read_values(folder)
+    if not values.get("state_removed"):
+        kept = {name: values[name] for name in ("version", "saved_at", "run_id", "step", "epoch")}
+        # First, so that nothing goes on from a folder that has lost its tensors.
+        write_json(folder / STATE_JSON, {**kept, "state_removed": True})
+    there = (folder / STATE_TENSORS).exists()
+    (folder / STATE_TENSORS).unlink(missing_ok=True)
+    return there
 
 
 def remove_leftovers(output_dir: Path) -> None:
@@ -161,11 +186,32 @@ def remove_leftovers(output_dir: Path) -> None:
             remove_own(folder, (*OWN_FILES, "epoch=*_lora"), "left by a training that was killed")
 
 
+def lora_bytes(parameters: int, *, comfyui: bool) -> int:
+    """How much disk the LoRA files of one checkpoint take, for an adapter of so many parameters."""
+    return int(2 * parameters * (2 if comfyui else 1) * 1.01) + 500_000
+
+
 def checkpoint_bytes(parameters: int, optimizer: str, *, ema: bool, comfyui: bool) -> int:
-    """How much disk one checkpoint takes, for an adapter of so many parameters."""
+    """How much disk one whole checkpoint takes, for an adapter of so many parameters."""
     moments = {"adamw": 8.0, "adamw8bit": 2.1, "prodigy": 8 + 8 / 11, "prodigy_schedule_free": 8 + 8 / 11}[optimizer]
     lora_files = 2 * (2 if comfyui else 1)
     return int(parameters * (lora_files + 4 + moments + (4 if ema else 0)) * 1.01) + 1_000_000
+
+
+def run_bytes(saves: int, each: int, lora: int, *, states: int, loras: int) -> int:
+    """How much disk `saves` checkpoints of a run take in the end: `each` whole one, `lora` one that was reduced to it.
+
+    `states` and `loras` as in `remove_old`.
+    """
+    kept = min(saves, loras) if loras > 0 else saves
+    whole = min(kept, states) if states > 0 else kept
+    return whole * each + (kept - whole) * lora
+
+
+def checkpoints_size(output_dir: Path) -> int:
+    """Bytes that the checkpoints in `output_dir` take now."""
+    folders = (checkpoint.folder for checkpoint in find_checkpoints(output_dir))
+    return sum(path.stat().st_size for folder in folders for path in folder.iterdir() if path.is_file())
 
 
 def _crc32(path: Path) -> int:
@@ -179,8 +225,8 @@ def _crc32(path: Path) -> int:
 # --- Reading ---
 
 
-def read_state_values(folder: Path) -> dict[str, Any]:
-    """The content of `training_state.json`. Raises WrongInput when the folder has none that can be used."""
+def _read_values(folder: Path) -> dict[str, Any]:
+    """The content of `training_state.json`, also of a checkpoint of which only the LoRA is left."""
     path = Path(folder) / STATE_JSON
     if not path.is_file():
         raise WrongInput(
@@ -190,10 +236,10 @@ def read_state_values(folder: Path) -> dict[str, Any]:
         )
     try:
         values = json.loads(path.read_bytes())
-        if not isinstance(values, dict) or not isinstance(values["crc32"], dict):
+        if not isinstance(values, dict) or not (values.get("state_removed") or isinstance(values["crc32"], dict)):
             raise ValueError("it is no training state")
         int(values["step"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WrongInput(
             f"'{path}' is damaged: {error}. Resume from an earlier checkpoint with --resume PATH."
         ) from error
@@ -201,6 +247,17 @@ def read_state_values(folder: Path) -> dict[str, Any]:
         raise WrongInput(
             f"'{path}' has version {values.get('version')}, this program writes {STATE_VERSION}. "
             "Resume with the version of the program that wrote it."
+        )
+    return values
+
+
+def read_state_values(folder: Path) -> dict[str, Any]:
+    """The content of `training_state.json`. Raises WrongInput when the folder has none that can be used."""
+    values = _read_values(folder)
+    if values.get("state_removed"):
+        raise WrongInput(
+            f"Of '{folder}' only the LoRA is left (--save_last), so a training cannot go on from it. Expected a newer "
+            f"checkpoint. To start from its weights alone, use --last_lora_path '{Path(folder) / WEIGHTS_NAME}'."
         )
     return values
 
@@ -243,12 +300,12 @@ def newest_state(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
 def run_id_of(folder: Path) -> str | None:
     """Which run wrote the folder, None where that cannot be told."""
     with contextlib.suppress(WrongInput, OSError):
-        return read_state_values(folder).get("run_id")
+        return _read_values(folder).get("run_id")
     return None
 
 
 def _saved_at(folder: Path) -> int:
-    return int(read_state_values(folder)["saved_at"])
+    return int(_read_values(folder)["saved_at"])
 
 
 # --- Nested values with tensors in them, such as an optimizer's state ---

@@ -73,6 +73,9 @@ def flag_problems(args: argparse.Namespace) -> list[str]:
         "auto is usual.",
     )
     need(args.strategy in STRATEGIES, "strategy", "one of " + ", ".join(STRATEGIES), "auto is usual.")
+    need(args.keep_loras >= 0, "keep_loras", "0 or more", "0 keeps all.")
+    if args.accept_changes and not args.resume:
+        problems.append("--accept_changes is of use with --resume only. Add --resume, or leave it out.")
     need(args.offload >= 0, "offload", "0 or more", "0 keeps all blocks on the card.")
     need(args.memory_limit_gb >= 0, "memory_limit_gb", "0 or more", "0 sets no limit.")
     need(args.val_songs >= -1, "val_songs", "-1 or more", "-1 chooses by itself.")

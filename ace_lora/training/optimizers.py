@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ace_lora.commands import WrongInput
@@ -148,21 +150,58 @@ def prodigy_d(optimizer: torch.optim.Optimizer) -> float | None:
     return None if d is None else float(d)
 
 
+@dataclass(frozen=True)
+class RateSchedule:
+    """The learning rate of each step: a linear warm-up to `peak`, then down over the steps that are left.
+
+    The first step of a warm-up has rate 0, as in the published trainer: it only fills the moments. `kind` is
+    "linear", as in the published trainer, "cosine" or "constant". A schedule-free optimizer keeps its rate after its
+    warm-up.
+    A run that was resumed with other settings goes from `begins_at`, its rate at step `begins` (without a warm-up).
+    """
+
+    optimizer: str
+    kind: str
+    peak: float
+    warmup_steps: int
+    max_steps: int
+    begins: int = 0
+    begins_at: float | None = None
+
+    def rate(self, step: int) -> float:
+        """Of the step that follows `step` finished ones."""
+        if self.begins_at is not None:
+            start = self.begins_at
+            end = min(start, self.peak * final_multiplier(self.optimizer))
+            return start * self._left((step - self.begins) / max(1, self.max_steps - self.begins), end / start)
+        if step < self.warmup_steps:
+            return self.peak * (step / max(1, self.warmup_steps))
+        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        return self.peak * self._left(progress, final_multiplier(self.optimizer))
+
+    def _left(self, progress: float, final: float) -> float:
+        """The share of the rate that is left after `progress`, from 0 to 1, of the way down to `final`."""
+        if self.kind == "constant" or self.optimizer == "prodigy_schedule_free":
+            return 1.0
+        left = max(0.0, 1.0 - progress)
+        if self.kind == "cosine":
+            left = (1.0 - math.cos(math.pi * left)) / 2
+        return left * (1.0 - final) + final
+
+    def changed(self, now: RateSchedule, step: int) -> RateSchedule:
+        """This schedule as it goes on after `step` finished steps with the settings of `now`.
+
+        The rate never jumps unasked: it goes on from that of the last step, or from `now.peak` where that is another.
+        """
+        mine = (self.optimizer, self.kind, self.peak, self.warmup_steps, self.max_steps)
+        if mine == (now.optimizer, now.kind, now.peak, now.warmup_steps, now.max_steps):
+            return self
+        if self.begins_at is None and step <= min(self.warmup_steps, now.warmup_steps):
+            return now  # still on its way up
+        start = now.peak if now.peak != self.peak else self.rate(step - 1)
+        return replace(now, begins=step, begins_at=start) if start > 0 else now
+
+
 def final_multiplier(optimizer: str) -> float:
     """Where the learning rate ends, as a share of its highest value."""
     return 0.1 if optimizer == "prodigy" else 0.0
-
-
-def learning_rate_multiplier(step: int, *, optimizer: str, warmup_steps: int, max_steps: int) -> float:
-    """Factor on the learning rate of a step, `step` being the number of finished optimizer steps.
-
-    Linear warm-up, then linear decay to `final_multiplier`. The first step of a warm-up has factor 0, as in the
-    published trainer: it only fills the moments. A schedule-free optimizer keeps its rate after the warm-up.
-    """
-    if step < warmup_steps:
-        return step / max(1, warmup_steps)
-    if optimizer == "prodigy_schedule_free":
-        return 1.0
-    final = final_multiplier(optimizer)
-    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return max(0.0, 1.0 - progress) * (1.0 - final) + final

@@ -24,7 +24,13 @@ from ace_lora.lora.layers import adapter_shapes, lora_mismatches, target_layers
 from ace_lora.processes import is_first_process
 from ace_lora.records.fingerprints import weights_identity
 from ace_lora.records.record import needed_of_base
-from ace_lora.training.checkpoints import checkpoint_bytes, find_checkpoints, find_loras
+from ace_lora.training.checkpoints import (
+    checkpoint_bytes,
+    checkpoints_size,
+    find_loras,
+    lora_bytes,
+    run_bytes,
+)
 from ace_lora.training.flags import (
     PRECISIONS,
     flag_problems,
@@ -32,10 +38,10 @@ from ace_lora.training.flags import (
     package_problems,
     wanted_precision,
 )
-from ace_lora.training.optimizers import optimizer_warnings
+from ace_lora.training.optimizers import RateSchedule, optimizer_warnings
 from ace_lora.training.origins import remarks_on_origins
 from ace_lora.training.plan import Plan
-from ace_lora.training.resume import Resumed, check_unchanged, find_checkpoint, unchanging
+from ace_lora.training.resume import Resumed, check_changes, find_checkpoint, settings_of, trained_with
 from ace_lora.training.songs import TrainingSong, has_timed_lyrics, scan_dataset
 from ace_lora.training.validation import choose_songs
 from ace_lora.v1.transformer import ACEStepTransformer, TransformerConfig
@@ -58,7 +64,8 @@ class Prepared:
     plan: Plan
     training_indices: list[int]  # of the `songs` that are trained on
     validation_indices: list[int]
-    unchanging: dict[str, Any]  # what a resumed run must have in common with this one
+    schedule: RateSchedule
+    trained_with: dict[str, Any]  # what a resumed run has in common with this one
     resumed: Resumed | None
     notes: list[str]
 
@@ -116,16 +123,16 @@ def prepare(args: argparse.Namespace) -> Prepared:
         by_epochs = plan.steps_per_epochs(args.epochs)
         max_steps = by_epochs if max_steps == -1 else min(max_steps, by_epochs)
     base_fingerprint = weights_identity(weights["transformer"])
-    now = unchanging(
+    now = trained_with(
         args,
         songs=training_songs,
         lora_config=config,
         base_fingerprint=base_fingerprint,
         precision=precision,
         processes=plan.processes,
+        max_steps=max_steps,
     )
-    if resumed:
-        check_unchanged(resumed.folder, resumed.state.values["fit"], now)
+    changes = check_changes(resumed, now, accepted=args.accept_changes) if resumed else []
     return Prepared(
         device=device,
         precision=precision,
@@ -138,10 +145,11 @@ def prepare(args: argparse.Namespace) -> Prepared:
         plan=plan,
         training_indices=training_indices,
         validation_indices=validation_indices,
-        unchanging=now,
+        schedule=choose_schedule(args, max_steps, resumed),
+        trained_with=now,
         resumed=resumed,
         notes=[
-            *(*notes, *precision_notes, *settings_notes(args, max_steps, len(training_indices))),
+            *(*notes, *changes, *precision_notes, *settings_notes(args, max_steps, len(training_indices))),
             *([] if args.trial_attempt else remarks_on_origins(songs)),
         ],
     )
@@ -215,16 +223,19 @@ def disk_problems(args: argparse.Namespace, shapes: dict[str, tuple[int, int]], 
     parameters = sum(math.prod(shape) for shape in shapes.values())
     each = checkpoint_bytes(parameters, args.optimizer, ema=args.ema_decay > 0, comfyui=args.save_comfyui)
     saves = -(-max(args.max_steps, args.save_every_n_train_steps) // max(1, args.save_every_n_train_steps))
+    lora = lora_bytes(parameters, comfyui=args.save_comfyui)
     # One more than is kept, because the new one is written before the oldest goes.
-    needed = each * (min(saves, args.save_last) + 1 if args.save_last > 0 else saves)
+    more = each if 0 < args.save_last < saves or 0 < args.keep_loras < saves else 0
+    needed = more + run_bytes(saves, each, lora, states=args.save_last, loras=args.keep_loras)
     if resumed:  # what it has saved so far is on the disk already
-        needed = max(each, needed - each * len(find_checkpoints(output_dir)))
+        needed = max(each, needed - checkpoints_size(output_dir))
     free = free_bytes(output_dir)
     if needed <= free:
         return []
     return [
         f"The checkpoints need {needed / 1e9:.1f} GB in '{output_dir}' ({each / 1e9:.2f} GB each), but "
-        f"{free / 1e9:.1f} GB are free. Free the disk, choose another --output_dir, or lower --save_last."
+        f"{free / 1e9:.1f} GB are free. Free the disk, choose another --output_dir, or lower --save_last and "
+        "--keep_loras."
     ]
 
 
@@ -348,6 +359,23 @@ def make_plan(args: argparse.Namespace, songs: list[TrainingSong], *, processes:
         accumulate=args.accumulate_grad_batches,
         processes=processes,
     )
+
+
+def choose_schedule(args: argparse.Namespace, max_steps: int, resumed: Resumed | None) -> RateSchedule:
+    """The learning rate of the steps to come; that of a run that goes on with other settings begins where it was."""
+    asked = RateSchedule(args.optimizer, args.lr_schedule, args.learning_rate, args.warmup_steps, max_steps)
+    if resumed is None:
+        return asked
+    before = settings_of(resumed)
+    earlier = RateSchedule(
+        before["--optimizer"],
+        before["--lr_schedule"],
+        before["--learning_rate"],
+        before["--warmup_steps"],
+        before.get("number of steps", max_steps),
+        **resumed.state.values.get("schedule", {}),
+    )
+    return earlier.changed(asked, resumed.step)
 
 
 def settings_notes(args: argparse.Namespace, max_steps: int, songs: int) -> list[str]:

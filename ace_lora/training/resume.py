@@ -21,12 +21,17 @@ from ace_lora.training.checkpoints import (
 )
 from ace_lora.training.songs import TrainingSong
 
-# Flags that have to stay as they were for a resumed run to equal one that was never stopped.
-UNCHANGING_FLAGS = (
+# What a resumed run must have in common with the one before, beside base model and LoRA configuration: the moments
+# would not fit, or the numbers are of another kind.
+FIXED_FLAGS = ("optimizer", "ema_decay", "base_precision")
+# What may be another with --accept_changes; a run that was never stopped would then have gone another way.
+CHANGEABLE_FLAGS = (
     *("batch_size", "accumulate_grad_batches", "max_seconds", "tag_dropout", "lyrics_dropout", "shift", "ssl_coeff"),
-    *("optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "warmup_steps"),
-    *("gradient_clip_val", "gradient_clip_algorithm", "ema_decay", "seed", "base_precision"),
+    *("learning_rate", "lr_schedule", "beta1", "beta2", "weight_decay", "warmup_steps"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "seed"),
 )
+FIXED = ("base model", "LoRA configuration", "--precision", *(f"--{flag}" for flag in FIXED_FLAGS))
+NEW_FLAGS = {"--lr_schedule": "linear"}  # what states of earlier versions were trained with, which do not tell it
 
 
 @dataclass
@@ -82,7 +87,7 @@ def find_checkpoint(output_dir: Path, resume: str, notes: list[str]) -> Resumed 
     return Resumed(folder, read_state(folder))
 
 
-def unchanging(
+def trained_with(
     args: argparse.Namespace,
     *,
     songs: list[TrainingSong],
@@ -90,6 +95,7 @@ def unchanging(
     base_fingerprint: str,
     precision: str,
     processes: int,
+    max_steps: int,
 ) -> dict[str, Any]:
     """What has to be equal for a run to go on as if it had never been stopped, by the words of the messages.
 
@@ -101,33 +107,63 @@ def unchanging(
         "songs": {song.name: song.digest for song in songs},
         "--precision": precision,
         "processes": processes,
-        **{f"--{flag}": getattr(args, flag) for flag in UNCHANGING_FLAGS},
+        "number of steps": max_steps,
+        **{f"--{flag}": getattr(args, flag) for flag in (*FIXED_FLAGS, *CHANGEABLE_FLAGS)},
     }
 
 
-def check_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise WrongInput with every difference between the run that wrote `folder` and this one (both: `unchanging`)."""
+def settings_of(resumed: Resumed) -> dict[str, Any]:
+    """What the run that wrote the checkpoint was trained with (`trained_with`), also where an earlier version did."""
+    values = resumed.state.values
+    before = {**NEW_FLAGS, **values["fit"]}
+    if "number of steps" not in before:
+        settings = values.get("settings", {})
+        if settings.get("epochs", -1) == -1 and settings.get("max_steps", -1) > 0:
+            before["number of steps"] = settings["max_steps"]
+    return before
+
+
+def check_changes(resumed: Resumed, now: Mapping[str, Any], *, accepted: bool) -> list[str]:
+    """What is another than in the run that is gone on with, in words, where that was `accepted`.
+
+    Raises WrongInput for what cannot change, and for all that has changed and was not accepted.
+    """
+    before = settings_of(resumed)
+    names = [name for name, value in now.items() if name in before and before[name] != value]
+    changes = {name: _described(name, before[name], now[name], resumed.folder) for name in names}
+    fixed = set(FIXED)
+    if 0 in (before["--ssl_coeff"], now["--ssl_coeff"]):
+        fixed.add("--ssl_coeff")  # whether it is 0 decides which tensors have moments
     problems = []
-    start_anew = "To train on from its weights with other settings, use --last_lora_path and another --output_dir."
-    for name, value in now.items():
-        earlier = before.get(name)
-        if earlier == value:
-            continue
-        if name == "songs":
-            earlier = earlier or {}
-            changed = sorted(song for song in {*earlier, *value} if earlier.get(song) != value.get(song))
+    for name in names:
+        if name == "base model":
+            problems.append(f"{changes[name]} Give the one it was trained on with --checkpoint_dir.")
+        elif name in fixed:
             problems.append(
-                f"The data set is not that of '{folder}': {len(changed)} songs were added, removed or "
-                f"changed (first: '{changed[0]}'). {start_anew}"
+                f"{changes[name]} Give the earlier value. To train on from its weights with other settings, use "
+                "--last_lora_path and another --output_dir."
             )
-        elif name == "base model":
-            problems.append(
-                f"The base model is not that of '{folder}'. Give the one it was trained on with --checkpoint_dir."
-            )
-        else:
-            problems.append(
-                f"{name} was {json.dumps(earlier)} in '{folder}' and is {json.dumps(value)} now. "
-                f"Give the earlier value. {start_anew}"
-            )
+    acceptable = [name for name in names if name not in fixed]
+    if not accepted:
+        problems += [
+            f"{changes[name]} Give the earlier value, or add --accept_changes to go on from its weights and the "
+            "optimizer's moments with this one."
+            for name in acceptable
+        ]
     if problems:
         raise WrongInput(problems)
+    return [changes[name] for name in acceptable]
+
+
+def _described(name: str, before: Any, now: Any, folder: Path) -> str:
+    """One change as a sentence."""
+    if name == "base model":
+        return f"The base model is not that of '{folder}'."
+    if name == "songs":
+        changed = sorted(song for song in {*before, *now} if before.get(song) != now.get(song))
+        added, gone = (sum(song not in other for song in ours) for ours, other in ((now, before), (before, now)))
+        return (
+            f"The data set is not that of '{folder}': {len(changed)} songs were added, removed or changed "
+            f"({added} added, {gone} removed, {len(changed) - added - gone} changed; first: '{changed[0]}')."
+        )
+    return f"{name} was {json.dumps(before)} in '{folder}' and is {json.dumps(now)} now."

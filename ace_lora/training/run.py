@@ -22,7 +22,8 @@ from ace_lora.training.checkpoints import remove_leftovers
 from ace_lora.training.feed import Feed, batch_stream
 from ace_lora.training.load import Loaded, load
 from ace_lora.training.metrics import MetricsLog, Reports
-from ace_lora.training.optimizers import d_warning, learning_rate_multiplier, prodigy_d, skips_on_card
+from ace_lora.training.optimizers import RateSchedule, d_warning, prodigy_d, skips_on_card
+from ace_lora.training.output import LOG_NAME, RunOutput
 from ace_lora.training.plan import Plan
 from ace_lora.training.prepare import Prepared
 from ace_lora.training.save import save
@@ -41,7 +42,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": 
 def run_steps(
     args: argparse.Namespace,
     plan: Plan,
-    max_steps: int,
+    schedule: RateSchedule,
     fabric: Fabric,
     module: Callable[[Batch], dict[str, Tensor]],
     state: TrainingState,
@@ -59,7 +60,7 @@ def run_steps(
     `save` writes a checkpoint, `stop` tells whether someone wants the training to end. A `trial` is measured only.
     Raises NotFinite; the weights are then those of the last good step.
     """
-    optimizer, scaler = state.optimizer, state.scaler
+    optimizer, scaler, max_steps = state.optimizer, state.scaler, schedule.max_steps
     # With several processes another one may have found what is not finite; then this one must not step either.
     numbers = StepNumbers(optimizer, on_card=plan.processes == 1 and skips_on_card(optimizer), scaled=bool(scaler))
 
@@ -88,7 +89,9 @@ def run_steps(
             scaler.unscale_(optimizer)
         norm = numbers.guard(state.step + 1, state.trained.values())
         clip_gradients(args, state.trained.values(), norm)
-        rate = set_learning_rate(args, optimizer, state.step, max_steps)
+        rate = schedule.rate(state.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         if scaler:
             scaler.step(optimizer)
             scaler.update()
@@ -130,16 +133,6 @@ def clip_gradients(args: argparse.Namespace, parameters: Iterable[nn.Parameter],
         torch.nn.utils.clip_grads_with_norm_(parameters, args.gradient_clip_val, norm)
 
 
-def set_learning_rate(args: argparse.Namespace, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> float:
-    """The rate of the step that follows `step` finished ones."""
-    rate = args.learning_rate * learning_rate_multiplier(
-        step, optimizer=args.optimizer, warmup_steps=args.warmup_steps, max_steps=max_steps
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
-
-
 def any_process(fabric: Fabric, plan: Plan, wanted: bool) -> bool:
     """Whether any of the processes wants it; all of them have to ask."""
     if plan.processes == 1:
@@ -163,12 +156,14 @@ def train(
     args: argparse.Namespace,
     prepared: Prepared,
     stop: StopRequest,
+    output: RunOutput,
     trial: Trial | None = None,
     sampler: Callable[..., None] | None = None,
 ) -> None:
     """One training from loading to its last checkpoint; a `trial` saves and logs nothing but its measurements.
 
-    `sampler` (of ace_lora.preview.during_training) is called after every save at a multiple of --sample_every.
+    What is printed is kept in the log folder by `output`. `sampler` (of ace_lora.preview.during_training) is called
+    after every save at a multiple of --sample_every.
     """
     device = prepared.device.torch_device
     resumed = prepared.resumed
@@ -188,7 +183,8 @@ def train(
         earlier=state.earlier_metrics,
         first_step=state.step,
     )
-    if metrics.csv_path:
+    if metrics.folder:
+        output.keep(metrics.folder / LOG_NAME)
         say(f"metrics: {metrics.csv_path}")
 
     def save_here() -> None:
@@ -211,7 +207,7 @@ def train(
             stopped = run_steps(
                 args,
                 prepared.plan,
-                prepared.max_steps,
+                prepared.schedule,
                 fabric,
                 module,
                 state,
@@ -243,8 +239,9 @@ def train(
     if not stopped:
         say(f"done: {state.step} steps, {state.last_saved}")
         return
-    say(f"stopped at step {state.step}/{prepared.max_steps}: {state.last_saved}. Add --resume to go on.")
-    if stop.signalled:
+    why = " because nobody reads its output any more (--go_on_unread goes on)" if stop.unread() else ""
+    say(f"stopped at step {state.step}/{prepared.max_steps}{why}: {state.last_saved}. Add --resume to go on.")
+    if stop.signalled or stop.unread():
         raise SystemExit(EXIT_INTERRUPTED)
 
 

@@ -38,7 +38,8 @@ def save(args: argparse.Namespace, prepared: Prepared, state: TrainingState, met
     saved = state.to_save()
     versions = software_versions(("torch", "lightning", "peft", "transformers"))
     saved.values |= {
-        "fit": prepared.unchanging,
+        "fit": prepared.trained_with,
+        "schedule": {"begins": prepared.schedule.begins, "begins_at": prepared.schedule.begins_at},
         "settings": vars(args),
         "metrics": str(metrics.absolute()) if metrics else None,
         "versions": versions,
@@ -66,11 +67,13 @@ def save(args: argparse.Namespace, prepared: Prepared, state: TrainingState, met
         ) from error
     state.last_saved, state.saved_step = folder, state.step
     say(f"saved: {folder}")
-    for removed, kept_at in remove_old(output_dir, state.run_id, args.save_last, folder):
-        if kept_at:
-            say(f"set aside: {removed} (--save_last {args.save_last}) to {kept_at}: it holds files of yours")
+    for old in remove_old(output_dir, state.run_id, folder, states=args.save_last, loras=args.keep_loras):
+        if old.what == "state":
+            say(f"only the LoRA is left: {old.folder} (--save_last {args.save_last})")
+        elif old.what == "all":
+            say(f"removed: {old.folder} (--keep_loras {args.keep_loras})")
         else:
-            say(f"removed: {removed} (--save_last {args.save_last})")
+            say(f"set aside: {old.folder} (--keep_loras {args.keep_loras}) to {old.kept}: it holds files of yours")
     free = free_bytes(output_dir)
     if free < needed and state.step < prepared.max_steps:
         say(

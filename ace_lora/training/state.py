@@ -143,7 +143,10 @@ def begin(args: argparse.Namespace, prepared: Prepared, loaded: Loaded) -> Train
         say(f"starting at step 0/{prepared.max_steps}")
         return state
     values, tensors = prepared.resumed.state.values, prepared.resumed.state.tensors
+    asked = [{name: group[name] for name in ("betas", "weight_decay")} for group in state.optimizer.param_groups]
     restore_optimizer(state.optimizer, unpack(values["optimizer"], tensors))
+    for group, now in zip(state.optimizer.param_groups, asked, strict=True):
+        group.update(now)  # which may be others than before (--accept_changes)
     if state.average:
         state.average.updates = values["ema_updates"]
         state.average.tensors = {key: tensors[f"ema/{key}"].to(device) for key in loaded.trained}

@@ -32,7 +32,7 @@ import torch
 from ace_lora.commands import StepFailed, WrongInput
 from ace_lora.device import peak_process_bytes
 from ace_lora.files import free_bytes, write_json
-from ace_lora.training.checkpoints import checkpoint_bytes
+from ace_lora.training.checkpoints import checkpoint_bytes, lora_bytes, run_bytes
 from ace_lora.training.flags import launcher_problem, max_frames, package_problems
 from ace_lora.training.load import Loaded
 from ace_lora.training.prepare import Prepared, make_plan, prepare
@@ -100,7 +100,14 @@ def _longest_songs(args: argparse.Namespace, prepared: Prepared) -> tuple[Prepar
     limit = max_frames(args) or math.inf
     lengths = [min(song.frames, limit) for song in prepared.training_songs]
     plan = make_plan(args, [songs[index] for index in longest], processes=1)
-    short = dataclasses.replace(prepared, training_indices=longest, validation_indices=[], max_steps=STEPS, plan=plan)
+    short = dataclasses.replace(
+        prepared,
+        training_indices=longest,
+        validation_indices=[],
+        max_steps=STEPS,
+        schedule=dataclasses.replace(prepared.schedule, max_steps=STEPS),
+        plan=plan,
+    )
     return short, sum(lengths) / len(lengths) / max(plan.frames)
 
 
@@ -263,10 +270,10 @@ def _costs(args: argparse.Namespace, prepared: Prepared, attempt: dict[str, Any]
     optimizer = attempt["savings"].get("optimizer", args.optimizer)
     each = checkpoint_bytes(parameters, optimizer, ema=args.ema_decay > 0, comfyui=args.save_comfyui)
     saves = math.ceil(prepared.max_steps / args.save_every_n_train_steps)
-    kept = min(saves, args.save_last) if args.save_last > 0 else saves
-    costs = {
+    lora = lora_bytes(parameters, comfyui=args.save_comfyui)
+    costs: dict[str, Any] = {
         "checkpoint_gb": each / 1e9,
-        "disk_gb": each * kept / 1e9,
+        "disk_gb": run_bytes(saves, each, lora, states=args.save_last, loras=args.keep_loras) / 1e9,
         "free_disk_gb": free_bytes(Path(args.output_dir)) / 1e9,
         "max_steps": prepared.max_steps,
     }

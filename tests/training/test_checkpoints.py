@@ -68,25 +68,53 @@ def test_the_same_step_again_replaces_only_the_same_run(tmp_path):
     assert names(tmp_path) == ["epoch=0-step=1_lora"]
 
 
-def test_old_ones_of_other_runs_stay(tmp_path):
+def remove(folder, newest, *, states=0, loras=0):
+    removed = checkpoints.remove_old(folder, "run", newest, states=states, loras=loras)
+    return [(old.folder.name, old.what) for old in removed]
+
+
+def whole(folder):
+    return [name for name in names(folder) if (folder / name / checkpoints.STATE_TENSORS).exists()]
+
+
+def test_of_older_ones_only_the_lora_stays_and_other_runs_are_let_be(tmp_path):
     write(tmp_path, 900, run_id="other")
-    written = []
+    removed = []
     for step in (1, 2, 3, 4):
         newest = write(tmp_path, step)
-        written += checkpoints.remove_old(tmp_path, "run", 2, newest)
-    assert [(path.name, kept) for path, kept in written] == [
-        ("epoch=0-step=1_lora", None),
-        ("epoch=0-step=2_lora", None),
-    ]
-    assert names(tmp_path) == ["epoch=0-step=3_lora", "epoch=0-step=4_lora", "epoch=0-step=900_lora"]
-    assert checkpoints.remove_old(tmp_path, "run", 0, newest) == []
+        removed += remove(tmp_path, newest, states=2)
+    assert removed == [("epoch=0-step=1_lora", "state"), ("epoch=0-step=2_lora", "state")]
+    assert whole(tmp_path) == ["epoch=0-step=3_lora", "epoch=0-step=4_lora", "epoch=0-step=900_lora"]
+    assert len(names(tmp_path)) == 5 and (tmp_path / "epoch=0-step=1_lora" / WEIGHTS_NAME).is_file()
+    assert remove(tmp_path, newest) == remove(tmp_path, newest, states=2) == []
+    # They still count as this run's, and are no damage.
+    assert checkpoints.run_id_of(tmp_path / "epoch=0-step=1_lora") == "run"
+    assert checkpoints.set_damaged_aside(tmp_path, 0, 1) is None
+    with pytest.raises(WrongInput, match=r"only the LoRA is left .*--last_lora_path"):
+        checkpoints.read_state(tmp_path / "epoch=0-step=1_lora")
+    assert remove(tmp_path, newest, states=2, loras=3) == [("epoch=0-step=1_lora", "all")]
+    assert "epoch=0-step=1_lora" not in names(tmp_path)
+
+
+def test_a_kill_while_a_state_is_removed_leaves_nothing_that_passes_for_whole(tmp_path, monkeypatch):
+    old, newest = write(tmp_path, 1), write(tmp_path, 2)
+    with monkeypatch.context() as killed:
+        killed.setattr(type(old), "unlink", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            remove(tmp_path, newest, states=1)
+    assert (old / checkpoints.STATE_TENSORS).exists()
+    with pytest.raises(WrongInput, match="only the LoRA is left"):
+        checkpoints.read_state(old)
+    assert remove(tmp_path, newest, states=1) == [(old.name, "state")]
+    assert not (old / checkpoints.STATE_TENSORS).exists()
 
 
 def test_a_folder_that_holds_a_file_of_the_users_is_set_aside(tmp_path):
     old = write(tmp_path, 1)
     (old / "notes.txt").write_text("mine", encoding="utf-8")
-    ((folder, kept),) = checkpoints.remove_old(tmp_path, "run", 1, write(tmp_path, 2))
-    assert folder == old and names(tmp_path) == [".removed", "epoch=0-step=2_lora"]
+    (removed,) = checkpoints.remove_old(tmp_path, "run", write(tmp_path, 2), states=1, loras=1)
+    kept = removed.kept
+    assert removed.folder == old and names(tmp_path) == [".removed", "epoch=0-step=2_lora"]
     assert (kept / old.name / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert json.loads((kept / "removed.json").read_text(encoding="utf-8"))["files"] == {old.name: old.name}
     # So is one that gives way to the same step, trained again.
@@ -100,11 +128,15 @@ def test_the_one_just_written_is_never_removed(tmp_path):
     # A run resumed at an early step, with later ones of the same run beside it.
     for step in (50, 60, 5):
         newest = write(tmp_path, step)
-    assert [path.name for path, _ in checkpoints.remove_old(tmp_path, "run", 1, newest)] == [
-        "epoch=0-step=50_lora",
-        "epoch=0-step=60_lora",
-    ]
+    assert remove(tmp_path, newest, loras=1) == [("epoch=0-step=50_lora", "all"), ("epoch=0-step=60_lora", "all")]
     assert names(tmp_path) == ["epoch=0-step=5_lora"]
+
+
+def test_disk_of_a_whole_run():
+    assert checkpoints.run_bytes(20, 100, 10, states=5, loras=0) == 5 * 100 + 15 * 10
+    assert checkpoints.run_bytes(20, 100, 10, states=5, loras=8) == 5 * 100 + 3 * 10
+    assert checkpoints.run_bytes(20, 100, 10, states=5, loras=2) == 2 * 100
+    assert checkpoints.run_bytes(3, 100, 10, states=0, loras=0) == 300
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Expected numbers: the published trainer's schedule, and prodigyopt with its options on a toy problem (goldens).
 """
 
+import dataclasses
 import json
 import zlib
 from pathlib import Path
@@ -24,13 +25,45 @@ def rnd(name, shape):
 @pytest.mark.parametrize("case", json.loads((GOLDEN / "lr_multipliers.json").read_text(encoding="utf-8")))
 def test_schedule(case):
     for step, expected in case["multiplier"].items():
-        multiplier = optimizers.learning_rate_multiplier(
-            int(step),
-            optimizer=case["optimizer"],
-            warmup_steps=case["warmup_steps"],
-            max_steps=case["max_steps"],
+        schedule = optimizers.RateSchedule(
+            case["optimizer"], "linear", 1.0, warmup_steps=case["warmup_steps"], max_steps=case["max_steps"]
         )
-        assert multiplier == pytest.approx(expected, abs=1e-12)
+        assert schedule.rate(int(step)) == pytest.approx(expected, abs=1e-12)
+
+
+def rates(schedule, *steps):
+    return [schedule.rate(step) for step in steps]
+
+
+def test_other_schedules():
+    cosine = optimizers.RateSchedule("adamw", "cosine", 2.0, 2, 10)
+    assert rates(cosine, 0, 1, 2, 6, 10) == pytest.approx([0, 1, 2, 1, 0], abs=1e-12)
+    constant = optimizers.RateSchedule("adamw", "constant", 2.0, 2, 10)
+    assert rates(constant, 0, 1, 2, 9) == [0, 1, 2, 2]
+    prodigy = optimizers.RateSchedule("prodigy", "cosine", 1.0, 0, 10)
+    assert rates(prodigy, 0, 5, 10) == pytest.approx([1, 0.55, 0.1])
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_a_run_that_goes_on_never_raises_the_rate_unasked(kind):
+    old = optimizers.RateSchedule("adamw", kind, 1e-3, 10, 100)
+    assert old.changed(dataclasses.replace(old), 50) is old
+    for step in (50, 100):
+        for more in (60 if step == 50 else 101, 300):
+            longer = old.changed(dataclasses.replace(old, max_steps=more), step)
+            ahead = rates(longer, *range(step, more))
+            assert ahead[0] == pytest.approx(old.rate(step - 1), rel=1e-12)
+            assert ahead == sorted(ahead, reverse=True)
+            end = ahead[0] if kind == "constant" else 0
+            assert longer.rate(more) == pytest.approx(end, abs=1e-12)
+            again = longer.changed(dataclasses.replace(old, max_steps=more + 50), more)
+            assert again.rate(more) == pytest.approx(longer.rate(more - 1), rel=1e-12)
+    # A rate that is given anew is where it goes on from, up or down.
+    raised = old.changed(dataclasses.replace(old, peak=5e-3), 60)
+    assert raised.rate(60) == 5e-3 and raised.rate(80) <= 5e-3
+    # Still in the warm-up it goes on rising.
+    early = old.changed(dataclasses.replace(old, max_steps=500), 4)
+    assert rates(early, 4, 10) == pytest.approx([4e-4, 1e-3])
 
 
 def test_prodigy_on_the_toy_problem(capsys):

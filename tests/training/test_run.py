@@ -12,7 +12,7 @@ import trainer_new
 from ace_lora.device import HostCopy
 from ace_lora.lora import layers as adapter
 from ace_lora.training import run
-from ace_lora.training.optimizers import build_optimizer
+from ace_lora.training.optimizers import RateSchedule, build_optimizer
 from ace_lora.training.plan import Draw, Plan
 from ace_lora.training.run import make_fabric, run_steps
 from ace_lora.training.state import AdapterAverage, TrainingState
@@ -56,6 +56,7 @@ def run_loop(model, tensors, made_optimizer, feed, steps, reports, /, *, average
     args = trainer_new.parse_args(["--dataset_path", "", "--warmup_steps", "0", "--gradient_clip_val", "0"])
     vars(args).update({"save_every_n_train_steps": 10**9, "max_steps": steps, **flags})
     state = TrainingState(tensors, tensors, made_optimizer, average=average)
+    schedule = RateSchedule(args.optimizer, "linear", args.learning_rate, args.warmup_steps, args.max_steps)
     fabric = make_fabric(args, torch.device("cpu"))
     fabric.launch()
     module = fabric.setup_module(TrainedStep(model, build_schedule(3.0), tensors, ssl_coeff=args.ssl_coeff))
@@ -66,7 +67,7 @@ def run_loop(model, tensors, made_optimizer, feed, steps, reports, /, *, average
 
     try:
         run_steps(
-            *(args, Plan([37], seed=0), args.max_steps, fabric, module, state, feed, reports),
+            *(args, Plan([37], seed=0), schedule, fabric, module, state, feed, reports),
             validate=None,
             save=lambda: None,
             stop=stop,

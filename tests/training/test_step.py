@@ -20,7 +20,7 @@ from ace_lora.model.recompute import set_checkpointing
 from ace_lora.training.batches import Batch
 from ace_lora.training.optimizers import build_optimizer
 from ace_lora.training.plan import Draw
-from ace_lora.training.run import clip_gradients, set_learning_rate
+from ace_lora.training.run import clip_gradients
 from ace_lora.training.state import AdapterAverage
 from ace_lora.training.step import ConditionEncoder, StepNumbers, TrainedStep, share_of_step, training_losses
 from ace_lora.v1.flow_matching import build_schedule
@@ -193,7 +193,6 @@ def test_nothing_in_a_step_waits_for_the_card(name, monkeypatch):
         numbers.gather(batch, losses)
         norm = numbers.guard(1, tensors.values())
         clip_gradients(args, tensors.values(), norm)
-        set_learning_rate(args, optimizer, 0, 5)
         average.update(tensors, numbers.held_back)
         numbers.step_done(1, 0, {})
         found = list(numbers.reports(wait=False))
