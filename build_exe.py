@@ -222,9 +222,8 @@ def check_pack(archive: Path, folder: Path) -> None:
     for words in (["-c", "import tkinter"], ["start.py", "setup"], ["start.py", "demo"]):
         answer = subprocess.run([str(python), *words], cwd=moved, env=variables, capture_output=True, encoding="utf-8")
         if answer.returncode != 0 or "Installing" in answer.stdout:
-            raise StepFailed(
-                f"The pack does not work: {' '.join(words)}\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}"
-            )
+            said = (answer.stdout + answer.stderr)[-3000:]
+            raise StepFailed(f"The pack does not work, '{' '.join(words)}' ends with {answer.returncode}: {said}")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -263,7 +263,7 @@ def test_a_pack_that_does_not_work_or_is_not_whole_is_refused(tmp_path):
     lines = [f"{checksum}  {name}" for name, checksum in build_exe.checksums(pack).items()]
     (pack / "SHA256SUMS.txt").write_text("\n".join(lines), encoding="utf-8")
     archive = Path(shutil.make_archive(str(tmp_path / "pack"), "gztar", tmp_path / "made", "ACE-Step-LoRA"))
-    with pytest.raises(StepFailed, match="'start.py demo' ends with 1: no sound"):
+    with pytest.raises(StepFailed, match=r"'start\.py demo' ends with 1: no sound"):
         build_exe.check_pack(archive, tmp_path / "one")
     (pack / "more.txt").touch()
     archive = Path(shutil.make_archive(str(tmp_path / "pack"), "gztar", tmp_path / "made", "ACE-Step-LoRA"))

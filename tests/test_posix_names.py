@@ -68,6 +68,10 @@ def unguarded(source: str) -> list[str]:
         functions = [each for each in above if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))]
         marks = " ".join(ast.unparse(mark) for function in functions for mark in function.decorator_list)
         guarded = any(isinstance(each, CONDITIONS) for each in above) or any(mark in marks for mark in MARKS)
+        # `POSIX_FILES = {...: lambda: os.mkfifo(...)}`: what the name says is for POSIX.
+        guarded |= any(
+            isinstance(each, ast.AnnAssign) and ast.unparse(each.target).startswith("POSIX") for each in above
+        )
         line = getattr(node, "lineno", 0)
         if name and not guarded and not any(leaves_early(function, line) for function in functions):
             found.append(f"{line}: {name}")

@@ -253,13 +253,10 @@ def test_wine_batch_file_without_a_python(wine, windows):
     for name in ("py.exe", "python.exe"):
         shutil.copy(wine.system / "find.exe", windows / name)  # a program that fails
     write_noting(windows / "curl.exe", "touch python.part/uv.zip")
-    uv = (
-        "#!/bin/sh\\nmkdir -p python.part/versions/cpython-3.12.9-x python.part/versions/cpython-3.12-x\\n"
-        "cp brought python.part/versions/cpython-3.12.9-x/python.exe\\n"
-    )
-    scripts = "python.part/uv-0.13.9.data/scripts"
-    write_noting(windows / "tar.exe", f'mkdir -p {scripts}; printf "{uv}" >{scripts}/uv.exe; chmod +x {scripts}/uv.exe')
-    write_noting(windows / "brought")
+    # Wine does not wait for its stand-ins, so that each must be done at once: what uv would fetch is there already.
+    write_script(windows / "ready" / "uv-0.13.9.data" / "scripts" / "uv.exe", "true")
+    write_noting(windows / "ready" / "versions" / "cpython-3.12.9-x" / "python.exe")
+    write_noting(windows / "tar.exe", "mv ready/* python.part/")
     said = wine(windows, "setup")
     # Wine's certutil knows no checksums: all addresses are tried, and nothing of what came is run.
     assert "No suitable Python is installed." in said and "could not be fetched from any address" in said
@@ -272,6 +269,6 @@ def test_wine_batch_file_without_a_python(wine, windows):
     (windows / "start.bat").write_bytes(unchecked.replace("\n", "\r\n").encode())
     (windows / "noted.txt").unlink()
     wine(windows, "setup")
-    assert [line.split()[0] for line in noted(windows)] == ["curl", "tar", "brought"]
-    assert noted(windows)[-1] == "brought start.py setup"
+    assert [line.split()[0] for line in noted(windows)] == ["curl", "tar", "python"]
+    assert noted(windows)[-1] == "python start.py setup"
     assert (windows / "python" / "python.exe").exists() and not (windows / "python.part").exists()
