@@ -2769,8 +2769,8 @@ def read_trial(folder: Path, since: float) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError):
             if path.stat().st_mtime >= since - 1:
                 result = read_json(path)
-                savings = result.get("savings")
-                result["savings"] = text_tables({"": savings}).get("", {})
+                if "savings" in result:
+                    result["savings"] = text_tables({"": result["savings"]}).get("", {})
                 return {
                     key: value for key, value in result.items() if key == "savings" or is_number(value) or value is True
                 }
@@ -3284,7 +3284,7 @@ class Session:
             if lock is None:
                 if not self.states:  # at the start there is no other project to stay with
                     self.open(None)
-                self.tell(self._elsewhere(home))
+                self.tell(elsewhere(self, home))
                 return False
         self.save()
         if self._lock is not lock:
@@ -3302,34 +3302,18 @@ class Session:
         self._read_disk()
         for react in self.on_open:
             react()
-        self._tell_of_files()
+        tell_of_files(self)
         return True
-
-    def _tell_of_files(self) -> None:
-        """What is wrong with the project's file, or asks about what stands in it."""
-        project = self.project
-        if project.damaged:
-            self.tell(self.outcome("warn", "damaged", file=project.damaged))
-        if project.unread:
-            self.tell(self.outcome("bad", "unread", file=PROJECT_FILE, error=project.unread))
-        if project.moving:
-            self.tell(self.outcome("warn", "move.interrupted", new=self.shown(Path(project.moving))))
-        if project.doubted:
-            self.tell(ask_doubted(self))
 
     def claim(self, home: Path) -> FolderLock | None:
         """The lock on a project's folder; None when another window has the project open."""
         return self._lock if self._lock is not None and self._lock.folder == home else FolderLock.take(home)
 
-    def _elsewhere(self, home: Path) -> Outcome:
-        sentence = self.t("project.elsewhere", name=home.name)
-        return Outcome("warn", sentence, "project.retry", lambda: self.open(home))
-
     def clear(self, home: Path) -> Reply:
         """Move everything in a song folder into its bin; the outcome when that failed."""
         lock = self.claim(home)
         if lock is None:
-            return self._elsewhere(home)
+            return elsewhere(self, home)
         try:
             clear_library(Project.load(home))
         except OSError as error:
@@ -3377,7 +3361,7 @@ class Session:
     def set_value(self, step: str, row: Field, text: str) -> None:
         """A field was edited: keep the value, say what is wrong with it, store it."""
         if self.project.home is not None and leads_out(row.flag, text):
-            self.trust(row.flag, text)
+            trust(self, row.flag, text)
         self.project.set_value(STEP[step].values, row.flag, text, self.space.default(row))
         if self.project.home is None:
             self.settings.draft = self.project.values
@@ -3392,12 +3376,6 @@ class Session:
                 self.project.set_value("train", row.flag, values[row.flag], self.space.default(row))
         self.save()
         self.repaint()
-
-    def trust(self, flag: str, text: str) -> None:
-        """The user wants this value, so it is not asked about. Only the last ones are kept: typing makes many."""
-        entry = f"{flag}={text}"
-        self.settings.trusted = [*(other for other in self.settings.trusted if other != entry), entry][-200:]
-        self.settings_due = True
 
     def save(self) -> None:
         """Write the project's file now, or the settings' while there is no project; a failure is told."""
@@ -3439,6 +3417,31 @@ class Session:
         self._use_program(self.own_program)
 
 
+def elsewhere(session: Session, home: Path) -> Outcome:
+    sentence = session.t("project.elsewhere", name=home.name)
+    return Outcome("warn", sentence, "project.retry", lambda: session.open(home))
+
+
+def tell_of_files(session: Session) -> None:
+    """What is wrong with the project's file, or asks about what stands in it."""
+    project = session.project
+    if project.damaged:
+        session.tell(session.outcome("warn", "damaged", file=project.damaged))
+    if project.unread:
+        session.tell(session.outcome("bad", "unread", file=PROJECT_FILE, error=project.unread))
+    if project.moving:
+        session.tell(session.outcome("warn", "move.interrupted", new=session.shown(Path(project.moving))))
+    if project.doubted:
+        session.tell(ask_doubted(session))
+
+
+def trust(session: Session, flag: str, text: str) -> None:
+    """The user wants this value, so it is not asked about. Only the last ones are kept: typing makes many."""
+    entry = f"{flag}={text}"
+    session.settings.trusted = [*(other for other in session.settings.trusted if other != entry), entry][-200:]
+    session.settings_due = True
+
+
 def ask_doubted(session: Session) -> Question:
     """Asks whether places and servers that came with a project's file are to be used; until then they are not."""
     project = session.project
@@ -3446,7 +3449,7 @@ def ask_doubted(session: Session) -> Question:
     def use() -> Reply:
         for step, flag, text in project.doubted:
             project.values.setdefault(step, {})[flag] = text
-            session.trust(flag, text)
+            trust(session, flag, text)
         return leave()
 
     def leave() -> Reply:

@@ -97,11 +97,24 @@ def test_enter_in_the_instrumental_dialog_keeps_the_lyrics_that_are_there(make_w
     assert [(home / f"{name}_lyrics.txt").read_text() for name in "ab"] == ["[verse]\nsung", "[instrumental]"]
 
 
-def test_a_text_that_cannot_be_written_is_not_lost(make_window):
+def refuse_to_write(monkeypatch: pytest.MonkeyPatch, name: str) -> set[str]:
+    """Files that cannot be written, as on a full disk or in a read-only folder."""
+    refused, write = {name}, ace_gui.write_atomically
+
+    def refuse(path: Path, text: str) -> None:
+        if path.name in refused:
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(ace_gui, "write_atomically", refuse)
+    return refused
+
+
+def test_a_text_that_cannot_be_written_is_not_lost(make_window, monkeypatch: pytest.MonkeyPatch):
     window = make_window()
     app = window.app
     home = project_with_songs(window.program)
-    (home / "a_lyrics.txt").mkdir()  # stands for a full disk or a read-only folder, also for root
+    refused = refuse_to_write(monkeypatch, "a_lyrics.txt")
     app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["lyrics"].text, "precious")
@@ -114,15 +127,15 @@ def test_a_text_that_cannot_be_written_is_not_lost(make_window):
     app.close()
     window.press("cancel")
     assert app.session.state != "closed" and page.editors["lyrics"].get() == "precious"
-    (home / "a_lyrics.txt").rmdir()
+    refused.clear()
     window.click(page.tools[1])
     assert page.open_song.stem == "b" and (home / "a_lyrics.txt").read_text() == "precious"
 
 
-def test_a_window_can_be_closed_with_a_text_that_cannot_be_written(make_window):
+def test_a_window_can_be_closed_with_a_text_that_cannot_be_written(make_window, monkeypatch: pytest.MonkeyPatch):
     window = make_window()
     home = project_with_songs(window.program)
-    (home / "a_lyrics.txt").mkdir()
+    refuse_to_write(monkeypatch, "a_lyrics.txt")
     window.app.session.open(home)
     page = window.show("prompts")
     window.type(page.editors["lyrics"].text, "x")
