@@ -1993,8 +1993,9 @@ class Workspace:
         write_json(self.checkpoints() / OWNER_FILE, {"home": str(self.project.home)})
 
     def can_resume(self) -> bool:
+        # Older checkpoints are reduced to their LoRA: without the tensors nothing goes on from them.
         return "resume" in (self.known("train") or {}) and any(
-            (lora / "training_state.json").is_file() for lora in self.loras()
+            (lora / "training_state.safetensors").is_file() for lora in self.loras()
         )
 
     def move_checkpoints(self) -> Path:

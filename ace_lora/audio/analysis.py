@@ -3,15 +3,13 @@
 Key, genre, mood, instruments and vocals are not measured here: published methods for the key disagree with each
 other on produced music, and the rest needs a model that has learnt it.
 
-librosa is imported when it is first needed, because it takes seconds to import.
+librosa and what needs numpy are imported when they are first needed: librosa takes seconds, `--help` needs neither.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from ace_lora.audio.loudness import integrated_loudness
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +94,8 @@ def measure(samples: np.ndarray, rate: int) -> Measurements:
     """
     import numpy as np
 
+    from ace_lora.audio.loudness import integrated_loudness
+
     require_sound(samples, rate)
     samples = np.asarray(samples, dtype=np.float32)
     peak = float(np.abs(samples).max())
@@ -135,7 +135,7 @@ def bpm_choices(bpm: float) -> list[int]:
 
     Half and double only where somebody could tap them, from 40 to 240 beats per minute.
     """
-    return [round(bpm), *(round(value) for value in (bpm / 2, 2 * bpm) if 40 <= value <= 240)]
+    return [round(bpm), *(value for value in (round(bpm / 2), 2 * round(bpm)) if 40 <= value <= 240)]
 
 
 def bpm_tag(bpm: float) -> str:

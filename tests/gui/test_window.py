@@ -281,7 +281,7 @@ def test_every_dialog_fits_and_closes_with_escape(make_window, language: str, so
     app.session.open(home)
     checkpoint = window.program / "checkpoints" / "epoch=12-step=123456_lora"
     checkpoint.mkdir(parents=True)
-    for name in (ace_gui.LORA_FILE, "training_state.json"):
+    for name in (ace_gui.LORA_FILE, "training_state.json", "training_state.safetensors"):
         (checkpoint / name).write_text("{}")
     app.questions.choose_files = lambda title: [str(songs[0])]
     app.session.space.settings.checkpoint_dir = ""

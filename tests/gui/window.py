@@ -91,7 +91,8 @@ for step in range(first + 1, steps + 1):
         folder = out / f"epoch=0-step={step}_lora"
         folder.mkdir(parents=True)
         (folder / "pytorch_lora_weights.safetensors").write_text("x")
-        (folder / "training_state.json").write_text("{}")
+        for name in ("training_state.json", "training_state.safetensors"):
+            (folder / name).write_text("{}")
         break
     time.sleep(0.1)
 if stopped:
