@@ -452,7 +452,14 @@ def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: 
     page = window.show("prompts")
     rows = {row.row.flag: row for form in page.forms for row in form.rows}
     rows["backend"].variable.set("analysis")
-    for key in ("prompts", "lyrics", "dataset", "prep"):
+    window.start("prompts", 240)
+    window.start("lyrics", 240)
+    # Nobody has listened for a voice, so nothing is called instrumental before the user says so.
+    assert app.runs.describe("lyrics")[0] == "failed" and "标为纯音乐" in window.banner()
+    app.window.commands["texts.instrumental_all"]()
+    window.press("missing")
+    assert app.runs.describe("lyrics")[0] == "done"
+    for key in ("dataset", "prep"):
         window.start(key, 240)
         assert app.runs.describe(key)[0] == "done", app.window.log.content()[-3000:]
     page = window.show("train")
@@ -476,6 +483,9 @@ def test_a_newcomers_whole_journey_with_the_real_scripts(make_window, tmp_path: 
     [result] = program.glob("qing_tian-step40.safetensors")
     header = json.loads(result.read_bytes()[8 : 8 + struct.unpack("<Q", result.read_bytes()[:8])[0]])
     assert any(key.endswith(".alpha") for key in header) and any(key.endswith(".lora_A.weight") for key in header)
+    # The one file for every client: its strength lies in the weights, whatever a client makes of alpha.
+    adapter = json.loads(header["__metadata__"]["lora_adapter_metadata"])
+    assert adapter["lora_alpha"] == adapter["r"] and adapter["use_rslora"] is False
 
 
 def test_keys_typed_behind_a_dialog_do_nothing(make_window):
