@@ -174,7 +174,10 @@ def check(args: argparse.Namespace) -> tuple[list[DatasetSong], tuple[int, int]]
             f"--loudness {args.loudness:g} cannot be used. Expected {QUIETEST:g} to {LOUDEST:g} LUFS. "
             "Streaming services play at -14; leave it out to train the songs as loud as they are."
         )
-    problems += output_problems(Path(args.output_dir), Path(args.input_name), songs)
+    if args.output_dir.strip():
+        problems += output_problems(Path(args.output_dir), Path(args.input_name), songs)
+    else:
+        problems.append("--output_dir is empty. Expected the name of a folder for the records. Give one.")
     # What is needed of the base weights is known when the songs have been looked at; whether the folder is there, now.
     problems += check_base_weights(checkpoint_dir(args), [])
     if problems:

@@ -98,6 +98,7 @@ PREPROCESS = (
     *("preprocess_dataset_new", "--input_name", "names", "--output_dir", "prep"),
     *("--checkpoint_dir", "tiny", "--device", "cpu"),
 )
+NEW_RECORDS = (*PREPROCESS, "--output_dir", "prep_new")
 TRAIN = (
     *("trainer_new", "--dataset_path", "prep", "--checkpoint_dir", "tiny", "--lora_config_path", "lora.json"),
     *("--output_dir", "checkpoints", "--log_dir", "logs", "--logger", "none", "--precision", "32-true"),
@@ -417,6 +418,7 @@ def tensors_spoils(place: str, tensors: dict[str, tuple]) -> Iterator[tuple[str,
     """
 
     def change(folder: Path, tensor: str, edit: Callable) -> None:
+        import torch
         from safetensors import safe_open
         from safetensors.torch import save_file
 
@@ -425,7 +427,7 @@ def tensors_spoils(place: str, tensors: dict[str, tuple]) -> Iterator[tuple[str,
             content = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
             metadata = file.metadata()
         for name in [name for name in content if tensor in name][:1]:
-            content[name] = edit(content[name]).contiguous()
+            content[name] = edit(torch.atleast_1d(content[name])).contiguous()
         save_file(content, path, metadata=metadata)
 
     general = (
@@ -500,7 +502,7 @@ def text_cases() -> Iterator[Case]:
 
 
 def song_cases() -> Iterator[Case]:
-    for command in (CONVERT, PREPROCESS):
+    for command in (CONVERT, NEW_RECORDS):
         never = (
             "empty",
             "one byte",
@@ -517,7 +519,7 @@ def song_cases() -> Iterator[Case]:
             "a link to nothing",
             "a link to itself",
         )
-        yield from file_cases("song", "songs/a.wav", command, must_fail=never if command == PREPROCESS else ())
+        yield from file_cases("song", "songs/a.wav", command, must_fail=never if command == NEW_RECORDS else ())
 
     def wav_header(offset: int, form: str, value: int) -> Spoil:
         def spoil(folder: Path) -> None:
@@ -540,7 +542,7 @@ def song_cases() -> Iterator[Case]:
     }
     for field, (offset, form, values) in fields.items():
         for value in values:
-            for command in (CONVERT, PREPROCESS):
+            for command in (CONVERT, NEW_RECORDS):
                 yield Case("song", f"{field} {value}, {command[0]}", wav_header(offset, form, value), command)
     for suffix in (".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"):
         for name in ("empty", "random bytes", "zeros", "a text", "an endless device", "a pipe"):

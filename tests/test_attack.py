@@ -20,7 +20,8 @@ def test_no_wrong_input_ends_badly(tmp_path):
     chosen = random.Random("2026").sample(list(attack.cases()), SAMPLE)
     # A process of its own: what forks should have no threads, and the test program has some.
     code = (
-        "import sys; from pathlib import Path; from tests import attack; attack.load_libraries();"
+        "import sys; from pathlib import Path; sys.path.insert(0, str(Path.cwd()));"
+        "from tests import attack; attack.load_libraries();"
         "world = Path(sys.argv[1]) / 'world'; attack.make_world(world);"
         "wanted = set(sys.stdin.read().splitlines());"
         "chosen = [case for case in attack.cases() if str(case) in wanted];"

@@ -157,7 +157,8 @@ def test_first_steps_of_the_workflow(program: Path, display: str):
     home.mkdir(parents=True)
     # As the options of the prompts page are stored; without a card and a model, tags come from the signal.
     (home / ".ace_gui.json").write_text(
-        json.dumps({"version": 1, "values": {"captions": {"backend": "analysis"}}}), encoding="utf-8"
+        json.dumps({"version": 1, "values": {"captions": {"backend": "analysis", "assume_instrumental": "true"}}}),
+        encoding="utf-8",
     )
     process = subprocess.Popen(
         [str(program / "ACE-Step-LoRA"), "--language", "en", "--project", str(home), str(song)],
@@ -190,7 +191,7 @@ def test_first_steps_of_the_workflow(program: Path, display: str):
         # 1. The song is there, under the pinyin of its name.
         until((home / "qing_tian.wav").exists, process)
         run_step(2, "Prompts")
-        assert "tempo" in (home / "qing_tian_prompt.txt").read_text(encoding="utf-8")
+        assert "timbre" in (home / "qing_tian_prompt.txt").read_text(encoding="utf-8")
         run_step(3, "Lyrics")
         assert (home / "qing_tian_lyrics.txt").read_text(encoding="utf-8").strip() == "[instrumental]"
         run_step(4, "Dataset")

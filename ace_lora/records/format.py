@@ -152,7 +152,7 @@ def list_records(folder: Path) -> list[Path]:
     paths = [
         path
         for path in Path(folder).iterdir()
-        if path.suffix in (RECORD_SUFFIX, HDF5_SUFFIX) and not path.name.startswith(".") and path.is_file()
+        if path.suffix in (RECORD_SUFFIX, HDF5_SUFFIX) and not path.name.startswith(".") and not path.is_dir()
     ]
     ours = {path.stem for path in paths if path.suffix == RECORD_SUFFIX}
     return sorted(

@@ -236,9 +236,14 @@ def _read_values(folder: Path) -> dict[str, Any]:
         )
     try:
         values = json.loads(path.read_bytes())
-        if not isinstance(values, dict) or not (values.get("state_removed") or isinstance(values["crc32"], dict)):
+        if not isinstance(values, dict):
             raise ValueError("it is no training state")
-        int(values["step"])
+        if not values.get("state_removed") and not (values["crc32"] and isinstance(values["crc32"], dict)):
+            raise ValueError("its table of checksums is empty")
+        if not isinstance(values.get("fit", {}), dict) or not isinstance(values.get("settings", {}), dict):
+            raise ValueError("its settings are no table")
+        if isinstance(values["step"], bool) or not isinstance(values["step"], int) or values["step"] < 0:
+            raise ValueError(f"its step is {str(values['step'])[:50]!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WrongInput(
             f"'{path}' is damaged: {error}. Resume from an earlier checkpoint with --resume PATH."

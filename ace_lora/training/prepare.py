@@ -277,10 +277,10 @@ def meta_transformer(folder: Path | None) -> ACEStepTransformer:
     """The transformer without weights, for names and shapes; the published one where it is not downloaded yet."""
     try:
         config = TransformerConfig.from_json(folder / "config.json") if folder else TransformerConfig()
-    except (ValueError, TypeError) as error:
+        with torch.device("meta"):
+            return ACEStepTransformer(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # sizes that do not go together, too
         raise WrongInput(f"The base weights in '{folder}' cannot be used: {error}") from error
-    with torch.device("meta"):
-        return ACEStepTransformer(config)
 
 
 def foreign_records(

@@ -11,7 +11,6 @@ D = heads · head width, F feed-forward width, S width of self-supervised featur
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ace_lora.base_weights.loading import load_safetensors_strict, read_safetensors_strict
 from ace_lora.device import send
+from ace_lora.files import UnusableFile, read_json
 from ace_lora.model import lean_autograd as lean
 from ace_lora.v1.flow_matching import Padding
 from ace_lora.v1.lyric_encoder import LyricEncoder
@@ -39,6 +39,10 @@ LINEAR_ATTENTION_EPS = 1e-15
 TIMESTEP_WIDTH = 256
 # Present in the published file, used by no forward pass: a fifth of the model.
 UNUSED_PROJECTIONS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+# Of the numbers of a configuration; far above every published one.
+LARGEST_SIZE, MOST_LAYERS = 1_000_000, 256
 
 
 @dataclass(frozen=True)
@@ -78,23 +82,47 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> TransformerConfig:
-        """Unknown keys are ignored: diffusers writes its class name and version, and sizes without influence."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        taken = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names
-        }
+        """Unknown keys are ignored: diffusers writes its class name and version, and sizes without influence.
+
+        Raises ValueError naming every value that no model could have.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        taken = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in defaults}
+        wrong = [
+            f"{name} is {str(value)[:50]!r}" for name, value in taken.items() if not _fits(name, value, defaults[name])
+        ]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}. Expected numbers of the published kind.")
         return cls(**taken)  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls, path: Path) -> TransformerConfig:
-        """Raises ValueError, with the path, when the file is no JSON object."""
+        """Raises ValueError, with the path, when the file is no JSON object or holds what no model could have."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"'{path}' is not valid JSON ({error}). Download it again.") from error
+            values = read_json(path)
+        except UnusableFile as error:
+            raise ValueError(f"{error} Download it again.") from error
         if not isinstance(values, dict):
             raise ValueError(f"'{path}' does not hold a JSON object. Download it again.")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"'{path}': {error} Download it again.") from error
+
+
+def _fits(name: str, value: object, published: object) -> bool:
+    """Whether a value of a configuration is of the kind of the published one, and of a size that a model could have."""
+    if isinstance(published, tuple):
+        return isinstance(value, tuple) and bool(value) and all(_fits(name, item, published[0]) for item in value)
+    if isinstance(published, str):
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    if isinstance(published, float):
+        return 0 < value < 1e12
+    least = 0 if "depths" in name else 1  # of the blocks: features may come from before the first
+    largest = MOST_LAYERS if "layers" in name or "depths" in name else LARGEST_SIZE
+    return isinstance(value, int) and least <= value <= largest
 
 
 @dataclass(frozen=True)
