@@ -956,13 +956,13 @@ def wait_for_step(process, step):
 def test_signal_saves_and_killed_run_resumes_to_equal_weights(base, tmp_path, capsys):
     steps = 40
     assert train(base, tmp_path / "whole", max_steps=steps) == 0
-    process = start(base, tmp_path, max_steps=steps, save_every_n_train_steps=4)
+    process = start(base, tmp_path, max_steps=steps, save_every_n_train_steps=4, save_last=0)
     wait_for_step(process, 7)
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate()
     assert process.returncode == 130, error
     assert "Stopping after this step" in out and "stopped at step" in out and "Traceback" not in error
-    process = start(base, tmp_path, max_steps=steps, save_every_n_train_steps=4, resume=True)
+    process = start(base, tmp_path, max_steps=steps, save_every_n_train_steps=4, save_last=0, resume=True)
     wait_for_step(process, 22)
     process.kill()
     process.communicate()
