@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import importlib.util
 import os
 import platform
@@ -31,7 +30,7 @@ import tempfile
 from pathlib import Path
 
 from ace_lora.commands import StepFailed, WrongInput, run_script
-from ace_lora.files import read_text, replace_atomically, write_text
+from ace_lora.files import file_sha256, read_text, replace_atomically, write_text
 from ace_lora.set_up.environment import BROUGHT, LOCK, environment_python
 from ace_lora.set_up.pip import LOG
 
@@ -162,7 +161,7 @@ def make_pack(args: argparse.Namespace) -> Path:
         target = args.output_dir / made.name
         with replace_atomically(target) as temporary:
             shutil.copy2(made, temporary)
-    print(f"Made {target}: {target.stat().st_size / 1e6:,.0f} MB, sha256 {_sha256(target)}.")
+    print(f"Made {target}: {target.stat().st_size / 1e6:,.0f} MB, sha256 {file_sha256(target)}.")
     return target
 
 
@@ -195,15 +194,7 @@ def bring_python(source: Path | None, target: Path) -> None:
 def checksums(home: Path) -> dict[str, str]:
     """sha256 of every file below `home`, by its path in it; links and the list itself are left out."""
     files = sorted(path for path in home.rglob("*") if path.is_file() and not path.is_symlink())
-    return {path.relative_to(home).as_posix(): _sha256(path) for path in files if path.name != CHECKSUMS}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {path.relative_to(home).as_posix(): file_sha256(path) for path in files if path.name != CHECKSUMS}
 
 
 def check_pack(archive: Path, folder: Path) -> None:

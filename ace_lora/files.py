@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import hashlib
 import itertools
 import json
 import math
@@ -166,6 +167,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if len(content) > limit:  # it grew, or its size was not told (files of /proc)
         raise UnusableFile(f"{too_large}.")
     return content
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits. Raises OSError."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ace_lora.commands import WrongInput
+from ace_lora import lock
 
 LOCK_PREFIX = ".lock-"
 
@@ -50,25 +50,12 @@ def alone(partial: Path, shard: str) -> Iterator[None]:
             partial.rmdir()
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of one file. Raises WrongInput where another process holds it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        # Not given up at once: a run that starts looks at this lock for a moment.
-        lock.acquire(timeout=1, poll_interval=0.05)
-    except Timeout:
-        share = path.name.removeprefix(LOCK_PREFIX).replace("-of-", "/")
-        which = "" if share == "1/1" else f" (with --shard {share})"
-        raise WrongInput(
-            f"Another run of this step{which} is making records beside '{path.parent}'. Expected one at a time, or "
-            "different shares of the same number. Wait for it to end, or stop it; to divide the work use --shard."
-        ) from None
-    except NotImplementedError:
-        pass  # some network disks know no locks
-    try:
-        yield
-    finally:
-        lock.release()
+def _locked(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of one share, which `alone` removes. Raises WrongInput where another process holds it."""
+    share = path.name.removeprefix(LOCK_PREFIX).replace("-of-", "/")
+    which = "" if share == "1/1" else f" (with --shard {share})"
+    taken = (
+        f"Another run of this step{which} is making records beside '{path.parent}'. Expected one at a time, or "
+        "different shares of the same number. Wait for it to end, or stop it; to divide the work use --shard."
+    )
+    return lock.locked(path, taken)

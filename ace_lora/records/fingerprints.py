@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ace_lora.files import file_sha256
+
 # A file system may keep times in steps of two seconds (FAT): a file changed that shortly before it was read may have
 # changed once more without getting a new time.
 _COARSE_TIME_NS = 2_000_000_000
@@ -35,7 +37,7 @@ def audio_fingerprint(path: Path) -> dict[str, Any]:
     return {
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
-        "sha256": _file_sha256(path),
+        "sha256": file_sha256(path),
         "checked_ns": now,
     }
 
@@ -51,7 +53,7 @@ def is_same_audio(path: Path, recorded: dict[str, Any]) -> bool:
         return False
     if status.st_mtime_ns == recorded["mtime_ns"] and status.st_mtime_ns + _COARSE_TIME_NS < recorded["checked_ns"]:
         return True
-    return _file_sha256(path) == recorded["sha256"]
+    return file_sha256(path) == recorded["sha256"]
 
 
 def weights_identity(path: Path) -> str:
@@ -83,11 +85,3 @@ def software_versions(packages: Iterable[str]) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
-
-
-def _file_sha256(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return sha256.hexdigest()

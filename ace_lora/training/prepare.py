@@ -150,7 +150,7 @@ def prepare(args: argparse.Namespace) -> Prepared:
         resumed=resumed,
         notes=[
             *(*notes, *changes, *precision_notes, *settings_notes(args, max_steps, len(training_indices))),
-            *([] if args.trial_attempt else remarks_on_origins(songs)),
+            *(remarks_on_origins(songs) if is_first_process() and not args.trial_attempt else []),
         ],
     )
 

@@ -29,8 +29,6 @@ from ace_lora.v1.guidance import (
 if TYPE_CHECKING:
     from ace_lora.v1.transformer import ACEStepTransformer
 
-SAMPLERS = ("euler", "heun", "pingpong")
-GUIDANCE_TYPES = ("apg", "cfg")
 _LATENT_SHAPE = (8, 16)
 
 

@@ -39,16 +39,25 @@ def display() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_window(display: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Window]]:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # locks, and logs of runs without a project
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings, locks, and logs of runs without a project lie in the test's folder."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
+
+
+def with_stand_ins(program: Path) -> Path:
+    """The folder of the scripts, filled with stand-ins where a test has put none there."""
+    if not (program / "trainer_new.py").exists():
+        write_stand_ins(program)
+    return program
+
+
+@pytest.fixture
+def make_window(display: None, own_settings: None, program: Path) -> Iterator[Callable[..., Window]]:
     windows: list[Window] = []
 
-    def make(home: Path | None = None, program: Path | None = None, **arguments: Any) -> Window:
-        program = program or tmp_path / "my 程序 🎵"
-        if not (program / "trainer_new.py").exists():
-            write_stand_ins(program)
-        windows.append(Window(program, home, **arguments))
+    def make(home: Path | None = None, program: Path = program, **arguments: Any) -> Window:
+        windows.append(Window(with_stand_ins(program), home, **arguments))
         return windows[-1]
 
     yield make
@@ -57,19 +66,14 @@ def make_window(display: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def make_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Desk]]:
+def make_desk(own_settings: None, program: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Desk]]:
     """Owners of the window in a process that has neither a display nor Tk."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("APPDATA", str(tmp_path / "config"))
     for name in ("tk", "ttk", "tkfont", "filedialog", "ScrolledText"):
         monkeypatch.setattr(ace_gui, name, None)
     desks: list[Desk] = []
 
     def make(home: Path | None = None, **arguments: Any) -> Desk:
-        program = tmp_path / "my 程序 🎵"
-        if not (program / "trainer_new.py").exists():
-            write_stand_ins(program)
-        desks.append(Desk(program, home, **arguments))
+        desks.append(Desk(with_stand_ins(program), home, **arguments))
         return desks[-1]
 
     yield make
