@@ -212,10 +212,13 @@ def test_a_trial_ends_in_a_sentence_and_its_savings_at_a_click(make_desk, progra
 def test_the_curve_of_a_trainer_that_writes_no_figures_comes_from_its_lines(make_desk, program: Path):
     desk = make_desk(project_with_songs(program, "prep"))
     lines = [f"step {n}/3 | loss {1 / n:.4f} | lr 1.00e-04 | 0.31 it/s | left 0:05" for n in (1, 2, 3)]
-    (program / "trainer_new.py").write_text(f"print(*{lines!r}, sep='\\n')")
+    # It ends when the test has looked: it may start and end within one tick.
+    code = f"import pathlib, time\nprint(*{lines!r}, sep='\\n', flush=True)\n"
+    (program / "trainer_new.py").write_text(code + "while not pathlib.Path('go').exists(): time.sleep(0.01)")
     desk.runs.start("train")
     desk.until(lambda: desk.runs.run.progress is not None)
     assert desk.runs.training.follow(desk.runs.run.begun) and not desk.runs.training.follow(desk.runs.run.begun)
+    (program / "go").touch()
     desk.until(desk.idle)
     assert (desk.runs.training.curve.steps, desk.runs.training.curve.loss) == ([1, 2, 3], [1.0, 0.5, 0.3333])
 
